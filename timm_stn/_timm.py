@@ -1,0 +1,4 @@
+"""The private names of timm that are used, all of them; tests/test_timm_private.py tells which is missing."""
+from timm.models._features import FeatureGetterNet
+
+__all__ = ['FeatureGetterNet']

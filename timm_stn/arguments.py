@@ -1,0 +1,138 @@
+"""The flat, JSON-able ``stn_`` arguments: their defaults, their checks, and what each stage makes of them."""
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+__all__ = ['DEFAULTS', 'StnArguments', 'split_arguments']
+
+DEFAULTS: dict[str, Any] = dict(
+    stn_stages=('input',),
+    stn_transform='affine',
+    stn_glimpses=1,
+    stn_towers='shared',
+    stn_join='concat',
+    stn_scale=1.0,
+    stn_bound='auto',
+    stn_size=None,
+    stn_localization='conv',
+    stn_localization_size=None,
+    stn_target='stage',
+    stn_iterations=1,
+    stn_mode='bilinear',
+    stn_padding_mode='border',
+    stn_fill=None,
+    stn_antialias=False,
+    stn_lr_scale=1.0,
+)
+NETWORK = ('stages', 'glimpses', 'towers', 'join', 'size', 'target')  # of the network, not of one stage
+CHOICES = dict(stn_towers=('shared', 'separate'), stn_join=('concat', 'mean'), stn_target=('stage', 'input'))
+
+
+def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword arguments to (those that start with ``stn_``, the others).
+
+    Raises:
+        TypeError: A ``stn_`` argument is unknown; the message has the nearest valid one.
+    """
+    ours = {k: v for k, v in kwargs.items() if k.startswith('stn_')}
+    for key in ours:
+        if key not in DEFAULTS:
+            near = get_close_matches(key, DEFAULTS, 1)
+            hint = f' Did you mean {near[0]!r}?' if near else ''
+            raise TypeError(f"unknown argument {key!r}.{hint} Accepted: {', '.join(DEFAULTS)}.")
+    return ours, {k: v for k, v in kwargs.items() if k not in ours}
+
+
+class StnArguments:
+    """Resolved ``stn_`` arguments.
+
+    Args:
+        **given: Any of ``DEFAULTS``; None means the default.
+
+    Raises:
+        TypeError: An argument is unknown.
+        ValueError: A value is not accepted; the message names argument, value and what is accepted.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        split_arguments(given)
+        self.values = {**DEFAULTS, **{k: v for k, v in given.items() if v is not None}}
+        for key, accepted in CHOICES.items():
+            if self.values[key] not in accepted:
+                raise ValueError(f'{key} must be one of {accepted}, got {self.values[key]!r}.')
+        self.stages = _parse_stages(self.values['stn_stages'])
+        self.values['stn_stages'] = [[stage, settings] for stage, settings in self.stages.items()]
+        self._check_together()
+
+    def _check_together(self) -> None:
+        glimpses = self.values['stn_glimpses']
+        if not isinstance(glimpses, int) or glimpses < 1:
+            raise ValueError(f'stn_glimpses must be a positive integer, got {glimpses!r}.')
+        if 'input' not in self.stages and not self.to_input:
+            for key in ('stn_glimpses', 'stn_size', 'stn_towers', 'stn_join'):
+                if self.values[key] != DEFAULTS[key]:
+                    raise ValueError(f"{key}={self.values[key]!r} needs 'input' in stn_stages, got {list(self.stages)}.")
+        if self.to_input and (len(self.stages) != 1 or 'input' in self.stages):
+            raise ValueError(f"stn_target='input' takes one feature stage in stn_stages, got {list(self.stages)}.")
+        shared = [s for s in self.stages if str(self.settings(s)['localization']).startswith('shared:') and s != 'input']
+        if shared:
+            raise ValueError(f"stn_localization='shared:<stage>' is for the input, not for stage {shared[0]!r}.")
+
+    @property
+    def to_input(self) -> bool:
+        return bool(self.values['stn_target'] == 'input')
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """All arguments as JSON stores them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.values.items()}
+
+    def settings(self, stage: int | str) -> dict[str, Any]:
+        """What one stage's transformer is made with: the arguments without prefix, overridden by the stage's own."""
+        flat = {k[4:]: v for k, v in self.values.items() if k[4:] not in NETWORK}
+        return {**flat, **self.stages[stage]}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__['values']['stn_' + name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def _parse_stages(stages: Any) -> dict[int | str, dict[str, Any]]:
+    if isinstance(stages, (str, int)):
+        stages = (stages,)
+    pairs = stages.items() if isinstance(stages, Mapping) else [_pair(s) for s in stages]
+    out: dict[int | str, dict[str, Any]] = {}
+    for stage, settings in pairs:
+        stage = _stage(stage)
+        if stage in out:
+            raise ValueError(f'stn_stages names {stage!r} twice.')
+        out[stage] = _check_settings(stage, settings)
+    if not out:
+        raise ValueError("stn_stages is empty; it takes 'input', feature indices or module names.")
+    return out
+
+
+def _pair(entry: Any) -> tuple[Any, Any]:
+    if isinstance(entry, (list, tuple)):
+        if len(entry) != 2:
+            raise ValueError(f'stn_stages takes stages or [stage, settings] pairs, got {entry!r}.')
+        return entry[0], entry[1]
+    return entry, {}
+
+
+def _stage(stage: Any) -> int | str:
+    if isinstance(stage, bool) or not isinstance(stage, (int, str)):
+        raise ValueError(f"stn_stages takes 'input', feature indices or module names, got {stage!r}.")
+    return int(stage) if isinstance(stage, str) and stage.lstrip('-').isdigit() else stage
+
+
+def _check_settings(stage: int | str, settings: Any) -> dict[str, Any]:
+    accepted = [k[4:] for k in DEFAULTS if k[4:] not in NETWORK]
+    for key in settings or {}:
+        if key not in accepted:
+            near = get_close_matches(str(key), accepted, 1)
+            hint = f' Did you mean {near[0]!r}?' if near else ''
+            raise TypeError(f"stn_stages: unknown setting {key!r} of stage {stage!r}.{hint} Accepted: {', '.join(accepted)}.")
+    return dict(settings or {})

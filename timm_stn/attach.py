@@ -1,0 +1,196 @@
+"""One transformer becomes a child of one stage of a backbone, so that it travels, copies and checkpoints with the stage."""
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layout import Layout, infer_layout
+from .spatial_transformer import SpatialTransformer
+
+__all__ = ['StageTransformer', 'attach', 'resolve_stage', 'stage_layouts']
+
+CHILD = 'stn'
+
+
+class StageTransformer(SpatialTransformer):
+    """A spatial transformer for a stage's features, in whatever layout they come."""
+
+    def __init__(self, layout: Layout, **settings: Any) -> None:
+        super().__init__(in_chans=layout.channels, input_size=layout.size, **settings)
+        self.layout = layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layout.restore(super().forward(self.layout.maps(x)), x)
+
+
+def _transform(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of a stage that has a transformer as its child."""
+    return module.stn(output)
+
+
+def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str, Any]]:
+    """Name of a stage's module and what the backbone says of its features.
+
+    Args:
+        backbone: A timm model.
+        stage: Index into ``backbone.feature_info`` (negative: from the end), or a module's name.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    infos = feature_infos(backbone)
+    if isinstance(stage, int):
+        if not -len(infos) <= stage < len(infos):
+            raise ValueError(f'stn_stages: {_name(backbone)} has feature indices 0 to {len(infos) - 1}, got {stage}.')
+        stage = stage % len(infos)
+        return str(infos[stage]['module']), dict(infos[stage])
+    if stage not in dict(backbone.named_modules()):
+        names = ', '.join(str(i['module']) for i in infos)
+        raise ValueError(f"stn_stages: {_name(backbone)} has no module {stage!r}; stages are 'input', {names}.")
+    return stage, next((dict(i) for i in infos if i['module'] == stage), {})
+
+
+def feature_infos(backbone: nn.Module) -> list[dict[str, Any]]:
+    infos = getattr(backbone, 'feature_info', [])
+    return list(getattr(infos, 'info', infos))
+
+
+def stage_layouts(
+        backbone: nn.Module,
+        stages: Sequence[int | str],
+        input_size: tuple[int, int, int],
+) -> dict[int | str, tuple[str, Layout]]:
+    """Module name and layout of each stage, read off one dry forward pass.
+
+    Raises:
+        ValueError: A stage is not called exactly once, or does not yield one map of features.
+    """
+    found = {stage: resolve_stage(backbone, stage) for stage in stages}
+    outputs: dict[str, list[Any]] = {name: [] for name, _ in found.values()}
+    handles = [
+        backbone.get_submodule(name).register_forward_hook(lambda m, a, out, seen=seen: seen.append(_shape(out)))
+        for name, seen in outputs.items()
+    ]
+    try:
+        dry_forward(backbone, input_size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        stage: (name, _layout(backbone, stage, name, info, outputs[name], input_size))
+        for stage, (name, info) in found.items()
+    }
+
+
+def _layout(
+        backbone: nn.Module,
+        stage: int | str,
+        name: str,
+        info: dict[str, Any],
+        shapes: list[Any],
+        input_size: tuple[int, int, int],
+) -> Layout:
+    where = f'stn_stages: stage {stage!r} ({name}) of {_name(backbone)}'
+    use = "use 'input' or another stage"
+    if info.get('hook_type', 'forward') not in ('', 'forward'):
+        raise ValueError(f'{where} is read before its module runs; {use}.')
+    if len(shapes) != 1:
+        raise ValueError(f'{where} is called {len(shapes)} times in a forward pass, not once; {use}.')
+    reduction = info.get('reduction', 1)
+    expected = (-(-input_size[1] // reduction), -(-input_size[2] // reduction))
+    prefix = int(getattr(backbone, 'num_prefix_tokens', 0) or 0)
+    fmt = getattr(backbone, 'output_fmt', None)
+    shape = shapes[0]
+    layout = isinstance(shape, tuple) and infer_layout(
+        shape, info.get('num_chs'), str(getattr(fmt, 'value', fmt)), expected, prefix)
+    if not layout:
+        raise ValueError(f'{where} yields {shape}, not one map (N, C, H, W), (N, H, W, C) or (N, L, C); {use}.')
+    return layout
+
+
+def attach(backbone: nn.Module, name: str, stn: StageTransformer, input_size: tuple[int, int, int]) -> str:
+    """Make ``stn`` run once, right after the module ``name``; returns the transformer's own name.
+
+    An exact ``nn.Sequential`` runs the child by itself, as do some containers of timm that iterate over their
+    children: a dry forward pass counts the calls. Other modules get a plain-function forward hook. Where a container hands
+    its children something else than its output (a list in DenseNet), the transformer follows it in the Sequential that holds it.
+
+    Raises:
+        ValueError: There is no way to run the transformer exactly once there.
+    """
+    module = backbone.get_submodule(name)
+    module.add_module(CHILD, stn)
+    calls = _count_calls(backbone, stn, input_size)
+    if calls == 0:
+        handle = module.register_forward_hook(_transform)
+        calls = _count_calls(backbone, stn, input_size)
+        if calls != 1:
+            handle.remove()
+    if calls == 1:
+        return f'{name}.{CHILD}'
+    del module._modules[CHILD]
+    parent, _, last = name.rpartition('.')
+    if _insert_after(backbone.get_submodule(parent), last, stn) and _count_calls(backbone, stn, input_size) == 1:
+        return f'{parent}.{last}_{CHILD}'.lstrip('.')
+    raise ValueError(f"stn_stages: a transformer cannot follow {name} of {_name(backbone)}; use 'input' or another stage.")
+
+
+def _insert_after(parent: nn.Module, name: str, stn: nn.Module) -> bool:
+    if type(parent) is not nn.Sequential:
+        return False
+    children = list(parent.named_children())
+    parent._modules.clear()
+    for child_name, child in children:
+        parent.add_module(child_name, child)
+        if child_name == name:
+            parent.add_module(f'{name}_{CHILD}', stn)
+    return True
+
+
+def _count_calls(backbone: nn.Module, stn: nn.Module, input_size: tuple[int, int, int]) -> int | None:
+    """How often the transformer runs in one forward pass; None where it is handed something it cannot take."""
+    calls: list[Any] = []
+    refused = []
+
+    def count(module: nn.Module, args: tuple) -> None:
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            calls.append(1)
+        else:
+            refused.append(1)
+            raise _Refused
+
+    handle = stn.register_forward_pre_hook(count)
+    try:
+        dry_forward(backbone, input_size)
+    except _Refused:
+        return None
+    finally:
+        handle.remove()
+        stn.last_theta = None
+    return len(calls)
+
+
+class _Refused(Exception):
+    """A transformer was handed something else than one tensor."""
+
+
+def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """One forward pass of one empty image, in eval mode; leaves nothing behind."""
+    modes = {m: m.training for m in backbone.modules()}
+    probe = next(backbone.parameters())
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            backbone(torch.zeros(1, *input_size, device=probe.device, dtype=probe.dtype))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _shape(output: Any) -> Any:
+    return tuple(output.shape) if isinstance(output, Tensor) else f'a {type(output).__name__}'
+
+
+def _name(backbone: nn.Module) -> str:
+    return str((getattr(backbone, 'pretrained_cfg', None) or {}).get('architecture') or type(backbone).__name__)

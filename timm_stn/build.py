@@ -1,0 +1,233 @@
+"""Builds a network by name, and puts the two kinds of weights where they belong.
+
+A checkpoint is either a plain one of the backbone, or one of the whole network (``backbone.`` and ``stn.`` keys): it is judged
+by its keys. The backbone's part always goes through timm's own factory, so that channels, classes and image
+size adapt by timm's own code.
+"""
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import (
+    PretrainedCfg,
+    adapt_input_conv,
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg,
+    load_state_dict,
+    load_state_dict_from_hf,
+    resolve_pretrained_cfg,
+)
+from torch import Tensor, nn
+
+from .arguments import StnArguments, split_arguments
+from .features import StnFeatures
+from .model import SpatialTransformerNetwork, prefixed
+
+__all__ = ['build_network', 'whole_network_cfg', 'wrap']
+
+WEIGHTS = 'model.safetensors'
+NO_SOURCE = dict(source=None, file=None, url=None, hf_hub_id=None, hf_hub_filename=None, custom_load=False)
+IS_STN = re.compile(r'(^|[._])stn\.')
+StateDict = dict[str, Tensor]
+
+
+def build_network(
+        name: str,
+        base: str,
+        pretrained: bool = False,
+        pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        features_only: bool = False,
+        pretrained_model_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """Entry point of every ``stn_`` name.
+
+    Args:
+        name: Name of the network, ``stn_resnet50``.
+        base: Name of the timm architecture in it, ``resnet50``.
+        pretrained: Load weights: of the whole network where the cfg leads to such, else the backbone's.
+        pretrained_cfg: Tag, dict or cfg, as in ``timm.create_model``.
+        pretrained_cfg_overlay: Entries that replace those of the cfg.
+        cache_dir: Where downloads are kept.
+        features_only: Give the features of several stages instead of logits.
+        pretrained_model_args: Arguments that the checkpoint was made with, where they are known.
+        **kwargs: ``stn_`` arguments, and any of the backbone's.
+
+    Raises:
+        TypeError: An argument is unknown.
+        ValueError: An argument's value is not accepted.
+        RuntimeError: There are no weights, or they do not fit.
+    """
+    given, rest = split_arguments(kwargs)
+    arguments = StnArguments(**given)
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
+    state_dict = _read_weights(cfg, base, cache_dir) if pretrained else None
+    whole = state_dict is not None and any(k.startswith('backbone.') for k in state_dict)
+    input_size = _input_size(cfg, rest, arguments)
+    at_stages = any(s != 'input' for s in arguments.stages) and not arguments.to_input
+    feature_args = {k: rest.pop(k) for k in ('out_indices', 'feature_cls') if features_only and at_stages and k in rest}
+    if features_only and not at_stages:
+        rest['features_only'] = True
+    num_classes = rest.get('num_classes', cfg.num_classes)
+    if whole and arguments.glimpses > 1:
+        rest['num_classes'] = 0
+    bases = [
+        _build_base(base, cfg, rest, pretrained, _part(state_dict, prefix, whole), cache_dir, pretrained_model_args)
+        for prefix in ('backbone.', *(f'towers.{i}.' for i in range(1, _towers(arguments) + 1)))
+    ]
+    net = SpatialTransformerNetwork(
+        bases[0], arguments, input_size, bases[1:], name=name, num_classes=num_classes,
+        pretrained_localization=pretrained and not whole, device=rest.get('device'), dtype=rest.get('dtype'))
+    net.pretrained_cfg.update(_cfg_of_weights(cfg))
+    net.pretrained_model_args = dict(pretrained_model_args or {})
+    if whole and state_dict is not None:
+        _load_own(net, state_dict, cfg)
+    return StnFeatures(net, **feature_args) if features_only and at_stages else net
+
+
+def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> SpatialTransformerNetwork:
+    """Put spatial transformers into an existing timm model, which becomes the backbone.
+
+    Args:
+        model: Any timm model; its weights are used as they are.
+        stages: As ``stn_stages``.
+        **settings: The other ``stn_`` arguments without their prefix: ``transform='tps'``, ``glimpses=2``.
+
+    Returns:
+        A :class:`SpatialTransformerNetwork` around ``model``.
+
+    Raises:
+        TypeError: A setting is unknown, or ``model`` is no timm model.
+        ValueError: A value is not accepted, or ``model`` has transformers already.
+    """
+    if isinstance(model, (SpatialTransformerNetwork, StnFeatures)):
+        raise ValueError('model has spatial transformers already; give stages to it when it is created.')
+    cfg = getattr(model, 'pretrained_cfg', None)
+    if not isinstance(model, nn.Module) or not cfg:
+        raise TypeError(f'model must be a timm model (an nn.Module with a pretrained_cfg), got {type(model).__name__}.')
+    if settings.get('towers') == 'separate':
+        raise ValueError("towers='separate' needs a network made by timm.create_model, which builds the further towers.")
+    arguments = StnArguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
+    probe = next(model.parameters())
+    size = getattr(model, '_traits', {}).get('img_size') or tuple(cfg['input_size'][1:])
+    channels = getattr(model, 'in_chans', None) or cfg['input_size'][0]
+    return SpatialTransformerNetwork(model, arguments, (channels, *size), device=probe.device, dtype=probe.dtype)
+
+
+def whole_network_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
+    """A backbone's pretrained cfg with the names of its parameters as they are in the whole network."""
+    return replace(cfg, classifier=prefixed(cfg.classifier), first_conv=prefixed(cfg.first_conv))
+
+
+def _towers(arguments: StnArguments) -> int:
+    return arguments.glimpses - 1 if arguments.towers == 'separate' else 0
+
+
+def _input_size(cfg: PretrainedCfg, rest: dict[str, Any], arguments: StnArguments) -> tuple[int, int, int]:
+    """What enters the wrapper; leaves in ``rest`` what the backbone is built for."""
+    size = rest.get('img_size') or tuple(cfg.input_size[1:])
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if arguments.size is not None:
+        rest.pop('img_size', None)
+        if cfg.fixed_input_size:
+            inner = arguments.size
+            rest['img_size'] = (inner, inner) if isinstance(inner, int) else tuple(inner)
+    return (rest.get('in_chans', cfg.input_size[0]), *size)
+
+
+def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> StateDict | None:
+    """The state dict that a cfg leads to; None for the backbone's own weights, which timm reads by itself."""
+    if cfg.state_dict:
+        return dict(cfg.state_dict)
+    if cfg.source == 'local-dir':
+        file = Path(str(cfg.file)) / WEIGHTS
+        if not file.is_file():
+            raise RuntimeError(f'{cfg.file} has no {WEIGHTS}.')
+        return load_state_dict(str(file))
+    registered = {c.hf_hub_id for c in get_arch_pretrained_cfgs(base).values()}
+    if cfg.source == 'hf-hub':
+        return load_state_dict_from_hf(str(cfg.hf_hub_id), WEIGHTS, cache_dir=cache_dir)
+    if cfg.file and not cfg.custom_load:
+        return load_state_dict(str(cfg.file))
+    if cfg.hf_hub_id and cfg.hf_hub_id not in registered and not cfg.file and not cfg.url:
+        return load_state_dict_from_hf(cfg.hf_hub_id, cfg.hf_hub_filename or WEIGHTS, cache_dir=cache_dir)
+    return None
+
+
+def _part(state_dict: StateDict | None, prefix: str, whole: bool) -> StateDict | None:
+    """The backbone's part, with timm's own keys; every tower of a plain checkpoint starts from the whole of it."""
+    if state_dict is None or not whole:
+        return state_dict
+    return {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix) and not IS_STN.search(k)}
+
+
+def _build_base(
+        base: str,
+        cfg: PretrainedCfg,
+        rest: dict[str, Any],
+        pretrained: bool,
+        state_dict: StateDict | None,
+        cache_dir: Any,
+        model_args: dict[str, Any] | None,
+) -> nn.Module:
+    base_cfg = _base_cfg(base, cfg, model_args or {})
+    if state_dict is not None:
+        base_cfg = replace(base_cfg, **NO_SOURCE, state_dict=dict(state_dict))
+    args = {k: v for k, v in (model_args or {}).items() if not k.startswith('stn_')}
+    extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
+    model = timm.create_model(base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
+    if state_dict is not None:
+        model.pretrained_cfg.pop('state_dict', None)
+    return model
+
+
+def _knows_model_args() -> bool:
+    return hasattr(timm.models, 'get_model_args')
+
+
+def _base_cfg(base: str, cfg: PretrainedCfg, model_args: dict[str, Any]) -> PretrainedCfg:
+    """The backbone's own cfg in a network's: names without prefix, and the size that the backbone was trained at."""
+    registered = get_pretrained_cfg(base) or PretrainedCfg()
+    inner = model_args.get('stn_size')
+    size = tuple(cfg.input_size)
+    if inner is not None:
+        size = (size[0], inner, inner) if isinstance(inner, int) else (size[0], *inner)
+    return replace(
+        cfg, architecture=base, input_size=size, classifier=registered.classifier, first_conv=registered.first_conv)
+
+
+def _cfg_of_weights(cfg: PretrainedCfg) -> dict[str, Any]:
+    """What a network's cfg takes over from the cfg it was made from, and not from its backbone's."""
+    kept = cfg.to_dict()
+    return {k: v for k, v in kept.items() if k not in ('state_dict', 'architecture', 'classifier', 'first_conv')}
+
+
+def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: PretrainedCfg) -> None:
+    """Load what is not the backbone's: transformers strictly, the joined classifier where the classes agree."""
+    own = {k: v for k, v in state_dict.items() if IS_STN.search(k)}
+    if 'classifier.weight' in state_dict and net.num_classes == cfg.num_classes and net.num_classes > 0:
+        own.update({k: v for k, v in state_dict.items() if k.startswith('classifier.')})
+    target = net.state_dict()
+    for conv in net.pretrained_cfg['first_conv'] or ():
+        key = conv + '.weight'
+        if key in own and own[key].shape[1] != target[key].shape[1]:
+            own[key] = adapt_input_conv(target[key].shape[1], own[key])
+    missing = sorted(k for k in target if IS_STN.search(k) and k not in own)
+    unexpected = sorted(k for k in own if k not in target)
+    wrong = sorted(f'{k} {tuple(own[k].shape)}' for k in own if k in target and own[k].shape != target[k].shape)
+    if missing or unexpected or wrong:
+        raise RuntimeError(
+            f"The checkpoint's transformers do not fit this network's stn_ arguments. "
+            f'Missing: {missing}; unexpected: {unexpected}; of another shape: {wrong}.')
+    with torch.no_grad():
+        net.load_state_dict({**target, **own})
+
+
+def is_plain(state_dict: Mapping[str, Any]) -> bool:
+    return not any(k.startswith('backbone.') for k in state_dict)

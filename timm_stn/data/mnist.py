@@ -1,0 +1,133 @@
+"""MNIST as two tensors a split, read from the four idx files as they are published (gzip or plain)."""
+import gzip
+import math
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ['DATA_VARIABLE', 'load_mnist', 'read_idx']
+
+DATA_VARIABLE = 'TIMM_STN_DATA'
+PREFIXES = {'train': 'train', 'test': 't10k'}
+SOURCE = 'https://ossci-datasets.s3.amazonaws.com/mnist/'
+
+
+def load_mnist(
+        data: str | os.PathLike[str] | None = None,
+        split: str = 'train',
+        download: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Digits as uint8 (N, 1, 28, 28), and their classes as int64 (N,).
+
+    Args:
+        data: Folder with the files, or with a folder `mnist`, or torchvision's `MNIST/raw`. Default: the folder that
+            the environment variable `TIMM_STN_DATA` names.
+        split: 'train' (60,000 digits) or 'test' (10,000).
+        download: Let torchvision download all four files to `data` if the split is not there.
+
+    Raises:
+        FileNotFoundError: The files are not there; the message says what to put where.
+        ValueError: A file is corrupt, truncated, or no MNIST file.
+    """
+    if split not in PREFIXES:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
+    folder = _data_folder(data)
+    if download and _find(folder, split) is None:
+        _download(folder)
+    found = _find(folder, split)
+    if found is None:
+        raise FileNotFoundError(_how_to_get(folder, split))
+    return _read_pair(*found)
+
+
+def read_idx(path: str | os.PathLike[str]) -> Tensor:
+    """The unsigned bytes of an idx file (gzip where its name ends in .gz) as a tensor of the shape that it declares.
+
+    Raises:
+        ValueError: The file is not an idx file of unsigned bytes, or holds more or less than it declares.
+    """
+    content = _read_bytes(Path(path))
+    if len(content) < 4 or content[:3] != b'\x00\x00\x08':
+        found = content[:4].hex() or 'nothing'
+        raise ValueError(f'{path}: not an idx file of unsigned bytes (it starts with {found}).')
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise ValueError(f'{path}: truncated within its header ({len(content)} bytes).')
+    shape = struct.unpack(f'>{content[3]}I', content[4:start])
+    expected = start + math.prod(shape)
+    if len(content) != expected:
+        raise ValueError(f'{path}: {len(content)} bytes, but its header declares {expected} (shape {shape}).')
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].reshape(shape)
+
+
+def _read_bytes(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix != '.gz':
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f'{path}: corrupt or truncated gzip file ({error}).') from error
+
+
+def _read_pair(image_path: Path, label_path: Path) -> tuple[Tensor, Tensor]:
+    images, labels = read_idx(image_path), read_idx(label_path)
+    if images.ndim != 3 or images.shape[1:] != (28, 28):
+        raise ValueError(f'{image_path}: expected images of 28 x 28, got shape {tuple(images.shape)}.')
+    if labels.ndim != 1 or bool((labels > 9).any()):
+        raise ValueError(f'{label_path}: expected one label from 0 to 9 an image, got shape {tuple(labels.shape)}.')
+    if len(images) != len(labels):
+        raise ValueError(f'{image_path} has {len(images)} images, but {label_path} has {len(labels)} labels.')
+    return images[:, None], labels.long()
+
+
+def _data_folder(data: str | os.PathLike[str] | None) -> Path:
+    data = data or os.environ.get(DATA_VARIABLE)
+    if not data:
+        raise FileNotFoundError(
+            f'No data folder: pass one as `data`, or name it in the environment variable {DATA_VARIABLE}. '
+            f'It holds the four idx files of MNIST ({SOURCE}), or torchvision\'s MNIST/raw.')
+    return Path(data).expanduser()
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    for below in ('.', 'mnist', 'raw', 'MNIST/raw', 'mnist/MNIST/raw'):
+        yield folder / below
+
+
+def _find(folder: Path, split: str) -> tuple[Path, Path] | None:
+    for candidate in _candidates(folder):
+        pair = [_existing(candidate / f'{PREFIXES[split]}-{kind}-ubyte') for kind in ('images-idx3', 'labels-idx1')]
+        if pair[0] and pair[1]:
+            return pair[0], pair[1]
+    return None
+
+
+def _existing(path: Path) -> Path | None:
+    return next((p for p in (path, path.with_name(path.name + '.gz')) if p.is_file()), None)
+
+
+def _how_to_get(folder: Path, split: str) -> str:
+    prefix = PREFIXES[split]
+    return (
+        f'No MNIST {split} files in {folder} (nor in mnist/ or MNIST/raw/ below it). Download '
+        f'{prefix}-images-idx3-ubyte.gz and {prefix}-labels-idx1-ubyte.gz from {SOURCE} into that folder, '
+        f'or ask for the download (`download=True`, `--download`).')
+
+
+def _download(folder: Path) -> None:
+    """Fetch all files beside, and move them to their place (`MNIST/raw`) once they are whole."""
+    from torchvision.datasets import MNIST  # type: ignore[import-untyped]
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / 'MNIST' / 'raw'
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.mnist-') as beside:
+        MNIST(beside, download=True)
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted((Path(beside) / 'MNIST' / 'raw').iterdir()):
+            os.replace(path, target / path.name)

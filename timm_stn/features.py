@@ -1,0 +1,40 @@
+"""Feature extraction with transformers at stages: timm's getter around the whole network."""
+from typing import Any
+
+from torch import Tensor
+
+from ._timm import FeatureGetterNet
+from .model import SpatialTransformerNetwork
+
+__all__ = ['StnFeatures']
+
+
+class StnFeatures(FeatureGetterNet):
+    """What ``features_only=True`` gives where transformers sit at stages.
+
+    timm's list, hook and fx extractors rebuild or cut a network and would lose or misplace the transformers without a word.
+
+    Args:
+        net: The network.
+        out_indices: Feature indices, negative from the end.
+        feature_cls: ``getter`` is the only one that keeps the transformers.
+
+    Raises:
+        ValueError: Another ``feature_cls`` is asked for.
+    """
+
+    def __init__(self, net: SpatialTransformerNetwork, out_indices: Any = (0, 1, 2, 3, 4), feature_cls: Any = 'getter') -> None:
+        if feature_cls not in ('getter', FeatureGetterNet):
+            raise ValueError(f"feature_cls must be 'getter' with transformers at stages, got {feature_cls!r}.")
+        count = len(getattr(net.feature_info, 'info', net.feature_info))
+        indices = out_indices if isinstance(out_indices, int) else tuple(i for i in out_indices if -count <= i < count)
+        super().__init__(net, out_indices=indices)
+        self.pretrained_cfg = self.default_cfg = {
+            k: v for k, v in net.pretrained_cfg.items() if k not in ('num_classes', 'classifier', 'global_pool')}
+        self._traits = dict(net._traits)
+
+    def spatial_transformers(self) -> dict[int | str, Any]:
+        return self.model.spatial_transformers()  # type: ignore[operator, no-any-return]
+
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.look(x)  # type: ignore[operator, no-any-return]

@@ -1,0 +1,42 @@
+"""The output lattice and the coordinate conventions: the only file that knows half-pixels.
+
+Coordinates are in [-1, 1] over the *area* of an image, as in `torch.nn.functional.grid_sample(align_corners=False)`:
+-1 and 1 are the outer edges of the first and the last pixel, and pixel `i` of `n` has its centre at (2 i + 1) / n - 1.
+Points are in xy order (xyz for volumes), sizes in torch's order: (H, W) or (D, H, W).
+"""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ['centers', 'coordinate_dtype', 'from_pixels', 'lattice', 'to_pixels']
+
+
+def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of coordinates for pixels or parameters of `dtype`: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def centers(n: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Centres of `n` pixels in [-1, 1], of shape (n,); float32 unless `dtype` says otherwise."""
+    return torch.arange(1 - n, n, 2, device=device, dtype=dtype or torch.float32) / n
+
+
+def lattice(
+        size: Sequence[int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Centres of all pixels of an image or volume, of shape (*size, len(size)), coordinates in xy(z) order."""
+    axes = [centers(n, device, dtype) for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing='ij')[::-1], dim=-1)
+
+
+def to_pixels(coords: Tensor, n: int) -> Tensor:
+    """Pixel indices (fractional, 0 at the centre of the first pixel) of coordinates along an axis of `n` pixels."""
+    return ((coords + 1) * n - 1) / 2
+
+
+def from_pixels(pixels: Tensor, n: int) -> Tensor:
+    """Coordinates in [-1, 1] of (fractional) pixel indices along an axis of `n` pixels; inverse of `to_pixels`."""
+    return (2 * pixels + 1) / n - 1

@@ -1,0 +1,89 @@
+"""NCHW, NHWC and token layouts, seen as one: (N, C, H, W)."""
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+import torch
+
+__all__ = ['Layout', 'infer_layout']
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a stage lays out its features.
+
+    Args:
+        fmt: ``NCHW``, ``NHWC``, or ``NLC`` (tokens).
+        channels: Number C of channels.
+        size: (H, W) of the features for the usual input; tells the aspect ratio of tokens.
+        prefix: Number of tokens (class, register) before the spatial ones; they pass by untouched.
+    """
+
+    fmt: Literal['NCHW', 'NHWC', 'NLC']
+    channels: int
+    size: tuple[int, int]
+    prefix: int = 0
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Features in this layout to (N, C, H, W)."""
+        if self.fmt == 'NCHW':
+            return x
+        if self.fmt == 'NHWC':
+            return x.permute(0, 3, 1, 2)
+        h, w = self.token_size(x.shape[1] - self.prefix)
+        return x[:, self.prefix:].transpose(1, 2).unflatten(2, (h, w))
+
+    def restore(self, maps: Tensor, x: Tensor) -> Tensor:
+        """(N, C, H, W) back to the layout of ``x``, whose prefix tokens are kept."""
+        if self.fmt == 'NCHW':
+            return maps
+        if self.fmt == 'NHWC':
+            return maps.permute(0, 2, 3, 1)
+        tokens = maps.flatten(2).transpose(1, 2)
+        return torch.cat([x[:, :self.prefix], tokens], 1) if self.prefix else tokens
+
+    def token_size(self, tokens: int) -> tuple[int, int]:
+        """(H, W) of a number of tokens: as usual, else the factors whose aspect ratio is nearest to the usual one."""
+        if tokens == self.size[0] * self.size[1]:
+            return self.size
+        aspect = self.size[0] / self.size[1]
+        pairs = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
+        h, w = min(pairs, key=lambda p: max(p[0] / p[1] / aspect, aspect * p[1] / p[0]))
+        if max(h / w / aspect, aspect * w / h) > 2:
+            raise ValueError(f'{tokens} tokens do not form a map with an aspect ratio near {self.size[0]}:{self.size[1]}.')
+        return h, w
+
+
+def infer_layout(
+        shape: tuple[int, ...],
+        channels: int | None,
+        output_fmt: str | None,
+        size: tuple[int, int],
+        prefix: int,
+) -> Layout | None:
+    """Layout of a stage's output, or None where it is no map of features.
+
+    Args:
+        shape: Of the output for an input of the usual size.
+        channels: Number of channels, where the model says it.
+        output_fmt: What the model says of its features' format, if anything.
+        size: (H, W) that is expected, from the reduction of the stage.
+        prefix: Number of prefix tokens the model says it has.
+    """
+    if len(shape) == 4:
+        last = shape[-1] == channels if channels in (shape[1], shape[-1]) and shape[1] != shape[-1] else output_fmt == 'NHWC'
+        return Layout('NHWC', shape[3], tuple(shape[1:3])) if last else Layout('NCHW', shape[1], tuple(shape[2:]))
+    if len(shape) != 3 or channels not in (None, shape[2]):
+        return None
+    for p in (prefix, 0):
+        for h, w in (size, _near_square(shape[1] - p, size)):
+            if h * w == shape[1] - p and h * w > 0:
+                return Layout('NLC', shape[2], (h, w), p)
+    return None
+
+
+def _near_square(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Tokens to (H, W) with the aspect ratio of ``size``, (0, 0) where none fits."""
+    h = round((max(tokens, 0) * size[0] / max(size[1], 1)) ** 0.5)
+    return (h, tokens // h) if h and tokens % h == 0 else (0, 0)

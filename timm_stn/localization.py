@@ -1,0 +1,253 @@
+"""Localization networks: they look at an image or a feature map and regress a transform's parameters.
+
+Paper, section 3.1 and appendix A.4 to A.6. Each network sees an anti-aliased shrink of its input at a fixed side, so that
+one set of weights serves every input size, and ends in a :class:`ThetaRegression` that starts at zero: the identity.
+"""
+from difflib import get_close_matches
+from typing import Any, Callable
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from .precision import full_precision
+
+__all__ = ['Localization', 'ThetaRegression', 'shrink', 'localization_names']
+
+
+def shrink(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize feature maps with an anti-aliasing triangle filter; volumes are pooled over boxes.
+
+    Args:
+        x: (N, C, H, W) or (N, C, D, H, W).
+        size: Output (H, W) or (D, H, W).
+
+    Returns:
+        (N, C, *size) in the dtype of ``x``; ``x`` itself where the size agrees.
+    """
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    if x.ndim == 5:
+        return F.adaptive_avg_pool3d(x, size)
+    with full_precision(x):
+        return F.interpolate(x.float(), size, mode='bilinear', align_corners=False, antialias=True).to(x.dtype)
+
+
+class ThetaRegression(nn.Module):
+    """The last layer of a localization network: theta = lr_scale * (W h / fan_in + b), W and b start at zero.
+
+    Dividing by the fan-in makes a step of any optimiser move theta by about lr * lr_scale, whatever the width. Forward uses
+    gain * W with gain = lr_scale / fan_in while W receives the gradient as if the gain were 1, so that SGD, AdamW, Lion, Muon
+    and LAMB all scale theta's step alike (a plain gain would enter twice under SGD). ``lr_scale`` is saved beside W (in
+    billionths: an integer survives casts to half precision), and a checkpoint written with another one is converted
+    when it is loaded, so that it may change at any time.
+
+    Args:
+        in_features: Width F of the features.
+        out_features: Number P of parameters.
+        lr_scale: Learning rate of theta relative to the rest of the network, at least 1e-9.
+
+    Raises:
+        ValueError: ``lr_scale`` is smaller than that.
+    """
+
+    lr_scale_nano: Tensor
+
+    def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            lr_scale: float = 1.0,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if not lr_scale >= 1e-9:
+            raise ValueError(f'lr_scale must be at least 1e-9, got {lr_scale!r}.')
+        self.in_features = in_features
+        self.out_features = out_features
+        self.lr_scale = float(lr_scale)
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        self.register_buffer('lr_scale_nano', torch.tensor(round(self.lr_scale * 1e9), device=device))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.lr_scale_nano.fill_(round(self.lr_scale * 1e9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, F) to parameters (N, P), float32 (float64 for float64 weights) under any autocast or model dtype."""
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        with full_precision(x):
+            weight = _gain(self.weight.to(dtype), self.lr_scale / self.in_features)
+            return F.linear(x.to(dtype), weight, _gain(self.bias.to(dtype), self.lr_scale))
+
+    def effective_weight(self) -> Tensor:
+        """What multiplies the features, (P, F): the same whatever ``lr_scale`` it was trained with."""
+        return self.weight.detach() * (self.lr_scale / self.in_features)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + 'lr_scale_nano')
+        if saved is not None and not saved.is_meta:
+            ratio = int(saved) / round(self.lr_scale * 1e9)
+            for key in (prefix + 'weight', prefix + 'bias'):
+                if key in state_dict and ratio != 1.0:
+                    state_dict[key] = state_dict[key] * ratio
+            state_dict[prefix + 'lr_scale_nano'] = torch.full_like(saved, round(self.lr_scale * 1e9))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f'in_features={self.in_features}, out_features={self.out_features}, lr_scale={self.lr_scale}'
+
+
+def _gain(weight: Tensor, gain: float) -> Tensor:
+    return weight if gain == 1.0 else weight + (gain - 1.0) * weight.detach()
+
+
+def _side(size: tuple[int, ...], limit: int, halve: bool) -> tuple[int, ...]:
+    """The paper halves what its convolutional networks see; small maps are seen as they are, large ones at ``limit``."""
+    return tuple(min(max(s // 2, min(s, 14)) if halve else s, limit) for s in size)
+
+
+def _linear(in_chans: int, size: tuple[int, ...], **dd: Any) -> tuple[nn.Module, int]:
+    return nn.Flatten(), in_chans * _numel(size)
+
+
+def _fc(in_chans: int, size: tuple[int, ...], hidden: int = 32, depth: int = 3, **dd: Any) -> tuple[nn.Module, int]:
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = in_chans * _numel(size)
+    for _ in range(depth):
+        layers += [nn.Linear(width, hidden, **dd), nn.ReLU()]
+        width = hidden
+    return nn.Sequential(*layers), width
+
+
+def _conv(
+        in_chans: int,
+        size: tuple[int, ...],
+        channels: int = 20,
+        hidden: int = 20,
+        **dd: Any,
+) -> tuple[nn.Module, int]:
+    """conv 5x5 - max pool - conv 5x5 - FC, as appendix A.4; 3x3 with padding on maps too small for that."""
+    conv, pool = (nn.Conv2d, nn.MaxPool2d) if len(size) == 2 else (nn.Conv3d, nn.MaxPool3d)
+    kernel, pad = (5, 0) if min(size) >= 14 else (3, 1)
+    stride = 2 if min(size) >= 4 else 1
+    out = [((s - kernel + 1 + 2 * pad) // stride) - kernel + 1 + 2 * pad for s in size]
+    body = nn.Sequential(
+        conv(in_chans, channels, kernel, padding=pad, **dd), nn.ReLU(), pool(stride),
+        conv(channels, channels, kernel, padding=pad, **dd), nn.ReLU(), nn.Flatten(),
+        nn.Linear(channels * _numel(out), hidden, **dd), nn.ReLU(),
+    )
+    return body, hidden
+
+
+def _numel(size: Any) -> int:
+    n = 1
+    for s in size:
+        n *= s
+    return n
+
+
+def _timm(arch: str, in_chans: int, size: tuple[int, ...], pretrained: bool, **dd: Any) -> tuple[nn.Module, int]:
+    cfg = get_pretrained_cfg(arch)
+    sized = dict(img_size=tuple(size)) if cfg is not None and cfg.fixed_input_size else {}
+    body = timm.create_model(arch, pretrained=pretrained, in_chans=in_chans, num_classes=0, **sized, **dd)
+    was_training = body.training
+    body.eval()
+    with torch.no_grad():
+        probe = next(body.parameters())
+        width = body(torch.zeros(1, in_chans, *size, device=probe.device, dtype=probe.dtype)).shape[-1]
+    return body.train(was_training), width
+
+
+_BODIES: dict[str, tuple[Callable, int, bool]] = {  # name -> (builder, largest side it sees by default, halve)
+    'conv': (_conv, 64, True),
+    'fc': (_fc, 64, False),
+    'linear': (_linear, 16, False),
+}
+
+
+def localization_names() -> list[str]:
+    """Names that need no argument; ``timm:<arch>`` names any timm model."""
+    return list(_BODIES)
+
+
+class Localization(nn.Module):
+    """A network from what is looked at to the parameters of a transform (paper, section 3.1).
+
+    Args:
+        kind: ``conv`` (conv 20@5x5, max pool, conv 20@5x5, FC 20), ``fc`` (FC 32, three times), both as in appendix A.4,
+            ``linear``, or ``timm:<arch>``, any timm model without its classifier.
+        in_chans: Channels C of the input.
+        input_size: (H, W) or (D, H, W) that the input usually has; sets the default of ``size``.
+        num_params: Number P of parameters to regress.
+        size: Side(s) that the network sees, an anti-aliased shrink of the input. Default: ``conv`` half the input,
+            at most 64, ``fc`` at most 64, ``linear`` at most 16, ``timm:<arch>`` what that model was made for.
+        lr_scale: See :class:`ThetaRegression`.
+        pretrained: Load the pretrained weights of ``timm:<arch>``.
+        **settings: Sizes of the network: ``channels``, ``hidden`` (conv), ``hidden``, ``depth`` (fc).
+
+    Raises:
+        ValueError: ``kind`` is none of these, or ``size`` is not positive.
+    """
+
+    def __init__(
+            self,
+            kind: str,
+            in_chans: int,
+            input_size: tuple[int, ...],
+            num_params: int,
+            size: int | tuple[int, ...] | None = None,
+            lr_scale: float = 1.0,
+            pretrained: bool = False,
+            device: Any = None,
+            dtype: Any = None,
+            **settings: Any,
+    ) -> None:
+        super().__init__()
+        dd = dict(device=device, dtype=dtype)
+        self.kind = kind
+        self.size = self._resolve_size(kind, tuple(input_size), size)
+        if kind.startswith('timm:'):
+            self.body, width = _timm(kind[5:], in_chans, self.size, pretrained, **settings, **dd)
+        else:
+            self.body, width = _BODIES[kind][0](in_chans, self.size, **settings, **dd)
+        self.regression = ThetaRegression(width, num_params, lr_scale, **dd)
+
+    @staticmethod
+    def _resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
+        _check_kind(kind)
+        if size is not None:
+            size = (size,) * len(input_size) if isinstance(size, int) else tuple(size)
+            if len(size) != len(input_size) or min(size) < 1:
+                raise ValueError(f'localization_size must be {len(input_size)} positive integers (or one), got {size}.')
+            return size
+        if kind.startswith('timm:'):
+            cfg = get_pretrained_cfg(kind[5:])
+            native = tuple(cfg.input_size[1:]) if cfg is not None else (224, 224)
+            fixed = cfg is not None and cfg.fixed_input_size
+            return native if fixed else tuple(min(a, b) for a, b in zip(native, input_size))
+        _, limit, halve = _BODIES[kind]
+        return _side(input_size, limit, halve)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W), any size, to parameters (N, P), float32."""
+        return self.regression(self.body(shrink(x, self.size)))
+
+
+def _check_kind(kind: Any) -> None:
+    if isinstance(kind, str):
+        if kind in _BODIES:
+            return
+        if kind.startswith('timm:'):
+            if timm.is_model(kind[5:]):
+                return
+            raise ValueError(f'localization {kind!r}: timm knows no model {kind[5:]!r}.')
+    near = get_close_matches(str(kind), _BODIES, 1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise ValueError(f"localization must be one of {', '.join(_BODIES)}, timm:<arch>, shared:<stage>; got {kind!r}.{hint}")

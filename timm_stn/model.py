@@ -1,0 +1,437 @@
+"""A timm model with spatial transformers in it: looks first, then asks the backbone."""
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from .arguments import StnArguments
+from .attach import StageTransformer, attach, resolve_stage, stage_layouts
+from .localization import Localization, shrink
+from .spatial_transformer import SpatialTransformer
+
+__all__ = ['SpatialTransformerNetwork']
+
+register_notrace_module(SpatialTransformer)
+register_notrace_module(StageTransformer)
+
+# Would give the bare backbone, or names that lack the prefix `backbone.`, if they were read from it.
+NOT_READ_THROUGH = ('backbone', 'towers', 'stn', 'classifier', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg')
+
+
+class SpatialTransformerNetwork(nn.Module):
+    """A timm backbone that looks through spatial transformers (Jaderberg et al. 2015).
+
+    Images pass the input transformer, if there is one, then the backbone; transformers at stages are children of the
+    stages' own modules. What timm asks of a model is answered here; other attributes are read from, and written to, the backbone.
+
+    Args:
+        backbone: A timm model, or a feature extractor that timm made of one.
+        arguments: Resolved ``stn_`` arguments.
+        input_size: (C, H, W) of what enters, before the input transformer.
+        towers: Further backbones, one for each glimpse after the first, for ``stn_towers='separate'``.
+        name: Architecture to record. Default: ``stn_`` and the backbone's.
+        num_classes: Classes of the joined classifier over several glimpses. Default: the backbone's.
+        pretrained_localization: Load pretrained weights of ``timm:<arch>`` localization networks.
+
+    Shape:
+        (N, C, H, W) to what the backbone gives; with G > 1 glimpses features have a dimension G after N.
+
+    Raises:
+        ValueError: A stage cannot have a transformer; the message says why and what to use instead.
+    """
+
+    def __init__(
+            self,
+            backbone: nn.Module,
+            arguments: StnArguments,
+            input_size: tuple[int, int, int],
+            towers: Sequence[nn.Module] = (),
+            name: str | None = None,
+            num_classes: int | None = None,
+            pretrained_localization: bool = False,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.arguments = arguments
+        self.glimpses: int = arguments.glimpses
+        self._input_size = tuple(input_size)
+        self._localization_extra = dict(pretrained=True) if pretrained_localization else {}
+        self._dd = dict(device=device, dtype=dtype)
+        self._source: int | None = None
+        self.stn = self._make_input_transformer(backbone)
+        self.backbone = backbone
+        if towers:
+            self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
+        self._stage_names = self._attach_stages()
+        if self.glimpses > 1 and hasattr(backbone, 'reset_classifier'):
+            self._own_classifier(backbone.num_classes if num_classes is None else num_classes)  # type: ignore[arg-type]
+        self._describe(name)
+        self.register_load_state_dict_pre_hook(_load_plain)
+
+    # construction
+
+    @property
+    def _backbone_size(self) -> tuple[int, int, int]:
+        size = self.stn.size if self.stn is not None else None
+        return (self._input_size[0], *(size or self._input_size[1:]))  # type: ignore[return-value]
+
+    def _make_input_transformer(self, backbone: nn.Module) -> SpatialTransformer | None:
+        stages = self.arguments.stages
+        if not self.arguments.to_input and 'input' not in stages:
+            return None
+        stage = 'input' if 'input' in stages else next(iter(stages))
+        settings = self.arguments.settings(stage)
+        source = stage if self.arguments.to_input else None
+        if str(settings['localization']).startswith('shared:'):
+            source, settings['localization'] = settings['localization'][7:], 'linear'
+        input_size = self._input_size
+        extra = dict(self._dd, size=self.arguments.size, glimpses=self.glimpses)
+        if source is None:
+            return SpatialTransformer(input_size[0], input_size[1:], **settings, **extra, **self._extra(settings))
+        return self._make_shared(backbone, source, settings, extra)
+
+    def _make_shared(self, backbone: nn.Module, source: int | str, settings: dict, extra: dict) -> SpatialTransformer:
+        """theta from the backbone's own features (Finnveden et al. 2020): ``shared:<stage>``, ``stn_target='input'``."""
+        size = self.arguments.size
+        size = (size, size) if isinstance(size, int) else tuple(size or self._input_size[1:])
+        self._shared_size = size
+        index = int(source) if str(source).lstrip('-').isdigit() else source
+        name, info = resolve_stage(backbone, index)
+        if 'index' not in info and 'num_chs' not in info:
+            raise ValueError(f'stn_stages: {name} is no feature stage, and stn_target or shared:<stage> needs one.')
+        names = [resolve_stage(backbone, i)[0] for i in range(len(_infos(backbone)))]
+        self._source = names.index(name)
+        layout = stage_layouts(backbone, [index], (self._input_size[0], *size))[index][1]
+        probe = SpatialTransformer(
+            self._input_size[0], self._input_size[1:], **{**settings, 'localization': nn.Identity()}, **extra)
+        localization = Localization(
+            settings['localization'], layout.channels, layout.size, self.glimpses * probe.transform.num_params,
+            size=settings['localization_size'], lr_scale=settings['lr_scale'], **self._dd)
+        probe.localization = localization
+        return probe
+
+    def _extra(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return self._localization_extra if str(settings['localization']).startswith('timm:') else {}
+
+    def _attach_stages(self) -> dict[int | str, list[str]]:
+        stages = [s for s in self.arguments.stages if s != 'input' and not self.arguments.to_input]
+        names: dict[int | str, list[str]] = {s: [] for s in stages}
+        for prefix, backbone in self._all_backbones() if stages else ():
+            for stage, (module, layout) in stage_layouts(backbone, stages, self._backbone_size).items():
+                settings = self.arguments.settings(stage)
+                stn = StageTransformer(layout, **settings, **self._dd, **self._extra(settings))
+                names[stage].append(prefix + attach(backbone, module, stn, self._backbone_size))
+        return names
+
+    def _all_backbones(self) -> list[tuple[str, nn.Module]]:
+        towers = self._modules.get('towers')
+        return [('backbone.', self.backbone), *((f'towers.{k}.', t) for k, t in (towers.items() if towers else ()))]
+
+    def _own_classifier(self, num_classes: int) -> None:
+        """The classifier over the joined glimpses; starts from the backbone's where that has the same classes."""
+        old = self.backbone.get_classifier()  # type: ignore[operator]
+        names = {id(m): n for n, m in self.backbone.named_modules()}
+        self.plain_classifier = [f'{names.get(id(old))}.{p}' for p, _ in old.named_parameters()]
+        self._num_classes = num_classes
+        for _, backbone in self._all_backbones():
+            backbone.reset_classifier(0)  # type: ignore[operator]
+        self.classifier = self._make_classifier(self._num_classes)
+        if isinstance(old, nn.Linear) and isinstance(self.classifier, nn.Linear):
+            self._start_classifier(old.weight, old.bias)
+
+    def _start_classifier(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Logits start as the mean over the glimpses of what one backbone's classifier gives."""
+        own = self.classifier
+        repeats = own.weight.shape[1] // weight.shape[1]
+        if own.weight.shape == (weight.shape[0], weight.shape[1] * repeats) and not weight.is_meta:
+            with torch.no_grad():
+                own.weight.copy_(weight.repeat(1, repeats) / repeats)
+                if bias is not None:
+                    own.bias.copy_(bias)
+
+    def _make_classifier(self, num_classes: int) -> nn.Module:
+        return nn.Linear(self.head_hidden_size, num_classes, **self._dd) if num_classes > 0 else nn.Identity()
+
+    def _describe(self, name: str | None) -> None:
+        """The wrapper's own pretrained cfg and traits: the backbone's, with names as they are here."""
+        cfg = dict(getattr(self.backbone, 'pretrained_cfg', None) or {})
+        cfg.pop('state_dict', None)
+        cfg['architecture'] = name or 'stn_' + str(cfg.get('architecture') or type(self.backbone).__name__.lower())
+        joined = 'classifier' in self._modules
+        cfg['classifier'] = 'classifier' if joined else prefixed(cfg.get('classifier'))
+        cfg['first_conv'] = self._first_convs(cfg.get('first_conv'))
+        self.pretrained_cfg = self.default_cfg = cfg
+        self.pretrained_model_args: dict[str, Any] = {}
+        traits = dict(getattr(self.backbone, '_traits', {}))
+        traits['first_conv'] = cfg['first_conv']
+        if self._backbone_size != self._input_size or traits.get('img_size'):
+            traits['img_size'] = self._input_size[1:]
+        self._traits = traits
+
+    def _first_convs(self, stem: Any) -> tuple[str, ...] | None:
+        names = list(_as_tuple(prefixed(stem)))
+        if self.stn is not None and self._source is None:
+            names += [f'stn.localization.{n}' for n, m in self.stn.localization.named_modules() if isinstance(m, nn.Conv2d)][:1]
+        return tuple(names) or None
+
+    # reading and writing through to the backbone
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith('__') or name in NOT_READ_THROUGH or 'backbone' not in self.__dict__.get('_modules', {}):
+                raise
+            return getattr(self.backbone, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in self.__dict__ or hasattr(type(self), name) or 'backbone' not in self.__dict__.get('_modules', {})
+        own = own or name in NOT_READ_THROUGH or any(name in self.__dict__[d] for d in ('_modules', '_parameters', '_buffers'))
+        if own or not hasattr(self.backbone, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.backbone, name, value)
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """Arguments that rebuild this model: the backbone's, and every resolved ``stn_`` argument."""
+        args = {**getattr(self.backbone, '_model_args', {}), **self.arguments.json}
+        if self._traits.get('img_size'):
+            args['img_size'] = tuple(self._traits['img_size'])
+        return args
+
+    @_model_args.setter
+    def _model_args(self, args: dict[str, Any]) -> None:
+        theirs = {k: v for k, v in args.items() if not k.startswith('stn_')}
+        if self._backbone_size != self._input_size:
+            theirs.pop('img_size', None)
+        self.backbone._model_args = theirs  # type: ignore[assignment]
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes if 'classifier' in self._modules else self.backbone.num_classes  # type: ignore[return-value]
+
+    @num_classes.setter
+    def num_classes(self, value: int) -> None:
+        if 'classifier' in self._modules:
+            self._num_classes = value
+        else:
+            self.backbone.num_classes = value  # type: ignore[assignment]
+
+    @property
+    def num_features(self) -> int:
+        """Width of the features, of one glimpse."""
+        return self.backbone.num_features  # type: ignore[return-value]
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the classifier takes; joined over the glimpses."""
+        width = getattr(self.backbone, 'head_hidden_size', self.backbone.num_features)
+        return width * self.glimpses if self.arguments.join == 'concat' else width  # type: ignore[operator, return-value]
+
+    # looking
+
+    def spatial_transformers(self) -> dict[int | str, SpatialTransformer]:
+        """The transformers by stage, as named in ``stn_stages``; those of further towers are not listed."""
+        found: dict[int | str, SpatialTransformer] = {}
+        if self.stn is not None:
+            found['input'] = self.stn
+        for stage, names in self._stage_names.items():
+            found[stage] = self.get_submodule(names[0])  # type: ignore[assignment]
+        return found
+
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the backbone sees of the images, (N, [G,] C, H, W), and theta, the map that made it (section 3.1).
+
+        Raises:
+            ValueError: There is no transformer at the input.
+        """
+        if self.stn is None:
+            raise ValueError("look needs a transformer at the input; this model's are at "
+                             f'{list(self._stage_names)}: see spatial_transformers().')
+        return self.stn.look(x, self._localize if self._source is not None else None)
+
+    def _localize(self, x: Tensor) -> Tensor:
+        """Parameters of the input's transform from the backbone's own features."""
+        features = self.backbone.forward_intermediates(  # type: ignore[operator]
+            shrink(x, self._shared_size), indices=[self._source], intermediates_only=True)
+        return self.stn.localization(features[0])  # type: ignore[union-attr]
+
+    def _see(self, x: Tensor) -> Tensor:
+        if self.stn is None:
+            return x
+        seen, theta = self.look(x)
+        self.stn.remember(theta)
+        return seen
+
+    def _each(self, fn: Callable[[nn.Module, Tensor], Any], x: Tensor) -> Any:
+        """Run ``fn(backbone, image)`` over the glimpses of x, (N, G, ...); outputs get a dimension G after N."""
+        if self.glimpses == 1:
+            return fn(self.backbone, x)
+        if 'towers' in self._modules:
+            outs = [fn(tower, x[:, g]) for g, (_, tower) in enumerate(self._all_backbones())]
+            return _map(lambda *ts: torch.stack(ts, 1), *outs)
+        out = fn(self.backbone, x.flatten(0, 1))
+        return _map(lambda t: t.unflatten(0, (-1, self.glimpses)), out)
+
+    def _join(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if self.arguments.join == 'concat' else x.mean(1)
+
+    # timm's interface
+
+    def forward(self, x: Tensor) -> Any:
+        x = self._see(x)
+        if self.glimpses == 1:
+            return self.backbone(x)
+        out = self._each(lambda backbone, image: backbone(image), x)
+        return self.classifier(self._join(out)) if 'classifier' in self._modules else out
+
+    def forward_features(self, x: Tensor) -> Any:
+        """Unpooled features of the backbone; (N, G, ...) with glimpses."""
+        return self._each(lambda backbone, image: backbone.forward_features(image), self._see(x))  # type: ignore[operator]
+
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
+        """Features to logits, or to what the classifier takes."""
+        if self.glimpses == 1:
+            return self.backbone.forward_head(x, pre_logits=pre_logits)  # type: ignore[operator]
+        x = self._join(self._each(lambda backbone, f: backbone.forward_head(f, pre_logits=True), x))  # type: ignore[operator]
+        return x if pre_logits else self.classifier(x)
+
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+            **kwargs: Any,
+    ) -> Any:
+        """Features of several stages, as timm's models give them; (N, G, ...) with glimpses."""
+        kwargs.update(
+            indices=indices, norm=norm, stop_early=stop_early, output_fmt=output_fmt, intermediates_only=intermediates_only)
+        return self._each(lambda b, image: b.forward_intermediates(image, **kwargs), self._see(x))  # type: ignore[operator]
+
+    def prune_intermediate_layers(
+            self,
+            indices: int | list[int] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what comes after the last of the features that are asked for."""
+        taken = [b.prune_intermediate_layers(indices, prune_norm, prune_head)  # type: ignore[operator]
+                 for _, b in self._all_backbones()][0]
+        if prune_head and 'classifier' in self._modules:
+            self.reset_classifier(0)
+        modules = dict(self.named_modules())
+        self._stage_names = {s: names for s, names in self._stage_names.items() if all(n in modules for n in names)}
+        return taken
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier if 'classifier' in self._modules else self.backbone.get_classifier()  # type: ignore
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier for other classes; 0 for none. ``global_pool`` None keeps the pooling."""
+        pool = () if global_pool is None else (global_pool,)
+        joined = 'classifier' in self._modules
+        if not joined or pool:
+            for _, backbone in self._all_backbones():
+                backbone.reset_classifier(0 if joined else num_classes, *pool)  # type: ignore[operator]
+        if joined:
+            self._num_classes = num_classes
+            probe = next(self.parameters())
+            self.classifier = self._make_classifier(num_classes).to(device=probe.device, dtype=probe.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for _, backbone in self._all_backbones():
+            backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None, **kwargs: Any) -> None:
+        """Change the size of what enters; with ``stn_size`` the backbone keeps its own."""
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or self._input_size[1:])
+        if self.arguments.size is None:
+            for _, backbone in self._all_backbones():
+                backbone.set_input_size(img_size=img_size, **kwargs)  # type: ignore[operator]
+        self._input_size = (self._input_size[0], *size)  # type: ignore[assignment]
+        self._traits = {**self._traits, 'img_size': size}
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """Layer groups of the backbone; transformers and joined classifier are new layers and group with the head."""
+        matcher = self.backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
+        if callable(matcher):
+            return lambda name: matcher(_base_name(name)) if _base_name(name) else float('inf')
+        return {group: _prefix_pattern(pattern) for group, pattern in matcher.items()}
+
+    def no_weight_decay(self) -> set[str]:
+        if not hasattr(self.backbone, 'no_weight_decay'):
+            return set()
+        return {p + n for p, b in self._all_backbones() for n in b.no_weight_decay()}  # type: ignore[operator]
+
+    def init_non_persistent_buffers(self) -> None:
+        """Restore what is not in the state dict, after the model left the meta device."""
+        for module in self.modules():
+            if module is not self and hasattr(module, 'init_non_persistent_buffers'):
+                module.init_non_persistent_buffers()
+
+
+def _load_plain(net: SpatialTransformerNetwork, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Before a state dict is loaded: a plain checkpoint of the backbone fills the backbone(s), the transformers stay."""
+    names = [k[len(prefix):] for k in state_dict if k.startswith(prefix)]
+    if not names or any(n.startswith('backbone.') for n in names):
+        return
+    plain = {n: state_dict.pop(prefix + n) for n in names}
+    used = set()
+    for name, value in net.state_dict().items():
+        key = re.sub(r'^(backbone|towers\.\d+)\.', '', name)
+        if key != name and key in plain:
+            state_dict[prefix + name] = plain[key]
+            used.add(key)
+        elif _is_own(name):
+            state_dict[prefix + name] = value
+    classifier = set(net.plain_classifier) if 'classifier' in net._modules else set()
+    state_dict.update({prefix + n: v for n, v in plain.items() if n not in used | classifier})
+
+
+def _is_own(name: str) -> bool:
+    return re.search(r'(^|[._])stn\.', name) is not None or name.startswith('classifier.')
+
+
+def prefixed(names: Any, prefix: str = 'backbone.') -> Any:
+    """Parameter names of the backbone as they are here; None, a name or several."""
+    if not names:
+        return names
+    return prefix + names if isinstance(names, str) else tuple(prefix + n for n in names)
+
+
+def _as_tuple(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _base_name(name: str) -> str:
+    match = re.match(r'(?:backbone|towers\.\d+)\.(?!.*stn\.)(.*)', name)
+    return match.group(1) if match else ''
+
+
+def _prefix_pattern(pattern: Any) -> Any:
+    if isinstance(pattern, str):
+        return r'(?:backbone|towers\.\d+)\.(?!.*stn\.)(?:' + re.sub(r'(^|\||\()\^', r'\1', pattern) + ')'
+    return [(_prefix_pattern(p[0]), *p[1:]) for p in pattern] if pattern is not None else None
+
+
+def _map(fn: Callable[..., Tensor], *trees: Any) -> Any:
+    """``fn`` over the tensors of equal nests of lists, tuples and dicts."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return fn(*trees)
+    if isinstance(first, dict):
+        return {k: _map(fn, *(t[k] for t in trees)) for k in first}
+    return type(first)(_map(fn, *parts) for parts in zip(*trees))
+
+
+def _infos(backbone: nn.Module) -> list[Any]:
+    infos = backbone.feature_info
+    return list(getattr(infos, 'info', infos))  # type: ignore[arg-type]

@@ -1,0 +1,295 @@
+"""The paper's own small networks (section 4.1, distorted MNIST) as plain timm models: `mnist_cnn` and `mnist_fcn`.
+
+They take pixels in [0, 1] as they are (mean 0, std 1), so that black is zero and a zero-padded border is background.
+Weights start as PyTorch initialises its layers; the paper does not say how its own started.
+"""
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import get_device_dtype, to_2tuple
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ['MnistCNN', 'MnistFCN', 'MnistNet']
+
+Indices = int | list[int] | tuple[int, ...] | None
+
+
+class MnistNet(nn.Module):
+    """Two layers and a linear classifier on their flattened output; what `MnistCNN` and `MnistFCN` have in common."""
+
+    def __init__(
+            self,
+            layers: Sequence[nn.Sequential],
+            feature_info: list[dict[str, Any]],
+            feat_size: tuple[int, int],
+            num_classes: int = 10,
+            in_chans: int = 1,
+            global_pool: str = 'flatten',
+            drop_rate: float = 0.,
+            pool_input: int = 1,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """
+        Args:
+            layers: The two layers.
+            feature_info: What timm's feature extractors know of the two layers.
+            feat_size: Height and width of the second layer's output, which is flattened for the classifier.
+            num_classes: Number of classes, 0 for no classifier.
+            in_chans: Number of channels of the input.
+            global_pool: 'flatten', or '' to leave the features as a map (without a classifier only).
+            drop_rate: Dropout before the classifier.
+            pool_input: The input is first average-pooled by this factor.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.feat_size = feat_size
+        self.feature_info = feature_info
+        self.num_features = feature_info[-1]['num_chs']
+        self.input_pool = nn.AvgPool2d(pool_input) if pool_input > 1 else nn.Identity()
+        self.layer1, self.layer2 = layers
+        self._create_classifier(num_classes, global_pool, device=device, dtype=dtype)
+
+    def _create_classifier(self, num_classes: int, global_pool: str, **dd: Any) -> None:
+        if global_pool not in ('', 'flatten') or (num_classes > 0 and not global_pool):
+            raise ValueError(
+                f"global_pool must be 'flatten', or '' where num_classes is 0; got {global_pool!r} "
+                f'with num_classes={num_classes}.')
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        positions = self.feat_size[0] * self.feat_size[1] if global_pool else 1
+        self.head_hidden_size = self.num_features * positions
+        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that assign parameters to groups, for layer-wise learning rate decay."""
+        return {'stem': r'^input_pool', 'blocks': r'^layer(\d+)'}
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the layers in the backward pass instead of keeping their insides."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def get_classifier(self) -> nn.Module:
+        """The classifier layer."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one; `global_pool` stays as it is where None."""
+        pool = self.global_pool if global_pool is None else global_pool
+        self._create_classifier(num_classes, pool, **get_device_dtype(self))
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features together with the outputs of the layers on the way.
+
+        Args:
+            x: Images.
+            indices: The last n layers if an int, all if None, else the layers with these indices.
+            norm: Without effect, there are no norm layers.
+            stop_early: Stop at the last layer that is asked for.
+            output_fmt: Must be 'NCHW'.
+            intermediates_only: Return the intermediate features alone.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}.")
+        take = _take_indices(indices)
+        intermediates = []
+        x = self.input_pool(x)
+        for i, layer in enumerate((self.layer1, self.layer2)):
+            if stop_early and i > max(take):
+                break
+            x = checkpoint(layer, x) if self.grad_checkpointing else layer(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+            self,
+            indices: int | list[int] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the layers after the last one in `indices`, and the classifier; returns the indices that are kept."""
+        take = _take_indices(indices)
+        if max(take) == 0:
+            self.layer2 = nn.Sequential()
+            self.num_features = self.feature_info[0]['num_chs']
+        if prune_head or max(take) == 0:
+            self.reset_classifier(0, '')
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The output of the second layer, a map (N, C, h, w)."""
+        x = self.input_pool(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return checkpoint(self.layer2, checkpoint(self.layer1, x))
+        return self.layer2(self.layer1(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class scores of features, or what would enter the classifier."""
+        if self.global_pool:
+            x = x.flatten(1)
+            torch._assert(
+                x.shape[1] == self.head_hidden_size,
+                f'The classifier takes {self.head_hidden_size} features: is the input as large as img_size?')
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (N, num_classes) of images (N, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _take_indices(indices: Indices) -> list[int]:
+    if isinstance(indices, int):
+        indices = [2 - indices + i for i in range(indices)]
+    take = [2 + i if i < 0 else i for i in (range(2) if indices is None else indices)]
+    if not take or not all(0 <= i < 2 for i in take):
+        raise ValueError(f'indices must select among 2 layers, got {indices!r}.')
+    return take
+
+
+def _layer(in_chs: int, out_chs: int, kernel_size: int | tuple[int, int], pool: int, **dd: Any) -> nn.Sequential:
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    modules['conv'] = nn.Conv2d(in_chs, out_chs, kernel_size, **dd)
+    if pool > 1:
+        modules['pool'] = nn.MaxPool2d(pool)
+    modules['act'] = nn.ReLU(inplace=True)  # after the pool: the same values and gradients, on a quarter of them
+    return nn.Sequential(modules)
+
+
+def _info(num_chs: Sequence[int], reductions: Sequence[int]) -> list[dict[str, Any]]:
+    names = ('layer1', 'layer2')
+    return [{'num_chs': c, 'reduction': r, 'module': m} for c, r, m in zip(num_chs, reductions, names, strict=True)]
+
+
+class MnistCNN(MnistNet):
+    """The paper's CNN: conv 9 x 9, max-pool 2, conv 7 x 7, max-pool 2, classifier; no padding, ReLU after each conv."""
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 28,
+            channels: tuple[int, int] = (32, 32),
+            num_classes: int = 10,
+            in_chans: int = 1,
+            global_pool: str = 'flatten',
+            drop_rate: float = 0.,
+            pool_input: int = 1,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """
+        Args:
+            img_size: Height and width of the input, which give the classifier its width.
+            channels: Filters of the two convolutions.
+            num_classes: Number of classes, 0 for no classifier.
+            in_chans: Number of channels of the input.
+            global_pool: 'flatten', or '' to leave the features as a map (without a classifier only).
+            drop_rate: Dropout before the classifier.
+            pool_input: Average-pool the input by this factor first (the paper's 2 on cluttered digits).
+        """
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        feat_size = tuple(((n // pool_input - 8) // 2 - 6) // 2 for n in to_2tuple(img_size))
+        if min(feat_size) < 1:
+            raise ValueError(
+                f'img_size must be at least {24 * pool_input} with pool_input={pool_input}, got {img_size}.')
+        layers = [
+            _layer(in_chans, channels[0], 9, pool=2, **dd),
+            _layer(channels[0], channels[1], 7, pool=2, **dd),
+        ]
+        super().__init__(
+            layers, _info(channels, (2 * pool_input, 4 * pool_input)), (feat_size[0], feat_size[1]),
+            num_classes, in_chans, global_pool, drop_rate, pool_input, **dd)
+
+
+class MnistFCN(MnistNet):
+    """The paper's fully connected network: two hidden layers and the classifier, ReLU after the hidden ones.
+
+    The first layer is written as a convolution whose kernel covers the whole input, the same map with the same
+    number of weights, so that features are 1 x 1 maps and timm adapts `in_chans` as it does elsewhere.
+    """
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 28,
+            hidden: int = 256,
+            num_classes: int = 10,
+            in_chans: int = 1,
+            global_pool: str = 'flatten',
+            drop_rate: float = 0.,
+            pool_input: int = 1,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """
+        Args:
+            img_size: Height and width of the input, which give the first layer its width.
+            hidden: Units of each hidden layer.
+            num_classes: Number of classes, 0 for no classifier.
+            in_chans: Number of channels of the input.
+            global_pool: 'flatten', or '' to leave the features as a 1 x 1 map (without a classifier only).
+            drop_rate: Dropout before the classifier.
+            pool_input: Average-pool the input by this factor first.
+        """
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        height, width = (n // pool_input for n in to_2tuple(img_size))
+        if min(height, width) < 1:
+            raise ValueError(f'img_size must be at least pool_input={pool_input}, got {img_size}.')
+        layers = [
+            _layer(in_chans, hidden, (height, width), pool=1, **dd),
+            _layer(hidden, hidden, 1, pool=1, **dd),
+        ]
+        reduction = pool_input * max(height, width)
+        super().__init__(
+            layers, _info((hidden, hidden), (reduction, reduction)), (1, 1),
+            num_classes, in_chans, global_pool, drop_rate, pool_input, **dd)
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        'url': '', 'num_classes': 10, 'input_size': (1, 28, 28), 'fixed_input_size': True, 'pool_size': (2, 2),
+        'crop_pct': 1.0, 'interpolation': 'bilinear', 'mean': (0.,), 'std': (1.,),
+        'first_conv': 'layer1.conv', 'classifier': 'fc', 'paper_ids': 'arXiv:1506.02025',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({
+    'mnist_cnn.untrained': _cfg(),
+    'mnist_fcn.untrained': _cfg(pool_size=(1, 1)),
+})
+
+
+def _create(cls: type[MnistNet], variant: str, pretrained: bool, **kwargs: Any) -> MnistNet:
+    return build_model_with_cfg(cls, variant, pretrained, feature_cfg={'out_indices': (0, 1)}, **kwargs)
+
+
+@register_model  # type: ignore[untyped-decorator]
+def mnist_cnn(pretrained: bool = False, **kwargs: Any) -> MnistNet:
+    """The paper's CNN on MNIST (arXiv:1506.02025, section 4.1)."""
+    return _create(MnistCNN, 'mnist_cnn', pretrained, **kwargs)
+
+
+@register_model  # type: ignore[untyped-decorator]
+def mnist_fcn(pretrained: bool = False, **kwargs: Any) -> MnistNet:
+    """The paper's fully connected network on MNIST (arXiv:1506.02025, section 4.1)."""
+    return _create(MnistFCN, 'mnist_fcn', pretrained, **kwargs)

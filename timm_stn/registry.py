@@ -1,0 +1,55 @@
+"""The hook: every architecture of timm gets a twin whose name starts with ``stn_``."""
+from collections.abc import Callable
+from typing import Any
+
+import timm
+from timm.models import DefaultCfg, get_arch_pretrained_cfgs, list_models, register_model, split_model_name_tag
+from torch import nn
+
+from .build import build_network, whole_network_cfg
+
+__all__ = ['register_twin', 'register_twins']
+
+PREFIX = 'stn_'
+default_cfgs: dict[str, DefaultCfg] = {}  # read by timm's register_model
+
+
+def register_twin(arch: str) -> Callable[..., nn.Module]:
+    """Register ``stn_<arch>`` with timm, and ``stn_<arch>.<tag>`` for each of its pretrained tags.
+
+    Args:
+        arch: Name of an architecture that timm knows.
+
+    Returns:
+        The entry point.
+
+    Raises:
+        ValueError: timm knows no such architecture.
+    """
+    if not timm.is_model(arch):
+        raise ValueError(f'arch must be an architecture registered with timm, got {arch!r}.')
+    name = PREFIX + arch
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_network(name, arch, pretrained, **kwargs)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__module__ = __name__
+    entry.__doc__ = f'{arch} with spatial transformers.'
+    globals()[name] = entry
+    default_cfgs[name] = _twin_cfgs(arch)
+    return register_model(entry)
+
+
+def register_twins() -> None:
+    """Register the twins of all architectures that timm knows now."""
+    for arch in list_models():
+        if not arch.startswith(PREFIX):
+            register_twin(arch)
+
+
+def _twin_cfgs(arch: str) -> DefaultCfg:
+    cfgs = {split_model_name_tag(k)[1]: whole_network_cfg(v) for k, v in get_arch_pretrained_cfgs(arch).items()}
+    out = DefaultCfg(cfgs=cfgs, is_pretrained=any(c.has_weights for c in cfgs.values()))
+    out.tags.extend(cfgs)
+    return out

@@ -1,0 +1,148 @@
+"""Values at given coordinates: kernels, padding, fill, anti-aliasing, precision, safety (section 3.3 of the paper).
+
+Convention: `image` is (N, C, H, W) or (N, C, D, H, W); `grid` is (N, h, w, 2) or (N, d, h, w, 3) and holds, for every
+output pixel, the point of the image to look at, xy(z) in [-1, 1] with half-pixel centres.
+"""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import kernels, pyramid
+from .grid import coordinate_dtype, to_pixels
+
+__all__ = ['MODES', 'PADDING_MODES', 'check_options', 'sample', 'sample_finite']
+
+MODES = ('bilinear', 'bicubic', 'nearest')
+PADDING_MODES = ('border', 'zeros', 'reflection', 'fill')
+Fill = float | Sequence[float] | Tensor | None
+
+# Farther out than this nothing is near the image, and nothing overflows; twice reflected, `NOWHERE` is the first pixel.
+FAR = 1e4
+NOWHERE = -5.
+
+
+def sample(
+        image: Tensor,
+        grid: Tensor,
+        mode: str = 'bilinear',
+        padding_mode: str = 'border',
+        fill: Fill = None,
+        antialias: bool = False,
+) -> Tensor:
+    """Read `image` at the points of `grid`: (N, C, *out), in the image's dtype and memory format.
+
+    Coordinates are computed in float32 (float64 for float64 images), and so are half-precision pixels. Any coordinates
+    are safe: an infinite one lies far outside on its side, a NaN far outside to the left (top, front). So `'zeros'` and
+    `'fill'` give their value there, `'border'` the nearest edge and `'reflection'` some pixel of the image; the gradient
+    to such a coordinate is exactly 0.
+
+    Args:
+        image: (N, C, H, W) or (N, C, D, H, W); integers and bool only with `mode='nearest'`.
+        grid: (N, *out, 2 or 3), points in xy(z) order.
+        mode: `'bilinear'` (trilinear for volumes), `'bicubic'` (a = -0.75, images only), or `'nearest'`, the integer
+            kernel of the paper: pixel floor(x + 0.5), without gradient to the grid.
+        padding_mode: what lies outside: `'border'` the nearest edge pixel, `'zeros'`, `'reflection'` at the outer
+            edges of the edge pixels, `'fill'` the colour `fill`.
+        fill: a number, or one for each channel; for `padding_mode='fill'` only.
+        antialias: average over each output pixel's footprint where the grid shrinks the image, through an image
+            pyramid whose level follows the local scale of the grid. Where it does not shrink, plain sampling.
+
+    Raises:
+        ValueError: for shapes or options other than these.
+        TypeError: for integer or bool images with an interpolating mode, or integer coordinates.
+    """
+    check_options(image, mode, padding_mode, fill, antialias)
+    _check_grid(image, grid)
+    grid = grid.to(coordinate_dtype(image.dtype)).clamp(-FAR, FAR).nan_to_num(NOWHERE)
+    return sample_finite(image, grid, mode, padding_mode, fill, antialias)
+
+
+def sample_finite(
+        image: Tensor,
+        grid: Tensor,
+        mode: str = 'bilinear',
+        padding_mode: str = 'border',
+        fill: Fill = None,
+        antialias: bool = False,
+) -> Tensor:
+    """As `sample`, without checks: for valid arguments and finite coordinates only."""
+    if mode == 'nearest':
+        return _like(image, _nearest(image, grid, padding_mode, fill))
+    dtype = coordinate_dtype(image.dtype)
+    pixels, grid = image.to(dtype), grid.to(dtype)
+    color = _color(image, fill, dtype) if padding_mode == 'fill' else None
+    if color is not None:  # a shift of the colours makes the fill colour zero
+        pixels, padding_mode = pixels - color, 'zeros'
+    interpolate = pyramid.interpolate if antialias else kernels.interpolate
+    values = interpolate(pixels, grid, mode, padding_mode)
+    return _like(image, values if color is None else values + color)
+
+
+def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tensor:
+    """The integer kernel (eq. 4 of the paper) for any dtype; the gradient to the grid is zero, as the kernel's is."""
+    index = torch.zeros((), dtype=torch.long, device=image.device)
+    inside = torch.ones((), dtype=torch.bool, device=image.device)
+    for n, coords in zip(image.shape[2:], grid.unbind(-1)[::-1]):
+        pixel = torch.floor(to_pixels(coords, n) + 0.5).long()
+        inside = inside & (pixel >= 0) & (pixel < n)
+        if padding_mode == 'reflection':
+            pixel = torch.remainder(pixel, 2 * n)
+            pixel = torch.minimum(pixel, 2 * n - 1 - pixel)
+        index = index * n + pixel.clamp(0, n - 1)
+    values = image.flatten(2).gather(2, index.flatten(1).unsqueeze(1).expand(-1, image.shape[1], -1))
+    values = values.view(*image.shape[:2], *grid.shape[1:-1])
+    if padding_mode in ('zeros', 'fill'):
+        values = torch.where(inside.unsqueeze(1), values, _color(image, fill or 0, image.dtype))
+    if grid.requires_grad and image.is_floating_point():
+        values = values + torch.zeros_like(grid).mul(grid).sum(-1).unsqueeze(1).to(image.dtype)
+    return values
+
+
+def _color(image: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
+    color = torch.as_tensor(fill, dtype=dtype, device=image.device)
+    return color.reshape(-1, *[1] * (image.ndim - 2))
+
+
+def _like(image: Tensor, values: Tensor) -> Tensor:
+    """`values` in the dtype and memory format of `image`."""
+    channels_last = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
+    if image.is_contiguous(memory_format=channels_last) and not image.is_contiguous():
+        values = values.contiguous(memory_format=channels_last)
+    return values.to(image.dtype)
+
+
+def check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill, antialias: bool) -> None:
+    """Raise a ValueError or TypeError for an image and options that do not go together; see `sample`."""
+    if image.ndim not in (4, 5) or 0 in image.shape[2:]:
+        raise ValueError(f'image must be (N, C, H, W) or (N, C, D, H, W) with pixels, got shape {tuple(image.shape)}')
+    if mode not in MODES:
+        raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f'padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}')
+    if mode == 'bicubic' and image.ndim == 5:
+        raise ValueError("mode='bicubic' is for images (N, C, H, W); volumes take 'bilinear' (trilinear) or 'nearest'")
+    if mode == 'nearest' and antialias:
+        raise ValueError("antialias=True needs mode 'bilinear' or 'bicubic', got 'nearest'")
+    if mode != 'nearest' and not image.is_floating_point():
+        raise TypeError(f"image of dtype {image.dtype} needs mode='nearest', got {mode!r}; or convert it to floats")
+    if fill is not None or padding_mode == 'fill':
+        _check_fill(padding_mode, fill, image.shape[1])
+
+
+def _check_fill(padding_mode: str, fill: Fill, channels: int) -> None:
+    if padding_mode != 'fill' or fill is None:
+        raise ValueError(f"fill and padding_mode='fill' go together, got fill={fill!r}, padding_mode={padding_mode!r}")
+    count = 1 if isinstance(fill, (int, float)) else len(torch.as_tensor(fill).flatten())
+    if count not in (1, channels):
+        raise ValueError(f'fill must be one number or {channels}, one for each channel, got {fill!r}')
+
+
+def _check_grid(image: Tensor, grid: Tensor) -> None:
+    ndim = image.ndim - 2
+    if grid.ndim != image.ndim or grid.shape[-1] != ndim or grid.shape[0] != image.shape[0]:
+        expected = f'({image.shape[0]}, {"h, w" if ndim == 2 else "d, h, w"}, {ndim})'
+        raise ValueError(
+            f'grid must be {expected} for an image of shape {tuple(image.shape)}, got shape {tuple(grid.shape)}')
+    if not grid.is_floating_point():
+        raise TypeError(f'grid must hold floating-point coordinates, got {grid.dtype}')

@@ -1,0 +1,259 @@
+"""The module of the paper: localization network, transform and sampler in one (section 3, figure 2)."""
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functional import unwarp
+from .localization import Localization
+from .sampler import check_options, sample_finite
+from .transforms import compose_matrices, get_transform, guard, map_points_matrix, matrix_grid
+
+__all__ = ['SpatialTransformer', 'tile_offsets']
+
+Localize = Callable[[Tensor], Tensor]
+TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge: at the edge itself a smooth bound has no slope
+
+
+def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
+    """Centres (G, 2), xy, at which parallel glimpses start: tiled over the image, never on top of each other."""
+    rows = max(1, math.isqrt(glimpses))
+    cols = math.ceil(glimpses / rows)
+    reach = TILE_REACH * max(1 - scale, 0.0) if bound else max(1 - scale, 0.25)
+    centers = []
+    for g in range(glimpses):
+        row, col = divmod(g, cols)
+        in_row = min(cols, glimpses - row * cols)
+        centers.append(((2 * col + 1) / in_row - 1, (2 * row + 1) / rows - 1))
+    return torch.tensor(centers).clamp(-reach, reach) if glimpses > 1 else torch.zeros(1, 2)
+
+
+class SpatialTransformer(nn.Module):
+    """Looks at x, regresses where to look, and returns what it sees there.
+
+    theta maps output to source coordinates, xy in [-1, 1], half-pixel centres (``align_corners=False``). For families with
+    a matrix it is absolute, (N, 2, 3) or (N, 3, 3) ((N, 3, 4) in 3-D), as ``F.affine_grid`` takes it; for the others it is
+    (N, P) increments of ``theta_transform``. With G > 1 glimpses it has a dimension G after N.
+
+    Args:
+        in_chans: Channels C of the input.
+        input_size: (H, W), or (D, H, W) for volumes, that the input usually has; other sizes work, too.
+        transform: Family of theta: ``translation``, ``rotation``, ``attention``, ``scale_translation``, ``similarity``,
+            ``affine``, ``projective``, ``tps``, ``diffeomorphic``, ``affine3d``, or a composition ``a+b``.
+        localization: ``conv``, ``fc``, ``linear``, ``timm:<arch>``, or a module that maps the input to (N, G * P).
+        localization_size: Side(s) that the localization network sees.
+        size: (H, W) of the output. Default: the input's.
+        glimpses: Number G of transformers in parallel; they share the localization network (paper, section 4.3).
+        scale: Base scale of each glimpse: theta = base o T(params), and zero parameters give the base.
+        bound: Keep glimpses inside the image: centres are bounded smoothly. ``'auto'``: where ``scale`` is below 1.
+        iterations: K: theta is refined K times; pixels of the output are sampled once.
+        mode: ``bilinear``, ``bicubic``, ``nearest``.
+        padding_mode: ``border``, ``zeros``, ``reflection``, ``fill``.
+        fill: Value(s) outside the image, one or C, for ``padding_mode='fill'``.
+        antialias: Prefilter where the transform minifies.
+        lr_scale: Learning rate of theta relative to the rest (see :class:`timm_stn.localization.ThetaRegression`).
+        **localization_settings: Passed to the localization network (``channels``, ``hidden``, ``depth``).
+
+    Shape:
+        (N, C, H, W) -> (N, C, *size), or (N, G, C, *size) for G > 1 glimpses.
+
+    Raises:
+        ValueError: An argument is not one of these; the message names it.
+    """
+
+    base: Tensor
+
+    def __init__(
+            self,
+            in_chans: int,
+            input_size: Sequence[int],
+            transform: str = 'affine',
+            localization: str | nn.Module = 'conv',
+            localization_size: int | Sequence[int] | None = None,
+            size: int | Sequence[int] | None = None,
+            glimpses: int = 1,
+            scale: float = 1.0,
+            bound: bool | str = 'auto',
+            iterations: int = 1,
+            mode: str = 'bilinear',
+            padding_mode: str = 'border',
+            fill: float | Sequence[float] | None = None,
+            antialias: bool = False,
+            lr_scale: float = 1.0,
+            device: Any = None,
+            dtype: Any = None,
+            **localization_settings: Any,
+    ) -> None:
+        super().__init__()
+        self.transform = get_transform(transform)
+        ndim = self.transform.ndim
+        if len(tuple(input_size)) != ndim:
+            raise ValueError(f'input_size must have {ndim} sides for transform {self.transform.name!r}, got {input_size!r}.')
+        _check(glimpses >= 1 and glimpses == int(glimpses), 'glimpses', glimpses, 'a positive integer')
+        _check(iterations >= 1 and iterations == int(iterations), 'iterations', iterations, 'a positive integer')
+        _check(0 < scale < math.inf, 'scale', scale, 'a positive number')
+        _check(bound in (True, False, 'auto'), 'bound', bound, "True, False or 'auto'")
+        check_options(torch.empty(1, in_chans, *[1] * ndim, device='meta'), mode, padding_mode, fill, antialias)
+        linear = self.transform.linear
+        if bound is True and not linear:
+            raise ValueError(f'bound=True needs a transform with a matrix, got transform={self.transform.name!r}.')
+        self.glimpses, self.scale, self.iterations = int(glimpses), float(scale), int(iterations)
+        self.bound = linear and (scale < 1 if bound == 'auto' else bool(bound))
+        self.size = _sides(size, ndim)
+        self.sampling: dict[str, Any] = dict(mode=mode, padding_mode=padding_mode, fill=fill, antialias=antialias)
+        if isinstance(localization, nn.Module):
+            self.localization = localization
+        else:
+            self.localization = Localization(
+                localization, in_chans, tuple(input_size), self.glimpses * self.transform.num_params,
+                size=localization_size, lr_scale=lr_scale, device=device, dtype=dtype, **localization_settings,
+            )
+        self.register_buffer('base', self._make_base(device), persistent=False)
+        self.last_theta: Tensor | None = None
+
+    def _make_base(self, device: Any = None) -> Tensor:
+        """(G, d, d + 1): scale and tile offset of each glimpse."""
+        ndim = self.transform.ndim
+        base = torch.zeros(self.glimpses, ndim, ndim + 1)
+        base[:, range(ndim), range(ndim)] = self.scale
+        base[:, :2, -1] = tile_offsets(self.glimpses, self.scale, self.bound)
+        return base.to(device)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Restore the base after the module left the meta device."""
+        with torch.no_grad():
+            self.base.copy_(self._make_base(self.base.device))
+
+    @property
+    def theta_transform(self) -> Any:
+        """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
+        if self.transform.linear:
+            return self.transform
+        parts = [self.transform.name] * self.iterations
+        if self.glimpses > 1 or self.scale != 1:
+            parts = ['scale_translation', *parts]
+        return get_transform('+'.join(parts))
+
+    def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
+        """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
+        return self._unflatten(self._refine(x, localize or self.localization))
+
+    def look(self, x: Tensor, localize: Localize | None = None) -> tuple[Tensor, Tensor]:
+        """What is seen, (N, C, *size) or (N, G, C, *size), and the theta that made it.
+
+        Args:
+            x: (N, C, H, W) or (N, C, D, H, W).
+            localize: From x to the parameters (N, G * P). Default: the localization network.
+        """
+        theta = self._refine(x, localize or self.localization)
+        return self._sample(x, theta), self._unflatten(theta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen, theta = self.look(x)
+        self.remember(theta)
+        return seen
+
+    def remember(self, theta: Tensor) -> None:
+        """Keep theta for pictures and logs in ``last_theta``: detached, in eager mode only."""
+        if not torch.compiler.is_compiling():
+            self.last_theta = theta.detach()
+
+    def unwarp(self, features: Tensor, theta: Tensor, size: Sequence[int], **sampling: Any) -> Tensor:
+        """Bring (N, C, h, w) seen through theta (without glimpse dimension) back to the input's frame of ``size``."""
+        return unwarp(features, theta, size, transform=self.theta_transform, **sampling)
+
+    def map_points(self, theta: Tensor, points: Tensor) -> Tensor:
+        """Output points (N, ..., 2), xy in [-1, 1], to the input's coordinates."""
+        if self.transform.linear:
+            return map_points_matrix(theta, points)
+        return self.theta_transform.map_points(theta, points)
+
+    def _refine(self, x: Tensor, localize: Localize) -> Tensor:
+        """theta, (N * G, ...); each iteration after the first looks through the theta so far."""
+        n = x.shape[0]
+        params = localize(x).reshape(n * self.glimpses, self.transform.num_params)
+        base = self.base.to(params.dtype).repeat(n, 1, 1)
+        theta = self._compose(base, params, base) if self.transform.linear else self._start(base, params)
+        for _ in range(self.iterations - 1):
+            params = self._look_again(x, theta, localize)
+            theta = self._compose(theta, params, base) if self.transform.linear else torch.cat([theta, guard(params)], 1)
+        return theta
+
+    def _start(self, base: Tensor, params: Tensor) -> Tensor:
+        """Families without a matrix: theta is the parameters of base + transform + transform + ..., side by side."""
+        if self.glimpses == 1 and self.scale == 1:
+            return guard(params)
+        return torch.cat([base[:, [0, 1], [0, 1]] - 1, base[:, :, 2], guard(params)], 1)
+
+    def _compose(self, theta: Tensor, params: Tensor, base: Tensor) -> Tensor:
+        """theta o T(params), with its centre kept inside where that is asked for."""
+        theta = compose_matrices(theta, self.transform.matrix(guard(params)))
+        return _bounded(theta, base) if self.bound else theta
+
+    def _look_again(self, x: Tensor, theta: Tensor, localize: Localize) -> Tensor:
+        """Each glimpse is looked at by itself, and moved by its own part of what that gives."""
+        seen = self._sample(x, theta).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))
+        params = localize(seen).reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
+        return torch.diagonal(params, dim1=1, dim2=2).transpose(1, 2).flatten(0, 1)
+
+    def _sample(self, x: Tensor, theta: Tensor) -> Tensor:
+        """One pass over x for all glimpses, whose grids lie side by side in the first spatial dimension."""
+        size = self.size or tuple(x.shape[2:])
+        if self.transform.linear:
+            grid = matrix_grid(theta, size)
+        else:
+            partial = self._partial_transform(theta.shape[1])
+            grid = partial.grid(theta, size)
+        if self.glimpses == 1:
+            return sample_finite(x, grid, **self.sampling)
+        grid = grid.reshape(x.shape[0], self.glimpses * size[0], *size[1:], grid.shape[-1])
+        seen = sample_finite(x, grid, **self.sampling)
+        return seen.reshape(*x.shape[:2], self.glimpses, *size).transpose(1, 2)
+
+    def _partial_transform(self, width: int) -> Any:
+        """The transform of theta after some of the iterations, told by the number of parameters."""
+        full = self.theta_transform
+        left = (full.num_params - width) // self.transform.num_params
+        return get_transform('+'.join(full.name.split('+')[:-left])) if left else full
+
+    def _unflatten(self, theta: Tensor) -> Tensor:
+        return theta if self.glimpses == 1 else theta.reshape(-1, self.glimpses, *theta.shape[1:])
+
+    def extra_repr(self) -> str:
+        settings = dict(size=self.size, glimpses=self.glimpses, scale=self.scale, bound=self.bound)
+        return ', '.join([f'transform={self.transform.name}', *(f'{k}={v}' for k, v in settings.items())])
+
+
+def _bounded(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
+    """Move each glimpse smoothly so that it stays inside the image.
+
+    The centre c may reach L = 1 - (half of the glimpse's extent). With base centre o = t0 L0 and raw centre c = o + d it becomes
+    L tanh(atanh(t0) + d / (L (1 - t0^2))): o at d = 0, slope 1 there, every position within L reached.
+    """
+    d = base.shape[1]
+    origin = map_points_matrix(theta, theta.new_zeros(1, d))
+    corners = torch.cartesian_prod(*[theta.new_tensor([-1.0, 1.0])] * d)
+    half = (map_points_matrix(theta, corners) - origin).abs().amax(1)
+    center, start = origin.reshape(-1, d), base[:, :, -1]
+    room = (1 - half).clamp_min(eps)
+    start_room = (1 - base[:, range(d), range(d)]).clamp_min(eps)
+    t0 = (start / start_room).clamp(-0.95, 0.95)
+    moved = room * torch.tanh(torch.atanh(t0) + (center - start) / (room * (1 - t0 * t0)))
+    shift = torch.eye(d, d + 1, device=theta.device, dtype=theta.dtype).repeat(theta.shape[0], 1, 1)
+    shift = torch.cat([shift[:, :, :-1], (moved - center).unsqueeze(-1)], 2)
+    return compose_matrices(shift, theta)
+
+
+def _check(ok: Any, name: str, value: Any, accepted: str) -> None:
+    if not ok:
+        raise ValueError(f'{name} must be {accepted}, got {value!r}.')
+
+
+def _sides(size: Any, ndim: int) -> tuple[int, ...] | None:
+    if size is None:
+        return None
+    sides = (size,) * ndim if isinstance(size, int) else tuple(size)
+    _check(len(sides) == ndim and all(isinstance(s, int) and s > 0 for s in sides), 'size', size, f'{ndim} positive integers')
+    return sides

@@ -1,0 +1,103 @@
+"""Diffeomorphisms: the flow of a smooth velocity field, which never folds."""
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lattice import LatticeTransform
+from .numeric import exact_matmul
+
+__all__ = ['Diffeomorphic']
+
+STEPS = 4
+MAX_VELOCITY = 0.9  # in lattice spacings per unit of time
+
+
+class Diffeomorphic(LatticeTransform):
+    """Parameters: velocities (x, y) at the control points, the coefficients of a bicubic B-spline field.
+
+    A point moves with the field for one unit of time, in 4 Runge-Kutta steps of fourth order. The field has continuous
+    second derivatives and vanishes two lattice spacings outside the lattice, so points stay near. Each component is
+    bounded smoothly (by tanh, of slope 1 at zero) to 0.9 lattice spacings, 0.6 for 4 x 4. In units of spacings the
+    rows of the field's Jacobian then sum to at most 2 * 1.5 * 0.9 = 2.7 in magnitude (1.5 bounds the sum of the
+    derivatives of the cubic B-splines), and a step h = 1/4 differs from the identity by at most exp(2.7 h) - 1 < 1 in
+    its Jacobian: the map cannot fold, whatever the parameters.
+
+    The inverse are the negated parameters, to the accuracy of the integration: below 1e-5 for velocities up to 0.1.
+    """
+    name = 'diffeomorphic'
+
+    def inverse(self, params: Tensor) -> Tensor:
+        return -self.prepare(params)
+
+    def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 0) -> Tensor:
+        """Output points whose source points are `points`: the flow of the negated velocities."""
+        return self.map_points(-params, points)
+
+    def _displace(self, control: Tensor, points: Tensor) -> Tensor:
+        steps = points.new_tensor([self.columns - 1, self.rows - 1]) / 2  # control points per unit of coordinates
+        field = MAX_VELOCITY / 36 * (control * steps / MAX_VELOCITY).tanh()  # _bspline is six times too large
+        start = (points + 1) * steps[:, None]
+        moved = points.new_zeros(len(field), *points.shape[1:])
+        for _ in range(STEPS):
+            moved = moved + _step(field.movedim(-1, 1), start + moved)
+        return moved / steps[:, None]
+
+
+def _step(field: Tensor, points: Tensor) -> Tensor:
+    """The displacement of one Runge-Kutta step of fourth order."""
+    velocity = _velocity if torch.compiler.is_compiling() else _Velocity.apply
+    time = 1 / STEPS
+    k1 = velocity(field, points)
+    k2 = velocity(field, points + time / 2 * k1)
+    k3 = velocity(field, points + time / 2 * k2)
+    k4 = velocity(field, points + time * k3)
+    return time / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+def _velocity(field: Tensor, points: Tensor) -> Tensor:
+    """The B-spline with coefficients (N, 2, rows, columns) at points (N, 2, P) in units of the lattice."""
+    rows, columns = field.shape[2:]
+    return _contract(field, _bspline(points[:, :1], columns), _bspline(points[:, 1:], rows))
+
+
+class _Velocity(torch.autograd.Function):
+    """`_velocity` that keeps only its arguments for backward: a small part of the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, field: Tensor, points: Tensor) -> Tensor:
+        ctx.save_for_backward(field, points)
+        return _velocity(field, points)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        field, points = ctx.saved_tensors
+        rows, columns = field.shape[2:]
+        x, y = _bspline(points[:, :1], columns), _bspline(points[:, 1:], rows)
+        slope_x, slope_y = _bspline_slope(points[:, :1], columns), _bspline_slope(points[:, 1:], rows)
+        along_x = (gradient * _contract(field, slope_x, y)).sum(1)
+        along_y = (gradient * _contract(field, x, slope_y)).sum(1)
+        weighted = (gradient[:, :, None] * y[:, None]).flatten(1, 2)
+        return exact_matmul(weighted, x.mT).reshape(field.shape), torch.stack([along_x, along_y], 1)
+
+
+def _contract(field: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    along_x = exact_matmul(field.flatten(1, 2), x).reshape(-1, *field.shape[1:3], x.shape[-1])
+    return (along_x * y[:, None]).sum(2)
+
+
+def _bspline(points: Tensor, n: int) -> Tensor:
+    """Six times the cubic B-splines around 0 ... n - 1, at points (N, 1, P): (N, n, P)."""
+    distance = (points - _nodes(points, n)).abs()
+    return (2 - distance).relu().pow(3) - 4 * (1 - distance).relu().pow(3)
+
+
+def _bspline_slope(points: Tensor, n: int) -> Tensor:
+    """The derivatives of `_bspline`."""
+    signed = points - _nodes(points, n)
+    distance = signed.abs()
+    return signed.sign() * (12 * (1 - distance).relu().square() - 3 * (2 - distance).relu().square())
+
+
+def _nodes(points: Tensor, n: int) -> Tensor:
+    return torch.arange(n, dtype=points.dtype, device=points.device)[:, None]

@@ -1,0 +1,37 @@
+"""Families with a parameter pair (x, y) at every point of a coarse lattice."""
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .base import Transform
+
+__all__ = ['LatticeTransform']
+
+
+class LatticeTransform(Transform):
+    """Parameters: (x, y) of every control point, row-major.
+
+    The control points are a regular lattice of rows x columns that spans [-1, 1], corners included: 4 x 4 by default.
+
+    Raises:
+        ValueError: Fewer than 2 rows or 2 columns, which would leave the control points on a line.
+    """
+
+    def __init__(self, lattice: Sequence[int] = (4, 4)) -> None:
+        if len(lattice) != 2 or min(lattice) < 2:
+            raise ValueError(f'{self.name!r} takes a lattice of at least 2 x 2 control points, got {tuple(lattice)}')
+        self.rows, self.columns = lattice
+        self.num_params = 2 * self.rows * self.columns
+        if (self.rows, self.columns) != (4, 4):
+            self.name = f'{self.name}:{self.rows}x{self.columns}'
+
+    def _map(self, params: Tensor, points: Tensor) -> Tensor:
+        middle = points.shape[1:-1]
+        flat = points.reshape(len(points), math.prod(middle), 2).movedim(-1, 1)
+        mapped = self._displace(params.reshape(len(params), self.rows, self.columns, 2), flat) + flat
+        return mapped.reshape(mapped.shape[0], 2, *middle).movedim(1, -1)
+
+    def _displace(self, control: Tensor, points: Tensor) -> Tensor:
+        """What is added to planar points (N or 1, 2, P), for (x, y) control values (N, rows, columns, 2)."""
+        raise NotImplementedError

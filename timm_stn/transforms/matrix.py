@@ -1,0 +1,193 @@
+"""Absolute matrices: the linear maps of all 2-D and 3-D families, as the paper writes them.
+
+A matrix maps *output* coordinates to *source* coordinates, xy(z) order, both in [-1, 1] with half-pixel centres
+(`align_corners=False`). Its shape says what it is: (N, 2, 3) affine, (N, 3, 3) homography, (N, 3, 4) affine in 3-D.
+
+Autocast, which turns a matmul into bfloat16, cannot touch what is here: forward is elementwise. Parameters and points are
+taken as float32, float64 where they are float64.
+"""
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from timm_stn.precision import full_precision
+
+from ..grid import centers, coordinate_dtype
+
+__all__ = ['compose_matrices', 'guard', 'invert_matrix', 'map_points_matrix', 'matrix_grid']
+
+LIMIT = 1e6  # parameters of larger magnitude are taken for broken ones
+MIN_DENOMINATOR = 1e-6
+MIN_DETERMINANT = 1e-12
+SHAPES = {(2, 3): 2, (3, 3): 2, (3, 4): 3}  # (rows, columns) -> dimensions of the space
+
+
+def guard(params: Tensor) -> Tensor:
+    """Replaces every sample that holds a NaN, an infinity or a magnitude above 1e6 by the identity.
+
+    The gradient of a replaced sample is exactly zero. Increments (N, P) become zeros, absolute matrices (N, 2, 3),
+    (N, 3, 3) or (N, 3, 4) the identity matrix; the result is float32 or float64.
+    """
+    params = params.to(coordinate_dtype(params.dtype))
+    usable = params.detach().abs() <= LIMIT  # a comparison with NaN is False
+    if params.device.type == 'cpu' and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and usable.all():
+        return params
+    usable = usable.flatten(1).all(1)
+    identity = eye_like(params) if params.dim() == 3 else torch.zeros_like(params)
+    return _where(usable, params, identity)
+
+
+def matrix_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
+    """Source coordinates of all output pixels, for absolute matrices.
+
+    Args:
+        theta: Matrices (N, 2, 3), (N, 3, 3) or (N, 3, 4); rows that `guard` refuses give the identity.
+        size: Output size, (H, W) or (D, H, W).
+
+    Returns:
+        Grid (N, *size, ndim), finite for any theta: a view of planar (N, ndim, *size) memory.
+    """
+    ndim = _check_matrix(theta)
+    if len(size) != ndim:
+        raise ValueError(f'size must have {ndim} entries for theta of shape {tuple(theta.shape)}, got {tuple(size)}')
+    planes = _planes(guard(theta), size)
+    if theta.shape[1:] == (3, 3):
+        planes = planes[:, :2] / _away_from_zero(planes[:, 2:])
+    return planes.movedim(1, -1)
+
+
+def map_points_matrix(theta: Tensor, points: Tensor) -> Tensor:
+    """Maps points by absolute matrices.
+
+    Args:
+        theta: Matrices (N, 2, 3), (N, 3, 3) or (N, 3, 4); rows that `guard` refuses give the identity.
+        points: Points (N, ..., ndim), or (M, ndim) shared by all samples.
+
+    Returns:
+        Source points (N, ..., ndim).
+    """
+    ndim = _check_matrix(theta)
+    theta, points = guard(theta), as_points(points, len(theta), ndim)
+    columns = theta.reshape(len(theta), *[1] * (points.dim() - 2), *theta.shape[1:]).unbind(-1)
+    mapped = columns[-1]
+    for column, coordinate in zip(columns, points.unbind(-1)):
+        mapped = mapped + column * coordinate[..., None]
+    if theta.shape[1:] == (3, 3):
+        mapped = mapped[..., :2] / _away_from_zero(mapped[..., 2:])
+    return mapped
+
+
+def compose_matrices(first: Tensor, second: Tensor) -> Tensor:
+    """The matrix of `first(second(x))`: an image is warped by `first`, then the result by `second`.
+
+    The result is (N, 3, 3) where one of the two is a homography, else of the shape of both.
+    """
+    if _check_matrix(first) != _check_matrix(second):
+        raise ValueError(f'cannot compose matrices of shapes {tuple(first.shape)} and {tuple(second.shape)}')
+    rows = max(first.shape[1], second.shape[1])
+    first, second = _square(guard(first)), _square(guard(second))
+    return (first[:, :, :, None] * second[:, None]).sum(2)[:, :rows]
+
+
+def invert_matrix(theta: Tensor) -> Tensor:
+    """The inverse matrices, of the shape of `theta`.
+
+    What has no usable inverse (a determinant below 1e-12, or an inverse that `guard` refuses) becomes the identity,
+    with a gradient of exactly zero.
+    """
+    _check_matrix(theta)
+    theta = guard(theta)
+    if theta.shape[1:] == (3, 4):
+        linear = _invert3(theta[:, :, :3])
+        shift = -(linear * theta[:, None, :, 3]).sum(-1, keepdim=True)
+        return guard(torch.cat([linear, shift], -1))
+    return guard(_invert3(_square(theta))[:, :theta.shape[1]])
+
+
+def as_points(points: Tensor, batch: int, ndim: int) -> Tensor:
+    """Points with a batch dimension, in float32 or float64: (N, ..., ndim) as they are, (M, ndim) as (1, M, ndim)."""
+    if not points.dim() or points.shape[-1] != ndim:
+        raise ValueError(f'points must have shape (N, ..., {ndim}) or (M, {ndim}), got {tuple(points.shape)}')
+    if points.dim() < 3:
+        points = points[None]
+    elif points.shape[0] not in (1, batch):
+        raise ValueError(
+            f'points of shape {tuple(points.shape)} must have {batch} (one set a sample) or 1 as their first dimension')
+    return points.to(coordinate_dtype(points.dtype))
+
+
+def eye_like(theta: Tensor) -> Tensor:
+    """The identity of the shape (rows, columns) of `theta`."""
+    return torch.eye(theta.shape[1], theta.shape[2], dtype=theta.dtype, device=theta.device)
+
+
+def _planes(theta: Tensor, size: Sequence[int]) -> Tensor:
+    """Rows of theta times (x, y, 1) at all pixels, (N, rows, *size), by broadcast addition of one term an axis."""
+    axes = [centers(n, theta.device, theta.dtype) for n in size]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return _add_planes(theta, *axes)
+    return _Planes.apply(theta, *axes)
+
+
+def _add_planes(theta: Tensor, *axes: Tensor) -> Tensor:
+    *columns, planes = theta.unsqueeze(-1).unbind(2)
+    for column, axis in zip(reversed(columns), axes):
+        column = column * axis
+        planes = planes.unsqueeze(-1) + column.view(*column.shape[:2], *[1] * (planes.dim() - 2), -1)
+    return planes.squeeze(2)
+
+
+class _Planes(torch.autograd.Function):
+    """`_add_planes` with a backward that reads the gradient of the grid twice, in whole rows, and no more often."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, *axes: Tensor) -> Tensor:
+        ctx.save_for_backward(*axes)
+        return _add_planes(theta, *axes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Every axis in turn: its moments, then the sum over it that the next axes and the last column need."""
+        columns, rows = [], grad.shape[1]
+        grad = grad.movedim(1, -1)
+        with full_precision(grad):
+            for axis in ctx.saved_tensors:
+                moments = torch.matmul(axis, grad.flatten(2))
+                columns.append(moments.unflatten(-1, (-1, rows)).sum(1))
+                grad = grad.sum(1)
+        return torch.stack([*reversed(columns), grad], -1), *[None for _ in ctx.saved_tensors]
+
+
+def _check_matrix(theta: Tensor) -> int:
+    if theta.dim() != 3 or tuple(theta.shape[1:]) not in SHAPES:
+        raise ValueError(f'theta must have shape (N, 2, 3), (N, 3, 3) or (N, 3, 4), got {tuple(theta.shape)}')
+    return SHAPES[theta.shape[1], theta.shape[2]]
+
+
+def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(condition.reshape(-1, *[1] * (yes.dim() - 1)), yes, no)
+
+
+def _away_from_zero(w: Tensor) -> Tensor:
+    """Denominators kept at a magnitude of at least 1e-6, with their sign."""
+    return torch.where(w < 0, w.clamp(max=-MIN_DENOMINATOR), w.clamp(min=MIN_DENOMINATOR))
+
+
+def _square(theta: Tensor) -> Tensor:
+    rows, columns = theta.shape[1:]
+    if rows == columns:
+        return theta
+    last = torch.eye(columns, dtype=theta.dtype, device=theta.device)[-1:]
+    return torch.cat([theta, last.expand(len(theta), 1, columns)], 1)
+
+
+def _invert3(m: Tensor) -> Tensor:
+    """Inverses of (N, 3, 3) by their adjugates; entries beyond what `guard` takes where there is none."""
+    a, b, c = m.unbind(1)
+    adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
+    determinant = (a * adjugate[..., 0]).sum(-1)
+    usable = determinant.abs() >= MIN_DETERMINANT
+    inverse = adjugate / torch.where(usable, determinant, 1)[:, None, None]
+    return _where(usable, inverse, torch.full_like(inverse, 2 * LIMIT))

@@ -1,0 +1,51 @@
+"""Thin-plate splines: the least bent map that takes control points where the parameters want them."""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .lattice import LatticeTransform
+from .matrix import as_points
+from .numeric import exact_matmul, invert_map
+
+__all__ = ['ThinPlateSpline']
+
+
+class ThinPlateSpline(LatticeTransform):
+    """Parameters: offsets (x, y) of the control points' sources from the control points, of which there are 16.
+
+    The interpolating spline of Bookstein (1989): U(r) = r^2 log r^2 at all control points plus an affine part. Sources
+    may coincide, and the map may fold. The linear system depends on the lattice only and is inverted once, in float64.
+    """
+    name = 'tps'
+
+    def __init__(self, lattice: Sequence[int] = (4, 4)) -> None:
+        super().__init__(lattice)
+        axes = [torch.linspace(-1, 1, n, dtype=torch.float64) for n in (self.columns, self.rows)]
+        self._centers = torch.stack(torch.meshgrid(*axes, indexing='xy')).flatten(1)
+        basis = self._basis(self._centers[None])[0]
+        k = basis.shape[1]
+        system = basis.new_zeros(k + 3, k + 3)
+        system[:, :k], system[:k] = basis, basis.T
+        self._solution = torch.linalg.inv(system)[:, :k]
+
+    def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 30) -> Tensor:
+        """Output points whose source points are `points`, found by Newton's method; see `invert_map` for accuracy."""
+        params = self.prepare(params)
+        target = as_points(points, len(params), 2)
+        target = target.expand(len(params), *target.shape[1:])
+        return invert_map(lambda x: self._map(params, x), target, iterations)
+
+    def _displace(self, control: Tensor, points: Tensor) -> Tensor:
+        basis = self._basis(points)
+        weights = exact_matmul(control.flatten(1, 2).mT, self._solution.to(control.device, control.dtype).mT)
+        if len(basis) > 1:
+            return exact_matmul(weights, basis)
+        return exact_matmul(weights.flatten(0, 1), basis[0]).reshape(len(weights), 2, basis.shape[-1])
+
+    def _basis(self, points: Tensor) -> Tensor:
+        """U of the distances to all control points, 1, x and y, at planar points (B, 2, P): (B, K + 3, P)."""
+        centers = self._centers.to(points.device, points.dtype)
+        squared = (points[:, :, None] - centers[:, :, None]).square().sum(1)
+        bent = squared * squared.clamp(min=torch.finfo(points.dtype).tiny).log()
+        return torch.cat([bent, torch.ones_like(points[:, :1]), points], 1)
