@@ -1,5 +1,6 @@
 """The flat, JSON-able ``stn_`` arguments: their defaults, their checks, and what each stage makes of them."""
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -37,9 +38,7 @@ def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     ours = {k: v for k, v in kwargs.items() if k.startswith('stn_')}
     for key in ours:
         if key not in DEFAULTS:
-            near = get_close_matches(key, DEFAULTS, 1)
-            hint = f' Did you mean {near[0]!r}?' if near else ''
-            raise TypeError(f"unknown argument {key!r}.{hint} Accepted: {', '.join(DEFAULTS)}.")
+            raise TypeError(f'unknown argument {key!r}.{_hint(key, DEFAULTS)}')
     return ours, {k: v for k, v in kwargs.items() if k not in ours}
 
 
@@ -66,15 +65,17 @@ class StnArguments:
 
     def _check_together(self) -> None:
         glimpses = self.values['stn_glimpses']
-        if not isinstance(glimpses, int) or glimpses < 1:
+        if not isinstance(glimpses, int) or isinstance(glimpses, bool) or glimpses < 1:
             raise ValueError(f'stn_glimpses must be a positive integer, got {glimpses!r}.')
         if 'input' not in self.stages and not self.to_input:
             for key in ('stn_glimpses', 'stn_size', 'stn_towers', 'stn_join'):
-                if self.values[key] != DEFAULTS[key]:
-                    raise ValueError(f"{key}={self.values[key]!r} needs 'input' in stn_stages, got {list(self.stages)}.")
+                value = self.values[key]
+                if value != DEFAULTS[key]:
+                    raise ValueError(f"{key}={value!r} needs 'input' in stn_stages, got {list(self.stages)}.")
         if self.to_input and (len(self.stages) != 1 or 'input' in self.stages):
             raise ValueError(f"stn_target='input' takes one feature stage in stn_stages, got {list(self.stages)}.")
-        shared = [s for s in self.stages if str(self.settings(s)['localization']).startswith('shared:') and s != 'input']
+        stages = [s for s in self.stages if s != 'input']
+        shared = [s for s in stages if str(self.settings(s)['localization']).startswith('shared:')]
         if shared:
             raise ValueError(f"stn_localization='shared:<stage>' is for the input, not for stage {shared[0]!r}.")
 
@@ -102,6 +103,8 @@ class StnArguments:
 def _parse_stages(stages: Any) -> dict[int | str, dict[str, Any]]:
     if isinstance(stages, (str, int)):
         stages = (stages,)
+    if not isinstance(stages, Iterable):
+        raise ValueError(f"stn_stages takes 'input', feature indices or module names, got {stages!r}.")
     pairs = stages.items() if isinstance(stages, Mapping) else [_pair(s) for s in stages]
     out: dict[int | str, dict[str, Any]] = {}
     for stage, settings in pairs:
@@ -125,14 +128,19 @@ def _pair(entry: Any) -> tuple[Any, Any]:
 def _stage(stage: Any) -> int | str:
     if isinstance(stage, bool) or not isinstance(stage, (int, str)):
         raise ValueError(f"stn_stages takes 'input', feature indices or module names, got {stage!r}.")
-    return int(stage) if isinstance(stage, str) and stage.lstrip('-').isdigit() else stage
+    return int(stage) if isinstance(stage, str) and re.fullmatch(r'-?\d+', stage) else stage
 
 
 def _check_settings(stage: int | str, settings: Any) -> dict[str, Any]:
     accepted = [k[4:] for k in DEFAULTS if k[4:] not in NETWORK]
+    if not isinstance(settings, Mapping | None):
+        raise ValueError(f'stn_stages takes stages or [stage, settings] pairs, got [{stage!r}, {settings!r}].')
     for key in settings or {}:
         if key not in accepted:
-            near = get_close_matches(str(key), accepted, 1)
-            hint = f' Did you mean {near[0]!r}?' if near else ''
-            raise TypeError(f"stn_stages: unknown setting {key!r} of stage {stage!r}.{hint} Accepted: {', '.join(accepted)}.")
+            raise TypeError(f'stn_stages: unknown setting {key!r} of stage {stage!r}.{_hint(key, accepted)}')
     return dict(settings or {})
+
+
+def _hint(key: Any, accepted: Iterable[str]) -> str:
+    near, = get_close_matches(str(key), accepted, 1, cutoff=0)
+    return f" Did you mean {near!r}? Accepted: {', '.join(accepted)}."

@@ -1,4 +1,4 @@
-"""One transformer becomes a child of one stage of a backbone, so that it travels, copies and checkpoints with the stage."""
+"""One transformer becomes a child of one stage of a backbone: it travels, copies and checkpoints with the stage."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +26,7 @@ class StageTransformer(SpatialTransformer):
 
 def _transform(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook of a stage that has a transformer as its child."""
-    return module.stn(output)
+    return module.stn(output)  # type: ignore[operator]
 
 
 def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str, Any]]:
@@ -37,18 +37,20 @@ def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str,
         stage: Index into ``backbone.feature_info`` (negative: from the end), or a module's name.
 
     Raises:
-        ValueError: There is no such stage.
+        ValueError: There is no such stage, or no module of its own that yields it.
     """
-    infos = feature_infos(backbone)
+    infos, modules = feature_infos(backbone), dict(backbone.named_modules())
     if isinstance(stage, int):
         if not -len(infos) <= stage < len(infos):
             raise ValueError(f'stn_stages: {_name(backbone)} has feature indices 0 to {len(infos) - 1}, got {stage}.')
-        stage = stage % len(infos)
-        return str(infos[stage]['module']), dict(infos[stage])
-    if stage not in dict(backbone.named_modules()):
-        names = ', '.join(str(i['module']) for i in infos)
-        raise ValueError(f"stn_stages: {_name(backbone)} has no module {stage!r}; stages are 'input', {names}.")
-    return stage, next((dict(i) for i in infos if i['module'] == stage), {})
+        info = infos[stage]
+    else:
+        info = next((i for i in infos if i['module'] == stage), {'module': stage})
+    name = str(info['module'])
+    if not name or name not in modules:
+        names = ', '.join(str(i['module']) for i in infos if i['module'] in modules)
+        raise ValueError(f"stn_stages: {_name(backbone)} has no module {name!r}; stages are 'input', {names}.")
+    return name, dict(info)
 
 
 def feature_infos(backbone: nn.Module) -> list[dict[str, Any]]:
@@ -64,9 +66,10 @@ def stage_layouts(
     """Module name and layout of each stage, read off one dry forward pass.
 
     Raises:
-        ValueError: A stage is not called exactly once, or does not yield one map of features.
+        ValueError: A stage is not called exactly once, does not yield one map of features, or is named twice.
     """
     found = {stage: resolve_stage(backbone, stage) for stage in stages}
+    _check_distinct(backbone, {stage: name for stage, (name, _) in found.items()})
     outputs: dict[str, list[Any]] = {name: [] for name, _ in found.values()}
     handles = [
         backbone.get_submodule(name).register_forward_hook(lambda m, a, out, seen=seen: seen.append(_shape(out)))
@@ -81,6 +84,15 @@ def stage_layouts(
         stage: (name, _layout(backbone, stage, name, info, outputs[name], input_size))
         for stage, (name, info) in found.items()
     }
+
+
+def _check_distinct(backbone: nn.Module, names: dict[int | str, str]) -> None:
+    taken: dict[str, int | str] = {}
+    for stage, name in names.items():
+        if name in taken:
+            both = f'{taken[name]!r} and {stage!r}'
+            raise ValueError(f'stn_stages: {both} are the same stage ({name}) of {_name(backbone)}; name it once.')
+        taken[name] = stage
 
 
 def _layout(
@@ -113,13 +125,17 @@ def attach(backbone: nn.Module, name: str, stn: StageTransformer, input_size: tu
     """Make ``stn`` run once, right after the module ``name``; returns the transformer's own name.
 
     An exact ``nn.Sequential`` runs the child by itself, as do some containers of timm that iterate over their
-    children: a dry forward pass counts the calls. Other modules get a plain-function forward hook. Where a container hands
-    its children something else than its output (a list in DenseNet), the transformer follows it in the Sequential that holds it.
+    children: a dry forward pass counts the calls. Other modules get a plain-function forward hook. Where a container
+    hands its children something else than its output (a list in DenseNet), the transformer follows it in the Sequential
+    that holds it.
 
     Raises:
-        ValueError: There is no way to run the transformer exactly once there.
+        ValueError: There is no way to run the transformer exactly once there, or there is one already. The backbone is
+            left as it was.
     """
     module = backbone.get_submodule(name)
+    if hasattr(module, CHILD):
+        raise ValueError(f'stn_stages: {name} of {_name(backbone)} has a transformer already; name another stage.')
     module.add_module(CHILD, stn)
     calls = _count_calls(backbone, stn, input_size)
     if calls == 0:
@@ -131,9 +147,13 @@ def attach(backbone: nn.Module, name: str, stn: StageTransformer, input_size: tu
         return f'{name}.{CHILD}'
     del module._modules[CHILD]
     parent, _, last = name.rpartition('.')
-    if _insert_after(backbone.get_submodule(parent), last, stn) and _count_calls(backbone, stn, input_size) == 1:
-        return f'{parent}.{last}_{CHILD}'.lstrip('.')
-    raise ValueError(f"stn_stages: a transformer cannot follow {name} of {_name(backbone)}; use 'input' or another stage.")
+    holder = backbone.get_submodule(parent)
+    if _insert_after(holder, last, stn):
+        if _count_calls(backbone, stn, input_size) == 1:
+            return f'{parent}.{last}_{CHILD}'.lstrip('.')
+        del holder._modules[f'{last}_{CHILD}']
+    raise ValueError(
+        f"stn_stages: a transformer cannot follow {name} of {_name(backbone)}; use 'input' or another stage.")
 
 
 def _insert_after(parent: nn.Module, name: str, stn: nn.Module) -> bool:
@@ -148,7 +168,7 @@ def _insert_after(parent: nn.Module, name: str, stn: nn.Module) -> bool:
     return True
 
 
-def _count_calls(backbone: nn.Module, stn: nn.Module, input_size: tuple[int, int, int]) -> int | None:
+def _count_calls(backbone: nn.Module, stn: StageTransformer, input_size: tuple[int, int, int]) -> int | None:
     """How often the transformer runs in one forward pass; None where it is handed something it cannot take."""
     calls: list[Any] = []
     refused = []

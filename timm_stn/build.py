@@ -5,7 +5,6 @@ by its keys. The backbone's part always goes through timm's own factory, so that
 size adapt by timm's own code.
 """
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +84,8 @@ def build_network(
         bases[0], arguments, input_size, bases[1:], name=name, num_classes=num_classes,
         pretrained_localization=pretrained and not whole, device=rest.get('device'), dtype=rest.get('dtype'))
     net.pretrained_cfg.update(_cfg_of_weights(cfg))
+    if arguments.size is not None:
+        net.pretrained_cfg['input_size'] = input_size
     net.pretrained_model_args = dict(pretrained_model_args or {})
     if whole and state_dict is not None:
         _load_own(net, state_dict, cfg)
@@ -180,6 +181,8 @@ def _build_base(
     if state_dict is not None:
         base_cfg = replace(base_cfg, **NO_SOURCE, state_dict=dict(state_dict))
     args = {k: v for k, v in (model_args or {}).items() if not k.startswith('stn_')}
+    if 'img_size' in args:
+        args['img_size'] = base_cfg.input_size[1:]
     extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
     model = timm.create_model(base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
     if state_dict is not None:
@@ -227,7 +230,3 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
             f'Missing: {missing}; unexpected: {unexpected}; of another shape: {wrong}.')
     with torch.no_grad():
         net.load_state_dict({**target, **own})
-
-
-def is_plain(state_dict: Mapping[str, Any]) -> bool:
-    return not any(k.startswith('backbone.') for k in state_dict)

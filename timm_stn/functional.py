@@ -1,6 +1,6 @@
 """Warping as functions: `warp` looks, `unwarp` brings back, `map_points` follows points.
 
-Convention: theta maps *output* coordinates to *source* coordinates, xy(z) order, both in [-1, 1] with half-pixel centres
+Convention: theta maps *output* to *source* coordinates, xy(z) order, both in [-1, 1] with half-pixel centres
 (`align_corners=False`). Of shape (N, 2, 3), (N, 3, 3) or (N, 3, 4) it is absolute, what `F.affine_grid` takes (with a
 last row for homographies), and `transform` is not used; of shape (N, P) it holds the parameters of the family
 `transform`, increments on the identity. Coordinates are float32, float64 for float64 images, whatever theta's dtype.

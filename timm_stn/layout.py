@@ -2,9 +2,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 import torch
+from torch import Tensor
 
 __all__ = ['Layout', 'infer_layout']
 
@@ -32,7 +31,7 @@ class Layout:
         if self.fmt == 'NHWC':
             return x.permute(0, 3, 1, 2)
         h, w = self.token_size(x.shape[1] - self.prefix)
-        return x[:, self.prefix:].transpose(1, 2).unflatten(2, (h, w))
+        return x[:, self.prefix:].transpose(1, 2).reshape(x.shape[0], x.shape[2], h, w)
 
     def restore(self, maps: Tensor, x: Tensor) -> Tensor:
         """(N, C, H, W) back to the layout of ``x``, whose prefix tokens are kept."""
@@ -49,10 +48,12 @@ class Layout:
             return self.size
         aspect = self.size[0] / self.size[1]
         pairs = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
-        h, w = min(pairs, key=lambda p: max(p[0] / p[1] / aspect, aspect * p[1] / p[0]))
-        if max(h / w / aspect, aspect * w / h) > 2:
-            raise ValueError(f'{tokens} tokens do not form a map with an aspect ratio near {self.size[0]}:{self.size[1]}.')
-        return h, w
+        stretch = {(h, w): max(h / w / aspect, aspect * w / h) for h, w in pairs}
+        best = min(pairs, key=lambda pair: stretch[pair], default=None)
+        if best is None or stretch[best] > 2:
+            usual = f'{self.size[0]}:{self.size[1]}'
+            raise ValueError(f'{tokens} tokens do not form a map with an aspect ratio near {usual}.')
+        return best
 
 
 def infer_layout(
@@ -72,8 +73,10 @@ def infer_layout(
         prefix: Number of prefix tokens the model says it has.
     """
     if len(shape) == 4:
-        last = shape[-1] == channels if channels in (shape[1], shape[-1]) and shape[1] != shape[-1] else output_fmt == 'NHWC'
-        return Layout('NHWC', shape[3], tuple(shape[1:3])) if last else Layout('NCHW', shape[1], tuple(shape[2:]))
+        told = channels in (shape[1], shape[-1]) and shape[1] != shape[-1]
+        last = shape[-1] == channels if told else output_fmt == 'NHWC'
+        _, a, b, c = shape
+        return Layout('NHWC', c, (a, b)) if last else Layout('NCHW', a, (b, c))
     if len(shape) != 3 or channels not in (None, shape[2]):
         return None
     for p in (prefix, 0):

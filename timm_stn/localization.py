@@ -1,10 +1,11 @@
 """Localization networks: they look at an image or a feature map and regress a transform's parameters.
 
-Paper, section 3.1 and appendix A.4 to A.6. Each network sees an anti-aliased shrink of its input at a fixed side, so that
-one set of weights serves every input size, and ends in a :class:`ThetaRegression` that starts at zero: the identity.
+Paper, section 3.1 and appendix A.4 to A.6. Each network sees an anti-aliased shrink of its input at a fixed side, so
+that one set of weights serves every input size. It ends in a :class:`ThetaRegression`, which starts at the identity.
 """
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, Callable
+from typing import Any
 
 import timm
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from .grid import coordinate_dtype
 from .precision import full_precision
 
 __all__ = ['Localization', 'ThetaRegression', 'shrink', 'localization_names']
@@ -30,27 +32,28 @@ def shrink(x: Tensor, size: tuple[int, ...]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     if x.ndim == 5:
-        return F.adaptive_avg_pool3d(x, size)
+        return F.adaptive_avg_pool3d(x, size)  # type: ignore[arg-type]
+    pixels = x.to(coordinate_dtype(x.dtype))
     with full_precision(x):
-        return F.interpolate(x.float(), size, mode='bilinear', align_corners=False, antialias=True).to(x.dtype)
+        return F.interpolate(pixels, size, mode='bilinear', align_corners=False, antialias=True).to(x.dtype)
 
 
 class ThetaRegression(nn.Module):
     """The last layer of a localization network: theta = lr_scale * (W h / fan_in + b), W and b start at zero.
 
-    Dividing by the fan-in makes a step of any optimiser move theta by about lr * lr_scale, whatever the width. Forward uses
-    gain * W with gain = lr_scale / fan_in while W receives the gradient as if the gain were 1, so that SGD, AdamW, Lion, Muon
-    and LAMB all scale theta's step alike (a plain gain would enter twice under SGD). ``lr_scale`` is saved beside W (in
-    billionths: an integer survives casts to half precision), and a checkpoint written with another one is converted
-    when it is loaded, so that it may change at any time.
+    Dividing by the fan-in makes a step of any optimiser move theta by about lr * lr_scale, whatever the width. Forward
+    uses gain * W with gain = lr_scale / fan_in while W receives the gradient as if the gain were 1, so that SGD, AdamW,
+    Lion, Muon and LAMB all scale theta's step alike (a plain gain would enter twice under SGD). ``lr_scale`` is saved
+    beside W (in billionths: an integer survives casts to half precision), and a checkpoint written with another one is
+    converted when it is loaded, so that it may change at any time.
 
     Args:
         in_features: Width F of the features.
         out_features: Number P of parameters.
-        lr_scale: Learning rate of theta relative to the rest of the network, at least 1e-9.
+        lr_scale: Learning rate of theta relative to the rest of the network, from 1e-9 to 1e9; rounded to billionths.
 
     Raises:
-        ValueError: ``lr_scale`` is smaller than that.
+        ValueError: ``lr_scale`` is not between these.
     """
 
     lr_scale_nano: Tensor
@@ -64,11 +67,11 @@ class ThetaRegression(nn.Module):
             dtype: Any = None,
     ) -> None:
         super().__init__()
-        if not lr_scale >= 1e-9:
-            raise ValueError(f'lr_scale must be at least 1e-9, got {lr_scale!r}.')
+        if not isinstance(lr_scale, (int, float)) or not 1e-9 <= lr_scale <= 1e9:
+            raise ValueError(f'lr_scale must be a number from 1e-9 to 1e9, got {lr_scale!r}.')
         self.in_features = in_features
         self.out_features = out_features
-        self.lr_scale = float(lr_scale)
+        self.lr_scale = round(lr_scale * 1e9) / 1e9
         self.weight = nn.Parameter(torch.zeros(out_features, in_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
         self.register_buffer('lr_scale_nano', torch.tensor(round(self.lr_scale * 1e9), device=device))
@@ -80,8 +83,8 @@ class ThetaRegression(nn.Module):
             self.lr_scale_nano.fill_(round(self.lr_scale * 1e9))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (N, F) to parameters (N, P), float32 (float64 for float64 weights) under any autocast or model dtype."""
-        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        """Features (N, F) to parameters (N, P), in float32 (float64 for float64 weights) whatever the autocast."""
+        dtype = coordinate_dtype(self.weight.dtype)
         with full_precision(x):
             weight = _gain(self.weight.to(dtype), self.lr_scale / self.in_features)
             return F.linear(x.to(dtype), weight, _gain(self.bias.to(dtype), self.lr_scale))
@@ -94,9 +97,10 @@ class ThetaRegression(nn.Module):
         saved = state_dict.get(prefix + 'lr_scale_nano')
         if saved is not None and not saved.is_meta:
             ratio = int(saved) / round(self.lr_scale * 1e9)
-            for key in (prefix + 'weight', prefix + 'bias'):
-                if key in state_dict and ratio != 1.0:
-                    state_dict[key] = state_dict[key] * ratio
+            for name, own in self.named_parameters():
+                value = state_dict.get(prefix + name)
+                if value is not None and ratio != 1.0:
+                    state_dict[prefix + name] = value.to(torch.promote_types(value.dtype, own.dtype)) * ratio
             state_dict[prefix + 'lr_scale_nano'] = torch.full_like(saved, round(self.lr_scale * 1e9))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -105,11 +109,12 @@ class ThetaRegression(nn.Module):
 
 
 def _gain(weight: Tensor, gain: float) -> Tensor:
-    return weight if gain == 1.0 else weight + (gain - 1.0) * weight.detach()
+    """gain * weight, to full precision however small the gain is, with a gradient of 1; the second term is zero."""
+    return weight if gain == 1.0 else gain * weight.detach() + (weight - weight.detach())
 
 
 def _side(size: tuple[int, ...], limit: int, halve: bool) -> tuple[int, ...]:
-    """The paper halves what its convolutional networks see; small maps are seen as they are, large ones at ``limit``."""
+    """The paper halves what its convolutional networks see, here to 14 at least; large maps are seen at ``limit``."""
     return tuple(min(max(s // 2, min(s, 14)) if halve else s, limit) for s in size)
 
 
@@ -165,10 +170,11 @@ def _timm(arch: str, in_chans: int, size: tuple[int, ...], pretrained: bool, **d
     return body.train(was_training), width
 
 
-_BODIES: dict[str, tuple[Callable, int, bool]] = {  # name -> (builder, largest side it sees by default, halve)
-    'conv': (_conv, 64, True),
-    'fc': (_fc, 64, False),
-    'linear': (_linear, 16, False),
+# name -> (builder, largest side it sees by default, whether it sees half, settings)
+_BODIES: dict[str, tuple[Callable, int, bool, tuple[str, ...]]] = {
+    'conv': (_conv, 64, True, ('channels', 'hidden')),
+    'fc': (_fc, 64, False, ('hidden', 'depth')),
+    'linear': (_linear, 16, False, ()),
 }
 
 
@@ -181,19 +187,22 @@ class Localization(nn.Module):
     """A network from what is looked at to the parameters of a transform (paper, section 3.1).
 
     Args:
-        kind: ``conv`` (conv 20@5x5, max pool, conv 20@5x5, FC 20), ``fc`` (FC 32, three times), both as in appendix A.4,
-            ``linear``, or ``timm:<arch>``, any timm model without its classifier.
+        kind: ``conv`` (conv 20@5x5, max pool, conv 20@5x5, FC 20), ``fc`` (FC 32, three times), both as in appendix
+            A.4, ``linear``, or ``timm:<arch>``, any timm model without its classifier.
         in_chans: Channels C of the input.
         input_size: (H, W) or (D, H, W) that the input usually has; sets the default of ``size``.
         num_params: Number P of parameters to regress.
-        size: Side(s) that the network sees, an anti-aliased shrink of the input. Default: ``conv`` half the input,
-            at most 64, ``fc`` at most 64, ``linear`` at most 16, ``timm:<arch>`` what that model was made for.
+        size: Side(s) that the network sees, an anti-aliased shrink of the input. Default: ``conv`` half the input, from
+            14 (or the input, if that is less) to 64, ``fc`` at most 64, ``linear`` at most 16, ``timm:<arch>`` at most
+            what that model was made for.
         lr_scale: See :class:`ThetaRegression`.
         pretrained: Load the pretrained weights of ``timm:<arch>``.
-        **settings: Sizes of the network: ``channels``, ``hidden`` (conv), ``hidden``, ``depth`` (fc).
+        **settings: Sizes of the network: ``channels``, ``hidden`` (conv), ``hidden``, ``depth`` (fc); for
+            ``timm:<arch>`` what ``timm.create_model`` takes.
 
     Raises:
-        ValueError: ``kind`` is none of these, or ``size`` is not positive.
+        ValueError: ``kind`` is none of these, or ``size`` or a setting is not positive.
+        TypeError: The network has no such setting.
     """
 
     def __init__(
@@ -202,7 +211,7 @@ class Localization(nn.Module):
             in_chans: int,
             input_size: tuple[int, ...],
             num_params: int,
-            size: int | tuple[int, ...] | None = None,
+            size: int | Sequence[int] | None = None,
             lr_scale: float = 1.0,
             pretrained: bool = False,
             device: Any = None,
@@ -216,23 +225,25 @@ class Localization(nn.Module):
         if kind.startswith('timm:'):
             self.body, width = _timm(kind[5:], in_chans, self.size, pretrained, **settings, **dd)
         else:
+            _check_settings(kind, settings)
             self.body, width = _BODIES[kind][0](in_chans, self.size, **settings, **dd)
         self.regression = ThetaRegression(width, num_params, lr_scale, **dd)
 
     @staticmethod
     def _resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
-        _check_kind(kind)
+        ndim = len(input_size)
+        _check_kind(kind, ndim)
         if size is not None:
-            size = (size,) * len(input_size) if isinstance(size, int) else tuple(size)
-            if len(size) != len(input_size) or min(size) < 1:
-                raise ValueError(f'localization_size must be {len(input_size)} positive integers (or one), got {size}.')
-            return size
+            sides = (size,) * ndim if isinstance(size, int) else size
+            if not are_sides(sides, ndim):
+                raise ValueError(f'localization_size must be {ndim} positive integers, or one, got {size!r}.')
+            return tuple(sides)
         if kind.startswith('timm:'):
             cfg = get_pretrained_cfg(kind[5:])
             native = tuple(cfg.input_size[1:]) if cfg is not None else (224, 224)
             fixed = cfg is not None and cfg.fixed_input_size
             return native if fixed else tuple(min(a, b) for a, b in zip(native, input_size))
-        _, limit, halve = _BODIES[kind]
+        _, limit, halve, _ = _BODIES[kind]
         return _side(input_size, limit, halve)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -240,14 +251,38 @@ class Localization(nn.Module):
         return self.regression(self.body(shrink(x, self.size)))
 
 
-def _check_kind(kind: Any) -> None:
+def _check_kind(kind: Any, ndim: int) -> None:
     if isinstance(kind, str):
         if kind in _BODIES:
             return
         if kind.startswith('timm:'):
-            if timm.is_model(kind[5:]):
-                return
-            raise ValueError(f'localization {kind!r}: timm knows no model {kind[5:]!r}.')
+            if not timm.is_model(kind[5:]):
+                raise ValueError(f'localization {kind!r}: timm knows no model {kind[5:]!r}.')
+            if ndim != 2:
+                raise ValueError(f"localization {kind!r} looks at images, volumes take one of {', '.join(_BODIES)}.")
+            return
+        if kind.startswith('shared:'):
+            raise ValueError(f'localization {kind!r} needs the backbone of a network around it; here it must be one of '
+                             f"{', '.join(_BODIES)}, timm:<arch>.")
     near = get_close_matches(str(kind), _BODIES, 1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise ValueError(f"localization must be one of {', '.join(_BODIES)}, timm:<arch>, shared:<stage>; got {kind!r}.{hint}")
+    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>'])
+    raise ValueError(f'localization must be one of {accepted}; got {kind!r}.{hint}')
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def are_sides(value: Any, ndim: int) -> bool:
+    return isinstance(value, Sequence) and len(value) == ndim and all(is_count(side) for side in value)
+
+
+def _check_settings(kind: str, settings: dict[str, Any]) -> None:
+    accepted = _BODIES[kind][3]
+    for name, value in settings.items():
+        if name not in accepted:
+            names = ' and '.join(accepted) or 'no settings'
+            raise TypeError(f'localization {kind!r} takes {names}, got {name}={value!r}.')
+        if not is_count(value):
+            raise ValueError(f'{name} of localization {kind!r} must be a positive integer, got {value!r}.')

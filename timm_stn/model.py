@@ -8,7 +8,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from .arguments import StnArguments
-from .attach import StageTransformer, attach, resolve_stage, stage_layouts
+from .attach import StageTransformer, attach, feature_infos, resolve_stage, stage_layouts
 from .localization import Localization, shrink
 from .spatial_transformer import SpatialTransformer
 
@@ -103,7 +103,7 @@ class SpatialTransformerNetwork(nn.Module):
         name, info = resolve_stage(backbone, index)
         if 'index' not in info and 'num_chs' not in info:
             raise ValueError(f'stn_stages: {name} is no feature stage, and stn_target or shared:<stage> needs one.')
-        names = [resolve_stage(backbone, i)[0] for i in range(len(_infos(backbone)))]
+        names = [resolve_stage(backbone, i)[0] for i in range(len(feature_infos(backbone)))]
         self._source = names.index(name)
         layout = stage_layouts(backbone, [index], (self._input_size[0], *size))[index][1]
         probe = SpatialTransformer(
@@ -323,13 +323,16 @@ class SpatialTransformerNetwork(nn.Module):
             prune_head: bool = True,
     ) -> list[int]:
         """Remove what comes after the last of the features that are asked for."""
-        taken = [b.prune_intermediate_layers(indices, prune_norm, prune_head)  # type: ignore[operator]
-                 for _, b in self._all_backbones()][0]
+        count = len(feature_infos(self.backbone))
+        kept = list(range(count))[-indices:] if isinstance(indices, int) else [i % count for i in indices]
+        needed = kept if self._source is None else [*kept, self._source]
+        for _, backbone in self._all_backbones():
+            backbone.prune_intermediate_layers(needed, prune_norm, prune_head)  # type: ignore[operator]
         if prune_head and 'classifier' in self._modules:
             self.reset_classifier(0)
         modules = dict(self.named_modules())
         self._stage_names = {s: names for s, names in self._stage_names.items() if all(n in modules for n in names)}
-        return taken
+        return kept
 
     def get_classifier(self) -> nn.Module:
         return self.classifier if 'classifier' in self._modules else self.backbone.get_classifier()  # type: ignore
@@ -358,6 +361,8 @@ class SpatialTransformerNetwork(nn.Module):
                 backbone.set_input_size(img_size=img_size, **kwargs)  # type: ignore[operator]
         self._input_size = (self._input_size[0], *size)  # type: ignore[assignment]
         self._traits = {**self._traits, 'img_size': size}
+        if self.arguments.size is not None:
+            self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, 'input_size': self._input_size}
 
     def group_matcher(self, coarse: bool = False) -> Any:
         """Layer groups of the backbone; transformers and joined classifier are new layers and group with the head."""
@@ -430,8 +435,3 @@ def _map(fn: Callable[..., Tensor], *trees: Any) -> Any:
     if isinstance(first, dict):
         return {k: _map(fn, *(t[k] for t in trees)) for k in first}
     return type(first)(_map(fn, *parts) for parts in zip(*trees))
-
-
-def _infos(backbone: nn.Module) -> list[Any]:
-    infos = backbone.feature_info
-    return list(getattr(infos, 'info', infos))  # type: ignore[arg-type]

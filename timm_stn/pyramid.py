@@ -22,16 +22,13 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
     """As `kernels.interpolate`, averaged over the footprint of every point; no gradient passes through the levels."""
     level = levels(grid.detach(), image.shape[2:])
     first, last = _span(level, image.shape[2:])
-    values = None
-    for i in range(last + 1):
-        image = halve(image) if i else image
-        if i < first:
-            continue
-        part = kernels.interpolate(image, grid, mode, padding_mode)
-        if first == last:
-            return part
-        weight = (1 - (level - i).abs()).clamp(min=0)
-        values = part * weight if values is None else torch.addcmul(values, part, weight)
+    for _ in range(first):
+        image = halve(image)
+    values = kernels.interpolate(image, grid, mode, padding_mode)
+    for i in range(first + 1, last + 1):
+        image = halve(image)
+        share = (level - i + 1).clamp(0, 1)  # of this level, against the finer ones so far
+        values = torch.lerp(values, kernels.interpolate(image, grid, mode, padding_mode), share)
     return values
 
 
@@ -63,12 +60,12 @@ def _steps(pixels: Tensor, axis: int) -> Tensor:
 
 def _top(size: Sequence[int]) -> int:
     """The level that is one pixel."""
-    return (max(size) - 1).bit_length()
+    return (int(max(size)) - 1).bit_length()
 
 
 def _span(level: Tensor, size: Sequence[int]) -> tuple[int, int]:
     """First and last level in use; in a compiled or traced program, where values are unknown, all of them."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return 0, _top(size)
     if level.numel() == 0:
         return 0, 0

@@ -32,10 +32,10 @@ def sample(
 ) -> Tensor:
     """Read `image` at the points of `grid`: (N, C, *out), in the image's dtype and memory format.
 
-    Coordinates are computed in float32 (float64 for float64 images), and so are half-precision pixels. Any coordinates
-    are safe: an infinite one lies far outside on its side, a NaN far outside to the left (top, front). So `'zeros'` and
-    `'fill'` give their value there, `'border'` the nearest edge and `'reflection'` some pixel of the image; the gradient
-    to such a coordinate is exactly 0.
+    Coordinates are computed in float32 (float64 for float64 images), and so are half-precision pixels. Any
+    coordinates are safe: an infinite one lies far outside on its side, a NaN far outside to the left (top, front). So
+    `'zeros'` and `'fill'` give their value there, `'border'` the nearest edge, `'reflection'` some pixel of the image;
+    the gradient to such a coordinate is exactly 0.
 
     Args:
         image: (N, C, H, W) or (N, C, D, H, W); integers and bool only with `mode='nearest'`.

@@ -7,18 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from .functional import unwarp
-from .localization import Localization
+from .grid import coordinate_dtype
+from .localization import Localization, are_sides, is_count
 from .sampler import check_options, sample_finite
-from .transforms import compose_matrices, get_transform, guard, map_points_matrix, matrix_grid
+from .transforms import Transform, compose_matrices, get_transform, guard, map_points_matrix, matrix_grid
+from .transforms.compose import chain
 
 __all__ = ['SpatialTransformer', 'tile_offsets']
 
 Localize = Callable[[Tensor], Tensor]
-TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge: at the edge itself a smooth bound has no slope
+TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge, where a smooth bound has no slope
 
 
 def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
-    """Centres (G, 2), xy, at which parallel glimpses start: tiled over the image, never on top of each other."""
+    """Centres (G, 2), xy, at which parallel glimpses start: tiled over the image, not on top of each other.
+
+    They are moved inwards, in proportion, as far as a glimpse of that scale must be to lie inside. Bounded glimpses of
+    scale 1 or more have no choice but to share the centre.
+    """
     rows = max(1, math.isqrt(glimpses))
     cols = math.ceil(glimpses / rows)
     reach = TILE_REACH * max(1 - scale, 0.0) if bound else max(1 - scale, 0.25)
@@ -27,15 +33,19 @@ def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
         row, col = divmod(g, cols)
         in_row = min(cols, glimpses - row * cols)
         centers.append(((2 * col + 1) / in_row - 1, (2 * row + 1) / rows - 1))
-    return torch.tensor(centers).clamp(-reach, reach) if glimpses > 1 else torch.zeros(1, 2)
+    offsets = torch.tensor(centers, dtype=torch.float64)
+    return (offsets * (reach / offsets.abs().amax(0).clamp_min(reach or 1))).float()
 
 
 class SpatialTransformer(nn.Module):
     """Looks at x, regresses where to look, and returns what it sees there.
 
-    theta maps output to source coordinates, xy in [-1, 1], half-pixel centres (``align_corners=False``). For families with
-    a matrix it is absolute, (N, 2, 3) or (N, 3, 3) ((N, 3, 4) in 3-D), as ``F.affine_grid`` takes it; for the others it is
-    (N, P) increments of ``theta_transform``. With G > 1 glimpses it has a dimension G after N.
+    theta maps output to source coordinates, xy in [-1, 1], half-pixel centres (``align_corners=False``). For families
+    with a matrix it is absolute, (N, 2, 3) or (N, 3, 3) ((N, 3, 4) in 3-D), as ``F.affine_grid`` takes it; for the
+    others it is (N, P) increments of ``theta_transform``. With G > 1 glimpses it has a dimension G after N.
+
+    What cannot be looked at does no harm: parameters that are not finite (of an image with a NaN in it, say) are taken
+    for zero, and that sample is seen as if nothing had been regressed; an empty batch gives an empty result.
 
     Args:
         in_chans: Channels C of the input.
@@ -61,6 +71,7 @@ class SpatialTransformer(nn.Module):
 
     Raises:
         ValueError: An argument is not one of these; the message names it.
+        TypeError: The localization network has no such setting.
     """
 
     base: Tensor
@@ -89,21 +100,23 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.transform = get_transform(transform)
         ndim = self.transform.ndim
-        if len(tuple(input_size)) != ndim:
-            raise ValueError(f'input_size must have {ndim} sides for transform {self.transform.name!r}, got {input_size!r}.')
-        _check(glimpses >= 1 and glimpses == int(glimpses), 'glimpses', glimpses, 'a positive integer')
-        _check(iterations >= 1 and iterations == int(iterations), 'iterations', iterations, 'a positive integer')
-        _check(0 < scale < math.inf, 'scale', scale, 'a positive number')
+        accepted = f'{ndim} positive integers for transform {self.transform.name!r}'
+        _check(are_sides(input_size, ndim), 'input_size', input_size, accepted)
+        _check(is_count(glimpses), 'glimpses', glimpses, 'a positive integer')
+        _check(is_count(iterations), 'iterations', iterations, 'a positive integer')
+        _check(isinstance(scale, (int, float)) and 0 < scale < math.inf, 'scale', scale, 'a positive number')
         _check(bound in (True, False, 'auto'), 'bound', bound, "True, False or 'auto'")
         check_options(torch.empty(1, in_chans, *[1] * ndim, device='meta'), mode, padding_mode, fill, antialias)
         linear = self.transform.linear
         if bound is True and not linear:
             raise ValueError(f'bound=True needs a transform with a matrix, got transform={self.transform.name!r}.')
-        self.glimpses, self.scale, self.iterations = int(glimpses), float(scale), int(iterations)
+        self.glimpses, self.scale, self.iterations = glimpses, float(scale), iterations
         self.bound = linear and (scale < 1 if bound == 'auto' else bool(bound))
         self.size = _sides(size, ndim)
         self.sampling: dict[str, Any] = dict(mode=mode, padding_mode=padding_mode, fill=fill, antialias=antialias)
         if isinstance(localization, nn.Module):
+            if localization_settings:
+                raise TypeError(f'a module as localization takes no settings, got {sorted(localization_settings)}.')
             self.localization = localization
         else:
             self.localization = Localization(
@@ -111,6 +124,7 @@ class SpatialTransformer(nn.Module):
                 size=localization_size, lr_scale=lr_scale, device=device, dtype=dtype, **localization_settings,
             )
         self.register_buffer('base', self._make_base(device), persistent=False)
+        self._chains = self._make_chains()
         self.last_theta: Tensor | None = None
 
     def _make_base(self, device: Any = None) -> Tensor:
@@ -121,20 +135,29 @@ class SpatialTransformer(nn.Module):
         base[:, :2, -1] = tile_offsets(self.glimpses, self.scale, self.bound)
         return base.to(device)
 
+    def _make_chains(self) -> dict[int, Transform]:
+        """By number of parameters: what theta holds after each iteration where there is no matrix, base first."""
+        if self.transform.linear:
+            return {self.transform.num_params: self.transform}
+        base = [get_transform('scale_translation')] if self.glimpses > 1 or self.scale != 1 else []
+        chains = [chain([*base, *[self.transform] * k]) for k in range(1, self.iterations + 1)]
+        return {c.num_params: c for c in chains}
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> 'SpatialTransformer':
+        """Moves and casts as any module, but for the base: coordinates stay float32 in a model of another dtype."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.base = self._make_base(self.base.device)
+        return self
+
     def init_non_persistent_buffers(self) -> None:
         """Restore the base after the module left the meta device."""
         with torch.no_grad():
             self.base.copy_(self._make_base(self.base.device))
 
     @property
-    def theta_transform(self) -> Any:
+    def theta_transform(self) -> Transform:
         """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
-        if self.transform.linear:
-            return self.transform
-        parts = [self.transform.name] * self.iterations
-        if self.glimpses > 1 or self.scale != 1:
-            parts = ['scale_translation', *parts]
-        return get_transform('+'.join(parts))
+        return self._chains[max(self._chains)]
 
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
         """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
@@ -174,22 +197,29 @@ class SpatialTransformer(nn.Module):
         """theta, (N * G, ...); each iteration after the first looks through the theta so far."""
         n = x.shape[0]
         params = localize(x).reshape(n * self.glimpses, self.transform.num_params)
-        base = self.base.to(params.dtype).repeat(n, 1, 1)
-        theta = self._compose(base, params, base) if self.transform.linear else self._start(base, params)
+        base = self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1)
+        theta = self._compose(self._start(base), params)
         for _ in range(self.iterations - 1):
-            params = self._look_again(x, theta, localize)
-            theta = self._compose(theta, params, base) if self.transform.linear else torch.cat([theta, guard(params)], 1)
-        return theta
+            params = self._look_again(x, self._keep_inside(theta, base), localize)
+            theta = self._compose(theta, params)
+        return self._keep_inside(theta, base)
 
-    def _start(self, base: Tensor, params: Tensor) -> Tensor:
-        """Families without a matrix: theta is the parameters of base + transform + transform + ..., side by side."""
-        if self.glimpses == 1 and self.scale == 1:
-            return guard(params)
-        return torch.cat([base[:, [0, 1], [0, 1]] - 1, base[:, :, 2], guard(params)], 1)
+    def _start(self, base: Tensor) -> Tensor:
+        """The base as theta: a matrix, or for families without one its parameters, none if it is the identity."""
+        if self.transform.linear:
+            return base
+        if self.theta_transform.num_params == self.iterations * self.transform.num_params:
+            return base[:, 0, :0]
+        return torch.cat([base[:, [0, 1], [0, 1]] - 1, base[:, :, 2]], 1)
 
-    def _compose(self, theta: Tensor, params: Tensor, base: Tensor) -> Tensor:
-        """theta o T(params), with its centre kept inside where that is asked for."""
-        theta = compose_matrices(theta, self.transform.matrix(guard(params)))
+    def _compose(self, theta: Tensor, params: Tensor) -> Tensor:
+        """theta o T(params); for families without a matrix all parameters so far, side by side."""
+        if self.transform.linear:
+            return compose_matrices(theta, self.transform.matrix(params))  # type: ignore[attr-defined]
+        params = guard(params)
+        return torch.cat([theta, params], 1) if theta.shape[1] else params
+
+    def _keep_inside(self, theta: Tensor, base: Tensor) -> Tensor:
         return _bounded(theta, base) if self.bound else theta
 
     def _look_again(self, x: Tensor, theta: Tensor, localize: Localize) -> Tensor:
@@ -201,22 +231,13 @@ class SpatialTransformer(nn.Module):
     def _sample(self, x: Tensor, theta: Tensor) -> Tensor:
         """One pass over x for all glimpses, whose grids lie side by side in the first spatial dimension."""
         size = self.size or tuple(x.shape[2:])
-        if self.transform.linear:
-            grid = matrix_grid(theta, size)
-        else:
-            partial = self._partial_transform(theta.shape[1])
-            grid = partial.grid(theta, size)
+        linear = self.transform.linear
+        grid = matrix_grid(theta, size) if linear else self._chains[theta.shape[1]].grid(theta, size)
         if self.glimpses == 1:
             return sample_finite(x, grid, **self.sampling)
         grid = grid.reshape(x.shape[0], self.glimpses * size[0], *size[1:], grid.shape[-1])
         seen = sample_finite(x, grid, **self.sampling)
         return seen.reshape(*x.shape[:2], self.glimpses, *size).transpose(1, 2)
-
-    def _partial_transform(self, width: int) -> Any:
-        """The transform of theta after some of the iterations, told by the number of parameters."""
-        full = self.theta_transform
-        left = (full.num_params - width) // self.transform.num_params
-        return get_transform('+'.join(full.name.split('+')[:-left])) if left else full
 
     def _unflatten(self, theta: Tensor) -> Tensor:
         return theta if self.glimpses == 1 else theta.reshape(-1, self.glimpses, *theta.shape[1:])
@@ -229,8 +250,9 @@ class SpatialTransformer(nn.Module):
 def _bounded(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     """Move each glimpse smoothly so that it stays inside the image.
 
-    The centre c may reach L = 1 - (half of the glimpse's extent). With base centre o = t0 L0 and raw centre c = o + d it becomes
-    L tanh(atanh(t0) + d / (L (1 - t0^2))): o at d = 0, slope 1 there, every position within L reached.
+    The centre c may reach L = 1 - (half of the glimpse's extent). With base centre o = t0 L0 and raw centre c = o + d
+    it becomes L tanh(atanh(t0) + d / (L (1 - t0^2))): o at d = 0, slope 1 there, every position within L reached. A
+    glimpse larger than the image is centred, to within ``eps``.
     """
     d = base.shape[1]
     origin = map_points_matrix(theta, theta.new_zeros(1, d))
@@ -241,9 +263,16 @@ def _bounded(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     start_room = (1 - base[:, range(d), range(d)]).clamp_min(eps)
     t0 = (start / start_room).clamp(-0.95, 0.95)
     moved = room * torch.tanh(torch.atanh(t0) + (center - start) / (room * (1 - t0 * t0)))
-    shift = torch.eye(d, d + 1, device=theta.device, dtype=theta.dtype).repeat(theta.shape[0], 1, 1)
-    shift = torch.cat([shift[:, :, :-1], (moved - center).unsqueeze(-1)], 2)
-    return compose_matrices(shift, theta)
+    return _shifted(theta, center, moved)
+
+
+def _shifted(theta: Tensor, center: Tensor, moved: Tensor) -> Tensor:
+    """theta with its centre at ``moved``, exactly, however far away ``center`` was."""
+    if theta.shape[1] < theta.shape[2]:
+        return torch.cat([theta[:, :, :-1], moved.unsqueeze(-1)], 2)
+    *columns, last = (theta[:, :2] + (moved - center).unsqueeze(-1) * theta[:, 2:]).unbind(2)
+    last = moved * theta[:, 2, 2:]
+    return torch.cat([torch.stack([*columns, last], 2), theta[:, 2:]], 1)
 
 
 def _check(ok: Any, name: str, value: Any, accepted: str) -> None:
@@ -254,6 +283,6 @@ def _check(ok: Any, name: str, value: Any, accepted: str) -> None:
 def _sides(size: Any, ndim: int) -> tuple[int, ...] | None:
     if size is None:
         return None
-    sides = (size,) * ndim if isinstance(size, int) else tuple(size)
-    _check(len(sides) == ndim and all(isinstance(s, int) and s > 0 for s in sides), 'size', size, f'{ndim} positive integers')
-    return sides
+    sides = (size,) * ndim if isinstance(size, int) else size
+    _check(are_sides(sides, ndim), 'size', size, f'{ndim} positive integers, or one')
+    return tuple(sides)

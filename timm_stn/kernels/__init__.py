@@ -1,4 +1,4 @@
-"""The code that reads pixels, behind `timm_stn.sampler` and imported by nothing else: one function, the fastest way for each place.
+"""The code that reads pixels, behind `timm_stn.sampler`: one function, the fastest way for each place.
 
 Eagerly, and in exported programs, that is torch's own kernel. Compiled for the CPU it would be torch's decomposition
 of that kernel, 3 to 4 times slower than the kernel itself, so there the kernel is kept whole as a custom operator.

@@ -58,7 +58,7 @@ class Transform:
             f'{self.name!r} after {self.name!r} has no parameters of its own; '
             f"compose the maps instead, as in get_transform('{self.name}+{self.name}')")
 
-    def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 30) -> Tensor:
+    def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
         """Output points whose source points are `points`; see `map_points` for the shapes."""
         raise NotImplementedError(f'{self.name!r} has no inverse')
 

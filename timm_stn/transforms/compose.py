@@ -47,7 +47,7 @@ class Chain(Transform):
             points = part.map_points(own, points.clamp(-LIMIT, LIMIT))
         return points
 
-    def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 30) -> Tensor:
+    def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
         for part, own in zip(self.parts, self.split(params)):
             points = part.inverse_points(own, points.clamp(-LIMIT, LIMIT), iterations)
         return points
@@ -56,6 +56,8 @@ class Chain(Transform):
 class LinearChain(LinearTransform, Chain):
     """A chain of linear parts: its matrix is the product of theirs."""
     parts: tuple[LinearTransform, ...]
+    inverse = Transform.inverse
+    compose = Transform.compose
 
     def matrix(self, params: Tensor) -> Tensor:
         thetas = [part.matrix(own) for part, own in zip(self.parts, self.split(params))]

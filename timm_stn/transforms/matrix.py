@@ -3,8 +3,8 @@
 A matrix maps *output* coordinates to *source* coordinates, xy(z) order, both in [-1, 1] with half-pixel centres
 (`align_corners=False`). Its shape says what it is: (N, 2, 3) affine, (N, 3, 3) homography, (N, 3, 4) affine in 3-D.
 
-Autocast, which turns a matmul into bfloat16, cannot touch what is here: forward is elementwise. Parameters and points are
-taken as float32, float64 where they are float64.
+Autocast, which turns a matmul into bfloat16, cannot touch what is here: forward is elementwise. Parameters and points
+are taken as float32, float64 where they are float64.
 """
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def guard(params: Tensor) -> Tensor:
     """
     params = params.to(coordinate_dtype(params.dtype))
     usable = params.detach().abs() <= LIMIT  # a comparison with NaN is False
-    if params.device.type == 'cpu' and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and usable.all():
+    if params.device.type == 'cpu' and not _is_traced() and usable.all():
         return params
     usable = usable.flatten(1).all(1)
     identity = eye_like(params) if params.dim() == 3 else torch.zeros_like(params)
@@ -108,9 +108,9 @@ def invert_matrix(theta: Tensor) -> Tensor:
 
 def as_points(points: Tensor, batch: int, ndim: int) -> Tensor:
     """Points with a batch dimension, in float32 or float64: (N, ..., ndim) as they are, (M, ndim) as (1, M, ndim)."""
-    if not points.dim() or points.shape[-1] != ndim:
+    if points.dim() < 2 or points.shape[-1] != ndim:
         raise ValueError(f'points must have shape (N, ..., {ndim}) or (M, {ndim}), got {tuple(points.shape)}')
-    if points.dim() < 3:
+    if points.dim() == 2:
         points = points[None]
     elif points.shape[0] not in (1, batch):
         raise ValueError(
@@ -126,7 +126,7 @@ def eye_like(theta: Tensor) -> Tensor:
 def _planes(theta: Tensor, size: Sequence[int]) -> Tensor:
     """Rows of theta times (x, y, 1) at all pixels, (N, rows, *size), by broadcast addition of one term an axis."""
     axes = [centers(n, theta.device, theta.dtype) for n in size]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _is_traced():
         return _add_planes(theta, *axes)
     return _Planes.apply(theta, *axes)
 
@@ -135,7 +135,7 @@ def _add_planes(theta: Tensor, *axes: Tensor) -> Tensor:
     *columns, planes = theta.unsqueeze(-1).unbind(2)
     for column, axis in zip(reversed(columns), axes):
         column = column * axis
-        planes = planes.unsqueeze(-1) + column.view(*column.shape[:2], *[1] * (planes.dim() - 2), -1)
+        planes = planes.unsqueeze(-1) + column.view(*column.shape[:2], *[1] * (planes.dim() - 2), column.shape[-1])
     return planes.squeeze(2)
 
 
@@ -150,14 +150,19 @@ class _Planes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Every axis in turn: its moments, then the sum over it that the next axes and the last column need."""
+        axes = ctx.saved_tensors
         columns, rows = [], grad.shape[1]
         grad = grad.movedim(1, -1)
         with full_precision(grad):
-            for axis in ctx.saved_tensors:
+            for axis in axes:
                 moments = torch.matmul(axis, grad.flatten(2))
-                columns.append(moments.unflatten(-1, (-1, rows)).sum(1))
+                columns.append(moments.reshape(len(moments), moments.shape[1] // rows, rows).sum(1))
                 grad = grad.sum(1)
-        return torch.stack([*reversed(columns), grad], -1), *[None for _ in ctx.saved_tensors]
+        return torch.stack([*reversed(columns), grad], -1), *[None for _ in axes]
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _check_matrix(theta: Tensor) -> int:

@@ -29,7 +29,7 @@ class ThinPlateSpline(LatticeTransform):
         system[:, :k], system[:k] = basis, basis.T
         self._solution = torch.linalg.inv(system)[:, :k]
 
-    def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 30) -> Tensor:
+    def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
         """Output points whose source points are `points`, found by Newton's method; see `invert_map` for accuracy."""
         params = self.prepare(params)
         target = as_points(points, len(params), 2)
@@ -38,14 +38,14 @@ class ThinPlateSpline(LatticeTransform):
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:
         basis = self._basis(points)
-        weights = exact_matmul(control.flatten(1, 2).mT, self._solution.to(control.device, control.dtype).mT)
-        if len(basis) > 1:
+        weights = exact_matmul(control.flatten(1, 2).mT, self._solution.mT.to(control.dtype).to(control.device))
+        if len(basis) != 1:
             return exact_matmul(weights, basis)
         return exact_matmul(weights.flatten(0, 1), basis[0]).reshape(len(weights), 2, basis.shape[-1])
 
     def _basis(self, points: Tensor) -> Tensor:
         """U of the distances to all control points, 1, x and y, at planar points (B, 2, P): (B, K + 3, P)."""
-        centers = self._centers.to(points.device, points.dtype)
+        centers = self._centers.to(points.dtype).to(points.device)
         squared = (points[:, :, None] - centers[:, :, None]).square().sum(1)
         bent = squared * squared.clamp(min=torch.finfo(points.dtype).tiny).log()
         return torch.cat([bent, torch.ones_like(points[:, :1]), points], 1)

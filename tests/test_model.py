@@ -1,0 +1,383 @@
+"""The network as timm and its users see it."""
+import copy
+import inspect
+import io
+import json
+import pickle
+
+import pytest
+import timm
+import torch
+from timm.models import get_pretrained_cfg, save_for_hf
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+import timm_stn
+from timm_stn.model import SpatialTransformerNetwork
+
+SIZE = 64
+
+
+def create(name='stn_test_resnet', seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return timm.create_model(name, **kwargs).eval()
+
+
+def images(n=2, size=SIZE, chans=3, seed=1):
+    return torch.rand(n, chans, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def move_theta(model, scale=0.3, seed=2):
+    """Give every transformer something else than the identity to do."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if 'regression' in name:
+            p.data = torch.randn(p.shape, generator=generator).to(p.dtype) * scale
+    return model
+
+
+def test_untouched_transformers_leave_logits_as_they_are():
+    plain = create('test_resnet')
+    twin = create('stn_test_resnet', stn_stages=('input', 1, 'layer3'))
+    twin.load_state_dict(plain.state_dict())  # strict
+    x = images()
+    expected = plain(x)
+    assert (twin(x) - expected).abs().max() <= 1e-4 * (expected.max() - expected.min())
+    move_theta(twin)
+    assert (twin(x) - expected).abs().max() > 1e-2 * (expected.max() - expected.min())
+
+
+def test_state_dict_holds_the_backbone_with_its_own_keys():
+    keys = set(create(stn_stages=('input', 1)).state_dict())
+    plain = set(create('test_resnet').state_dict())
+    assert {'backbone.' + k for k in plain} == {k for k in keys if 'stn.' not in k}
+    assert {k.split('.localization')[0] for k in keys if 'stn.' in k} == {'stn', 'backbone.layer1.stn'}
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'test_byobnet', 'test_efficientnet'])
+def test_plain_checkpoint_adapts_as_in_timm(tmp_path, name):
+    plain = create(name)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    overlay = dict(file=str(tmp_path / 'plain.pth'))
+    for change in (dict(num_classes=7), dict(in_chans=1), dict()):
+        expected = create(name, pretrained=True, pretrained_cfg_overlay=overlay, **change)
+        twin = create('stn_' + name, pretrained=True, pretrained_cfg_overlay=overlay, **change)
+        reference = expected.state_dict()
+        classifier = expected.pretrained_cfg['classifier']
+        for key, value in twin.backbone.state_dict().items():
+            if 'num_classes' not in change or not key.startswith(classifier):
+                assert torch.equal(value, reference[key]), key
+        assert 'state_dict' not in twin.pretrained_cfg
+        assert twin(images(size=160, chans=change.get('in_chans', 3))).shape == (2, change.get('num_classes', 1000))
+
+
+def test_position_embedding_adapts_to_the_size(tmp_path):
+    plain = create('test_vit')
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    kwargs = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')), img_size=96)
+    assert torch.equal(create('stn_test_vit', **kwargs).pos_embed, create('test_vit', **kwargs).pos_embed)
+    kwargs = dict(kwargs, img_size=192, stn_size=96)
+    twin = create('stn_test_vit', **kwargs)
+    inner = create('test_vit', **{k: v for k, v in kwargs.items() if k != 'stn_size'} | dict(img_size=96))
+    assert torch.equal(twin.pos_embed, inner.pos_embed)
+    assert twin(images(size=192)).shape == (2, 1000)
+
+
+NETWORKS = [
+    ('stn_test_resnet', dict(stn_stages=('input', 1, 'layer3'), stn_transform='similarity')),
+    ('stn_test_resnet', dict(stn_stages={'input': dict(transform='projective'), 2: dict(transform='translation')})),
+    ('stn_test_vit', dict(stn_stages=('input', 0), stn_size=96, img_size=128)),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_transform='translation', num_classes=5)),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_towers='separate', stn_join='mean')),
+    ('stn_test_resnet', dict(stn_transform='tps', stn_iterations=2, stn_padding_mode='fill', stn_fill=(0.1, 0.2, 0.3))),
+    ('stn_test_resnet', dict(stn_localization='timm:test_efficientnet')),
+    ('stn_test_resnet', dict(stn_stages=(2,), stn_target='input')),
+]
+
+
+@pytest.mark.parametrize('name,kwargs', NETWORKS)
+def test_saved_for_the_hub_and_restored_bit_equal(tmp_path, name, kwargs):
+    model = move_theta(create(name, **kwargs))
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    restored = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    x = images(size=model._input_size[-1])
+    assert torch.equal(restored(x), model(x))
+    saved = json.loads((tmp_path / 'config.json').read_text())['model_args']
+    assert set(timm_stn.arguments.DEFAULTS) <= set(saved)
+    assert restored.arguments.json == model.arguments.json
+
+
+@pytest.mark.parametrize('name,kwargs', NETWORKS)
+def test_restored_with_other_classes_and_channels(tmp_path, name, kwargs):
+    model = move_theta(create(name, **kwargs))
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    for change in (dict(num_classes=3), dict(in_chans=1)):
+        if 'in_chans' in change and 'stn_fill' in kwargs:
+            change['stn_fill'] = 0.0
+        other = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, **change).eval()
+        x = images(size=model._input_size[-1], chans=change.get('in_chans', 3))
+        assert other(x).shape == (2, change.get('num_classes', model.num_classes))
+        theta, expected = (m.stn.localization.regression.weight for m in (other, model))
+        assert torch.equal(theta, expected)
+
+
+@pytest.mark.parametrize('name,kwargs', NETWORKS)
+def test_copies_use_their_own_transformers(name, kwargs):
+    model = create(name, **kwargs)
+    x = images(size=model._input_size[-1])
+    before = model(x)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)):
+        assert torch.equal(other(x), before)
+        move_theta(other)
+        assert not torch.allclose(other(x), before)
+        assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize('name,kwargs', NETWORKS)
+def test_every_transformer_parameter_learns(name, kwargs):
+    model = create(name, **kwargs).train()
+    model(images(size=model._input_size[-1])).square().mean().backward()
+    parameters = [(n, p) for n, p in model.named_parameters() if 'stn.' in n]
+    assert parameters
+    for key, p in parameters:
+        assert p.grad is not None and p.grad.isfinite().all(), key
+        if 'regression.weight' in key:
+            assert p.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize('name,kwargs', NETWORKS)
+def test_features_then_head_is_forward(name, kwargs):
+    model = move_theta(create(name, **kwargs))
+    x = images(size=model._input_size[-1])
+    features = model.forward_features(x)
+    torch.testing.assert_close(model.forward_head(features), model(x))
+    hidden = model.forward_head(features, pre_logits=True)
+    assert hidden.shape == (2, model.head_hidden_size)
+    torch.testing.assert_close(model.get_classifier()(hidden), model(x))
+
+
+@pytest.mark.parametrize('name,kwargs', NETWORKS)
+def test_classifier_is_reset(name, kwargs):
+    model = create(name, **kwargs)
+    x = images(size=model._input_size[-1])
+    model.reset_classifier(11)
+    assert model.num_classes == 11 and model(x).shape == (2, 11)
+    assert model.get_classifier().weight.shape[0] == 11
+    model.reset_classifier(0)
+    assert model.num_classes == 0 and model(x).shape == (2, model.head_hidden_size)
+
+
+@pytest.mark.parametrize('name,kwargs', NETWORKS)
+def test_gradient_checkpointing_changes_nothing(name, kwargs):
+    model = move_theta(create(name, **kwargs))
+    x = images(size=model._input_size[-1])
+
+    def gradients():
+        model.zero_grad()
+        model(x).square().mean().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    expected = gradients()
+    model.set_grad_checkpointing()
+    for key, value in gradients().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('name,kwargs', NETWORKS)
+def test_intermediates(name, kwargs):
+    model = move_theta(create(name, **kwargs))
+    x = images(size=model._input_size[-1])
+    final, features = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    assert len(features) == len(model.feature_info)
+    seen = features[0].shape[1] == model.glimpses if model.glimpses > 1 else True
+    assert seen
+    kept = model.prune_intermediate_layers([1])
+    torch.testing.assert_close(model.forward_intermediates(x, indices=kept, intermediates_only=True)[0], features[1])
+
+
+@pytest.mark.parametrize('feature_cls', [None, 'list', 'dict', 'hook', 'fx', 'getter'])
+def test_features_only_with_an_input_transformer(feature_cls):
+    kwargs = {} if feature_cls is None else dict(feature_cls=feature_cls)
+    model = create(features_only=True, out_indices=(1, 3), **kwargs)
+    plain = create('test_resnet', features_only=True, out_indices=(1, 3), **kwargs)
+    plain.load_state_dict(model.backbone.state_dict())
+    x = images()
+
+    def maps(out):
+        return list(out.values()) if isinstance(out, dict) else out
+    expected = maps(plain(x))
+    for feature, reference in zip(maps(model(x)), expected):
+        torch.testing.assert_close(feature, reference, rtol=1e-3, atol=1e-3)
+    move_theta(model)
+    assert not torch.allclose(maps(model(x))[0], expected[0], atol=1e-2)
+    assert model.feature_info.channels() == plain.feature_info.channels()
+
+
+def test_features_only_with_transformers_at_stages():
+    model = create(features_only=True, out_indices=(1, 3), stn_stages=('input', 1))
+    x = images()
+    before = model(x)
+    assert [f.shape[1] for f in before] == model.feature_info.channels()
+    move_theta(model.spatial_transformers()[1])
+    after = model(x)
+    assert not torch.allclose(before[0], after[0]) and model.look(x)[0].shape == x.shape
+    with pytest.raises(ValueError, match="feature_cls must be 'getter'.*'hook'"):
+        create(features_only=True, feature_cls='hook', stn_stages=(1,))
+
+
+def test_joined_classifier_starts_as_the_mean_of_the_glimpses(tmp_path):
+    plain = create('test_resnet')
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    kwargs = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')))
+    for more in (dict(), dict(stn_towers='separate'), dict(stn_join='mean')):
+        model = create(stn_glimpses=2, stn_scale=0.5, stn_transform='translation', **more, **kwargs)
+        seen, theta = model.look(images())
+        assert seen.shape == (2, 2, 3, SIZE, SIZE) and theta.shape == (2, 2, 2, 3)
+        expected = torch.stack([plain(seen[:, 0]), plain(seen[:, 1])]).mean(0)
+        torch.testing.assert_close(model(images()), expected, rtol=1e-4, atol=1e-5)
+    model = create(stn_glimpses=2, stn_scale=0.5)
+    model.load_state_dict(plain.state_dict())  # strict: a plain checkpoint, later on
+    assert torch.equal(model.backbone.layer1[0].conv1.weight, plain.layer1[0].conv1.weight)
+
+
+def test_look_and_unwarp_show_where():
+    model = create(stn_transform='attention', stn_scale=0.5)
+    model.stn.localization.regression.bias.data[1] = 0.4
+    x = images()
+    seen, theta = model.look(x)
+    assert theta[0, 0, 0] == 0.5 and theta[0, 0, 2] > 0.1
+    assert model.spatial_transformers()['input'] is model.stn
+    model(x)
+    assert model.stn.last_theta.equal(theta.detach()) and not model.stn.last_theta.requires_grad
+    back = timm_stn.unwarp(seen, theta, (SIZE, SIZE))
+    assert back.shape == x.shape and (back == 0).any()
+    with pytest.raises(ValueError, match='look needs a transformer at the input'):
+        create(stn_stages=(1,)).look(x)
+
+
+def test_reading_and_writing_go_through_to_the_backbone():
+    model = create()
+    model.fc = nn.Linear(model.num_features, 4)
+    assert model.backbone.fc.out_features == 4 and 'fc' not in model._modules
+    model.drop_rate = 0.25
+    assert model.backbone.drop_rate == 0.25
+    model.num_classes = 4
+    assert model.backbone.num_classes == 4
+    model.something_new = 1
+    assert not hasattr(model.backbone, 'something_new')
+    assert model.conv1 is model.backbone.conv1
+
+
+@pytest.mark.parametrize('name', ['fuse', 'reparameterize', '__getitem__'])
+def test_nothing_gives_the_bare_backbone(name):
+    model = create()
+    setattr(type(model.backbone), name, lambda self: self)
+    try:
+        assert not hasattr(model, name)
+    finally:
+        delattr(type(model.backbone), name)
+
+
+def test_parameter_names_have_their_prefix():
+    model = create('stn_test_vit', stn_stages=('input', 0))
+    names = dict(model.named_parameters())
+    assert model.no_weight_decay() == {'backbone.' + n for n in model.backbone.no_weight_decay()}
+    assert 'backbone.pos_embed' in model.no_weight_decay()
+    cfg = model.pretrained_cfg
+    assert cfg['architecture'] == 'stn_test_vit' and cfg['classifier'] + '.weight' in names
+    assert cfg['first_conv'] == ('backbone.patch_embed.proj', 'stn.localization.body.0')
+    assert all(f'{c}.weight' in names for c in cfg['first_conv'])
+    assert get_pretrained_cfg('stn_test_vit').classifier == 'backbone.head'
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'test_efficientnet'])
+def test_layer_decay_groups_as_the_backbone_and_trains_transformers_like_the_head(name):
+    plain, model = create(name), create('stn_' + name, stn_stages=('input', 1))
+    scales = {}
+    for net in (plain, model):
+        names = {id(p): n for n, p in net.named_parameters()}
+        for group in param_groups_layer_decay(net, layer_decay=0.5):
+            scales.update({(net is model, names[id(p)]): group['lr_scale'] for p in group['params']})
+    for (ours, key), scale in scales.items():
+        if ours:
+            assert scale == (1.0 if 'stn.' in key else scales[False, key.removeprefix('backbone.')]), key
+
+
+def test_signatures_are_those_of_timm():
+    plain = create('test_vit')
+    for name in ('forward_intermediates', 'prune_intermediate_layers', 'reset_classifier', 'forward_head'):
+        theirs = list(inspect.signature(getattr(plain, name)).parameters)
+        ours = list(inspect.signature(getattr(SpatialTransformerNetwork, name)).parameters)[1:]
+        common = [p for p in theirs if p in ours]
+        assert common == [p for p in ours if p in theirs] and len(common) >= 2, name
+
+
+def test_set_input_size_means_what_enters():
+    model = create('stn_test_vit', img_size=96, stn_size=64)
+    model.set_input_size(128)
+    assert model(images(size=128)).shape == (2, 1000)
+    assert timm.data.resolve_model_data_config(model)['input_size'] == (3, 128, 128)
+    model = create('stn_test_vit', img_size=96)
+    model.set_input_size((64, 64))
+    assert model(images()).shape == (2, 1000)
+
+
+def test_data_config_and_device_and_dtype():
+    assert timm.data.resolve_model_data_config(create('stn_test_resnet'))['input_size'] == (3, 160, 160)
+    model = create(dtype=torch.bfloat16, stn_stages=('input', 1))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model(images().bfloat16()).dtype == torch.bfloat16
+    meta = timm.create_model('stn_test_resnet', device='meta', stn_stages=('input', 1))
+    assert {p.device.type for p in meta.parameters()} == {'meta'}
+
+
+@pytest.mark.parametrize('kwargs,error,words', [
+    (dict(stn_stage=1), TypeError, "'stn_stage'.*'stn_stages'"),
+    (dict(stn_stages=(9,)), ValueError, 'test_resnet has feature indices 0 to 4, got 9'),
+    (dict(stn_stages=('layer9',)), ValueError, "no module 'layer9'"),
+    (dict(stn_transform='afine'), ValueError, "'afine'.*'affine'"),
+    (dict(stn_localization='con'), ValueError, "'con'"),
+    (dict(stn_glimpses=0), ValueError, 'stn_glimpses'),
+    (dict(stn_padding_mode='edge'), ValueError, "'edge'"),
+    (dict(stn_stages=(1,), stn_size=32), ValueError, 'stn_size'),
+    (dict(not_an_argument=1), TypeError, 'not_an_argument'),
+])
+def test_errors_name_argument_value_and_what_is_accepted(kwargs, error, words):
+    with pytest.raises(error, match=words):
+        create(**kwargs)
+
+
+def test_checkpoint_of_other_transformers_is_refused(tmp_path):
+    save_for_hf(create(stn_transform='affine'), tmp_path, safe_serialization=True)
+    with pytest.raises(RuntimeError, match=r'stn_ arguments.*regression.weight'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, stn_transform='translation')
+
+
+def test_wrap():
+    plain = create('test_resnet')
+    x = images()
+    expected = plain(x)
+    model = timm_stn.wrap(plain, stages=('input', 2), transform='similarity')
+    assert model.backbone is plain and list(model.spatial_transformers()) == ['input', 2]
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match='already'):
+        timm_stn.wrap(model)
+    with pytest.raises(TypeError, match='Linear'):
+        timm_stn.wrap(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match='stn_transfrm.*stn_transform'):
+        timm_stn.wrap(create('test_resnet'), transfrm='affine')
+
+
+@pytest.mark.parametrize('kwargs', [kw for n, kw in NETWORKS if n == 'stn_test_resnet'][:4])
+def test_compiles_and_exports_as_one_graph(kwargs):
+    model = move_theta(create(**kwargs))
+    x = images()
+    expected = model(x)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)
+        exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-4)
