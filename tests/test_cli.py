@@ -96,10 +96,10 @@ def test_show_stages_only(photos, tmp_path, capsys):
 
 def test_show_what_a_folder_holds(photos, tmp_path, capsys):
     model = timm.create_model('stn_test_resnet', num_classes=2, stn_transform='tps')
-    timm.models.save_for_hf(model, tmp_path / 'mine')
+    timm.models.save_for_hf(model, tmp_path / 'mine', safe_serialization=True)
     line, = show(capsys, photos / 'a.png', '--model', f'local-dir:{tmp_path / "mine"}', '--output', tmp_path / 'f.png')
     assert line['answer'] in ('0', '1') and len(line['theta']) == model.stn.transform.num_params
-    timm.models.save_for_hf(timm.create_model('test_resnet'), tmp_path / 'plain')
+    timm.models.save_for_hf(timm.create_model('test_resnet'), tmp_path / 'plain', safe_serialization=True)
     message = refused(capsys, 'show', photos / 'a.png', '--model', f'local-dir:{tmp_path / "plain"}')
     assert 'has no spatial transformer' in message
 
@@ -163,7 +163,7 @@ def test_demo_on_the_digits_of_the_package(untrained, tmp_path, capsys):
 @pytest.mark.skipif(not weights_of(cli.DEMO), reason='the weights are not trained yet')
 def test_demo_knows_digits(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('TIMM_STN_DATA', raising=False)
-    assert cli.main(['demo', '--output', str(tmp_path / 'd.png')]) == 0
+    assert cli.main(['demo', '--count', '1', '--output', str(tmp_path / 'd.png')]) == 0
     output = capsys.readouterr().out
     wrong = int(output.rpartition('(')[2].split()[0])
     assert wrong <= 3 and 'model.safetensors' in output and has_color(tmp_path / 'd.png', GOOD)
@@ -171,13 +171,14 @@ def test_demo_knows_digits(tmp_path, capsys, monkeypatch):
 
 def test_demo_on_mnist(untrained, tmp_path, capsys, monkeypatch):
     write_mnist(tmp_path / 'data', test=20)
-    assert cli.main(['demo', '--data', str(tmp_path / 'data'), '--output', str(tmp_path / 'd.png')]) == 0
+    argv = ['demo', '--count', '1', '--output', str(tmp_path / 'd.png')]
+    assert cli.main([*argv, '--data', str(tmp_path / 'data')]) == 0
     assert 'of 20 wrong)' in capsys.readouterr().out
     monkeypatch.setenv('TIMM_STN_DATA', str(tmp_path / 'data'))
-    assert cli.main(['demo', '--output', str(tmp_path / 'd.png')]) == 0
+    assert cli.main(argv) == 0
     assert 'of 20 wrong)' in capsys.readouterr().out
     monkeypatch.setenv('TIMM_STN_DATA', str(tmp_path))
-    assert cli.main(['demo', '--output', str(tmp_path / 'd.png')]) == 0
+    assert cli.main(argv) == 0
     output = capsys.readouterr()
     assert 'of 64 wrong)' in output.out and 'No MNIST test files' in output.err
     assert 'No MNIST test files' in refused(capsys, 'demo', '--data', tmp_path)

@@ -214,7 +214,7 @@ def test_tps_inverse_points_find_what_is_there_to_find():
     assert folded.shape == (3, 50, 2) and folded.isfinite().all()
     collapsed = -lattice_of_control_points(4, 4).reshape(1, 32).requires_grad_()
     there = transform.inverse_points(collapsed, random_points(50, 2))
-    assert there.isfinite().all() and torch.autograd.grad(there.sum(), collapsed)[0].isfinite().all()
+    assert there.isfinite().all() and torch.autograd.grad(there.sum(), collapsed)[0].abs().max() < 1
 
 
 def test_tps_inverse_points_have_the_gradients_of_the_inverse():

@@ -91,6 +91,8 @@ class StnArguments:
     def settings(self, stage: int | str) -> dict[str, Any]:
         """What one stage's transformer is made with: the arguments without prefix, overridden by the stage's own."""
         flat = {k[4:]: v for k, v in self.values.items() if k[4:] not in NETWORK}
+        if stage != 'input' and not self.to_input:
+            flat['scale'] = DEFAULTS['stn_scale']  # stn_scale is that of glimpses of the image
         return {**flat, **self.stages[stage]}
 
     def __getattr__(self, name: str) -> Any:

@@ -37,20 +37,22 @@ def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str,
         stage: Index into ``backbone.feature_info`` (negative: from the end), or a module's name.
 
     Raises:
-        ValueError: There is no such stage, or no module of its own that yields it.
+        ValueError: There is no such stage.
     """
-    infos, modules = feature_infos(backbone), dict(backbone.named_modules())
+    infos = feature_infos(backbone)
     if isinstance(stage, int):
         if not -len(infos) <= stage < len(infos):
             raise ValueError(f'stn_stages: {_name(backbone)} has feature indices 0 to {len(infos) - 1}, got {stage}.')
-        info = infos[stage]
-    else:
-        info = next((i for i in infos if i['module'] == stage), {'module': stage})
-    name = str(info['module'])
+        return str(infos[stage]['module']), dict(infos[stage])
+    _check_module(backbone, stage)
+    return stage, next((dict(i) for i in infos if i['module'] == stage), {})
+
+
+def _check_module(backbone: nn.Module, name: str) -> None:
+    modules = dict(backbone.named_modules())
     if not name or name not in modules:
-        names = ', '.join(str(i['module']) for i in infos if i['module'] in modules)
+        names = ', '.join(str(i['module']) for i in feature_infos(backbone) if i['module'] in modules)
         raise ValueError(f"stn_stages: {_name(backbone)} has no module {name!r}; stages are 'input', {names}.")
-    return name, dict(info)
 
 
 def feature_infos(backbone: nn.Module) -> list[dict[str, Any]]:
@@ -71,6 +73,8 @@ def stage_layouts(
     found = {stage: resolve_stage(backbone, stage) for stage in stages}
     _check_distinct(backbone, {stage: name for stage, (name, _) in found.items()})
     outputs: dict[str, list[Any]] = {name: [] for name, _ in found.values()}
+    for name in outputs:
+        _check_module(backbone, name)
     handles = [
         backbone.get_submodule(name).register_forward_hook(lambda m, a, out, seen=seen: seen.append(_shape(out)))
         for name, seen in outputs.items()
@@ -187,7 +191,6 @@ def _count_calls(backbone: nn.Module, stn: StageTransformer, input_size: tuple[i
         return None
     finally:
         handle.remove()
-        stn.last_theta = None
     return len(calls)
 
 
@@ -198,6 +201,7 @@ class _Refused(Exception):
 def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
     """One forward pass of one empty image, in eval mode; leaves nothing behind."""
     modes = {m: m.training for m in backbone.modules()}
+    thetas = {m: m.last_theta for m in backbone.modules() if isinstance(m, SpatialTransformer)}
     probe = next(backbone.parameters())
     backbone.eval()
     try:
@@ -206,6 +210,8 @@ def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for transformer, theta in thetas.items():
+            transformer.last_theta = theta
 
 
 def _shape(output: Any) -> Any:

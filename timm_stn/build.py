@@ -147,10 +147,7 @@ def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> StateDict | 
     if cfg.state_dict:
         return dict(cfg.state_dict)
     if cfg.source == 'local-dir':
-        file = Path(str(cfg.file)) / WEIGHTS
-        if not file.is_file():
-            raise RuntimeError(f'{cfg.file} has no {WEIGHTS}.')
-        return load_state_dict(str(file))
+        return _read_folder(Path(str(cfg.file)))
     registered = {c.hf_hub_id for c in get_arch_pretrained_cfgs(base).values()}
     if cfg.source == 'hf-hub':
         return load_state_dict_from_hf(str(cfg.hf_hub_id), WEIGHTS, cache_dir=cache_dir)
@@ -159,6 +156,14 @@ def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> StateDict | 
     if cfg.hf_hub_id and cfg.hf_hub_id not in registered and not cfg.file and not cfg.url:
         return load_state_dict_from_hf(cfg.hf_hub_id, cfg.hf_hub_filename or WEIGHTS, cache_dir=cache_dir)
     return None
+
+
+def _read_folder(folder: Path) -> StateDict:
+    """Weights that timm's ``save_for_hf`` wrote: safetensors, else its default, read without unpickling code."""
+    for file in (folder / WEIGHTS, folder / 'pytorch_model.bin'):
+        if file.is_file():
+            return load_state_dict(str(file), weights_only=True)
+    raise RuntimeError(f'{folder} has neither {WEIGHTS} nor pytorch_model.bin.')
 
 
 def _part(state_dict: StateDict | None, prefix: str, whole: bool) -> StateDict | None:

@@ -172,6 +172,8 @@ def _show(args: argparse.Namespace) -> int:
     model = _load(args)
     if not hasattr(model, 'spatial_transformers'):
         raise Refused(f'argument --model: {args.model} has no spatial transformer')
+    if not model.num_classes:
+        raise Refused(f'argument --model: {args.model} has no classifier (num_classes=0)')
     stage, config = _stage(model, args.stage), _data_config(model)
     images = _read_images(paths[:args.count], config).to(args.device)
     look = _attempt('IMAGE', observe, model, images, stage)
@@ -267,8 +269,6 @@ def _denormalize(x: Tensor, config: dict[str, Any]) -> Tensor:
 
 def _answers(logits: Tensor, names: Sequence[str]) -> list[list[tuple[str, float]]]:
     """Names and probabilities, best first: three where there are many classes."""
-    if not logits.shape[-1] or logits.ndim != 2:
-        raise Refused('argument --model: the model has no classifier (num_classes=0)')
     if not logits.isfinite().all():
         raise Refused("argument --model: the network's answers are not finite numbers")
     best = logits.float().softmax(1).topk(3 if logits.shape[1] > FEW else 1)

@@ -255,10 +255,9 @@ def _bounded(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     glimpse larger than the image is centred, to within ``eps``.
     """
     d = base.shape[1]
-    origin = map_points_matrix(theta, theta.new_zeros(1, d))
+    center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]
     corners = torch.cartesian_prod(*[theta.new_tensor([-1.0, 1.0])] * d)
-    half = (map_points_matrix(theta, corners) - origin).abs().amax(1)
-    center, start = origin.reshape(-1, d), base[:, :, -1]
+    half = map_points_matrix(_shifted(theta, center, torch.zeros_like(center)), corners).abs().amax(1)
     room = (1 - half).clamp_min(eps)
     start_room = (1 - base[:, range(d), range(d)]).clamp_min(eps)
     t0 = (start / start_room).clamp(-0.95, 0.95)

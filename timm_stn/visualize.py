@@ -159,7 +159,7 @@ def draw_outlines(image: Tensor, outlines: Tensor, side: int = 256, reach: float
     canvas.paste(shown, ((fine - shown.width) // 2, (fine - shown.height) // 2))
     draw = ImageDraw.Draw(canvas)
     half = torch.tensor(shown.size) / 2
-    width = max(fine // 80, 4)
+    width = max(fine // 80, 8)
     for g, points in enumerate(outlines.detach().float().cpu().clamp(-50, 50)):
         path = [tuple(p) for p in (points * half + fine / 2).tolist()]
         ring = [*path, *path[:2]]
@@ -287,7 +287,7 @@ def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
 def _framed(image: Tensor, side: int, glimpse: int | None) -> Image.Image:
     """What was seen, in a frame of its outline's colour with the dot of its top left corner."""
     fine = 2 * side
-    width = max(fine // 80, 4)
+    width = max(fine // 80, 8)
     canvas = Image.new('RGB', (fine, fine), PAPER)
     shown = _fit(_pixels(image), fine - 2 * width)
     left, top = (fine - shown.width) // 2, (fine - shown.height) // 2

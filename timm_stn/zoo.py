@@ -1,5 +1,4 @@
 """Names with weights of their own, and where those are found: source checkout or wheel, then the Hub."""
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +8,24 @@ from torch import nn
 
 from .build import WEIGHTS, build_network, whole_network_cfg
 
-__all__ = ['HUB_ORG', 'card_folder', 'zoo_names']
+__all__ = ['card_folder', 'zoo_names']
 
-HUB_ORG = os.environ.get('TIMM_STN_HUB_ORG', 'timm-stn')
 MNIST = dict(mean=(0.0,), std=(1.0,), num_classes=10, interpolation='bilinear', crop_pct=1.0, license='apache-2.0')
 BIRDS = dict(stn_transform='translation', stn_glimpses=2, stn_scale=0.5, stn_size=224, stn_towers='separate',
-             stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01, num_classes=200)
-HOW_TO_TRAIN = (
-    '{name} has no trained weights yet: neither {folder} nor the Hub has them. Train it on CUB-200-2011 with timm\'s '
-    'train.py, the plugin loaded: `train.py --device-modules timm_stn --model {name} --data-dir CUB --input-size 3 448 448`; '
-    'or start from the backbone\'s ImageNet weights: `timm.create_model(\'stn_{base}\', pretrained=True, ...)`.')
+             stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01)
+NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any. To train it: {recipe}.'
+MNIST_RECIPE = '`python scripts/train_mnist.py --model {name} --set {kind}`, MNIST in the folder TIMM_STN_DATA'
+BIRDS_RECIPE = (
+    "timm's `train.py --device-modules timm_stn --model stn_resnet50_cub --initial-checkpoint RESNET50.safetensors "
+    '--data-dir CUB_200_2011 --input-size 3 448 448`, where a plain checkpoint of resnet50 starts both towers')
 
-# name: (architecture of the backbone, arguments, input size, cfg)
-_ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any]]] = {
-    'stn_mnist_cnn_rts': ('mnist_cnn', dict(stn_size=28), (1, 42, 42), MNIST),
-    'stn_mnist_cnn_tc': ('mnist_cnn', dict(stn_size=28), (1, 60, 60), MNIST),
-    'stn_resnet50_cub': ('resnet50', BIRDS, (3, 448, 448), dict(num_classes=200, crop_pct=0.875)),
+# name: (architecture of the backbone, arguments, input size, cfg, how to train it)
+_ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any], str]] = {
+    'stn_mnist_cnn_rts': ('mnist_cnn', dict(stn_size=28, stn_lr_scale=10.0), (1, 42, 42), MNIST,
+                          MNIST_RECIPE.format(name='stn_mnist_cnn_rts', kind='RTS')),
+    'stn_mnist_cnn_tc': ('mnist_cnn', dict(stn_size=28, stn_lr_scale=10.0), (1, 60, 60), MNIST,
+                         MNIST_RECIPE.format(name='stn_mnist_cnn_tc', kind='TC')),
+    'stn_resnet50_cub': ('resnet50', BIRDS, (3, 448, 448), dict(num_classes=200, crop_pct=0.875), BIRDS_RECIPE),
 }
 default_cfgs: dict[str, DefaultCfg] = {}  # read by timm's register_model
 
@@ -42,7 +43,7 @@ def card_folder(name: str) -> Path:
 
 
 def _cfg(name: str) -> PretrainedCfg:
-    base, _, input_size, settings = _ZOO[name]
+    base, _, input_size, settings, _ = _ZOO[name]
     file = card_folder(name) / WEIGHTS
     own = dict(vars(whole_network_cfg(get_pretrained_cfg(base) or PretrainedCfg())))
     own.update(settings, architecture=name, input_size=input_size, url=None, hf_hub_id=None, tag=None, pool_size=None,
@@ -51,12 +52,12 @@ def _cfg(name: str) -> PretrainedCfg:
 
 
 def _register(name: str) -> None:
-    base, settings, input_size, _ = _ZOO[name]
+    base, settings, _, _, recipe = _ZOO[name]
 
     def entry(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
         overlay = kwargs.get('pretrained_cfg_overlay') or {}
         if pretrained and not pretrained_cfg and not overlay and not timm.is_model_pretrained(name):
-            raise RuntimeError(HOW_TO_TRAIN.format(name=name, base=base, folder=card_folder(name)))
+            raise RuntimeError(NO_WEIGHTS.format(name=name, folder=card_folder(name), recipe=recipe))
         kwargs.setdefault('pretrained_model_args', dict(settings))
         return build_network(name, base, pretrained, pretrained_cfg, **{**settings, **kwargs})
 

@@ -1,0 +1,143 @@
+"""The flat stn_ arguments: every accepted form, what a config records, and errors that name what is wrong."""
+import copy
+import json
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from timm_stn.arguments import DEFAULTS, StnArguments, split_arguments
+
+TPS, AFFINE = {'transform': 'tps'}, {'transform': 'affine', 'scale': 0.5}
+
+
+@pytest.mark.parametrize(('given', 'stages'), [
+    (None, {'input': {}}),
+    ('input', {'input': {}}),
+    ('layer3', {'layer3': {}}),
+    (2, {2: {}}),
+    ('2', {2: {}}),
+    (-1, {-1: {}}),
+    ('-1', {-1: {}}),
+    (('input', 1, 'layer3'), {'input': {}, 1: {}, 'layer3': {}}),
+    (['input', '1'], {'input': {}, 1: {}}),
+    ({'input': TPS, 2: AFFINE}, {'input': TPS, 2: AFFINE}),
+    ({'input': None}, {'input': {}}),
+    ([['input', TPS], [2, AFFINE]], {'input': TPS, 2: AFFINE}),
+    ([['input', TPS], 2], {'input': TPS, 2: {}}),
+    ([('2', None)], {2: {}}),
+])
+def test_forms_of_stages(given, stages):
+    arguments = StnArguments(stn_stages=given)
+    assert arguments.stages == stages and list(arguments.stages) == list(stages)
+    assert arguments.values['stn_stages'] == [[stage, settings] for stage, settings in stages.items()]
+
+
+STAGE_SETTINGS = st.fixed_dictionaries({}, optional={
+    'transform': st.sampled_from(['affine', 'tps', 'a+b']),
+    'scale': st.floats(0.1, 2),
+    'localization_size': st.none() | st.integers(1, 64) | st.tuples(st.integers(1, 9), st.integers(1, 9)),
+})
+STAGES = st.dictionaries(st.integers(-5, 5) | st.sampled_from(['layer1', 'blocks.3']), STAGE_SETTINGS, max_size=3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(stages=STAGES, size=st.none() | st.tuples(st.integers(1, 99), st.integers(1, 99)), glimpses=st.integers(1, 4))
+def test_json_round_trip(stages, size, glimpses):
+    given = {'stn_size': size, 'stn_glimpses': glimpses, 'stn_fill': (1, 2), 'stn_padding_mode': 'fill'}
+    arguments = StnArguments(stn_stages={'input': {}, **stages}, **given)
+    again = StnArguments(**json.loads(json.dumps(arguments.json)))
+    assert json.dumps(again.json) == json.dumps(arguments.json)
+    assert list(again.stages) == list(arguments.stages)
+    assert set(again.json) == set(DEFAULTS), 'every argument is recorded, given or not'
+
+
+def test_values_and_settings():
+    stages = {'input': {}, 1: TPS}
+    arguments = StnArguments(stn_stages=stages, stn_transform='similarity', stn_scale=0.5, stn_glimpses=2)
+    assert arguments.glimpses == 2 and arguments.transform == 'similarity' and not arguments.to_input
+    assert arguments.settings('input')['transform'] == 'similarity' and arguments.settings(1)['transform'] == 'tps'
+    assert arguments.settings('input')['scale'] == 0.5
+    assert arguments.settings(1)['scale'] == 1.0, 'stn_scale is that of glimpses of the image'
+    assert StnArguments(stn_stages={1: AFFINE}).settings(1)['scale'] == 0.5
+    assert set(arguments.settings(1)) == {
+        'transform', 'scale', 'bound', 'localization', 'localization_size', 'iterations', 'mode', 'padding_mode',
+        'fill', 'antialias', 'lr_scale',
+    }
+    assert not hasattr(arguments, 'nothing')
+    for other in (copy.deepcopy(arguments), pickle.loads(pickle.dumps(arguments))):
+        assert other.json == arguments.json and other.stages == arguments.stages
+
+
+def test_none_means_the_default():
+    assert StnArguments(**dict.fromkeys(DEFAULTS)).json == StnArguments().json
+
+
+def test_given_objects_are_not_changed_or_kept():
+    stages = {'input': dict(TPS)}
+    arguments = StnArguments(stn_stages=stages)
+    stages['input']['transform'] = 'affine'
+    assert arguments.settings('input')['transform'] == 'tps' and StnArguments().stages == {'input': {}}
+
+
+def test_split():
+    ours, rest = split_arguments({'stn_scale': 0.5, 'num_classes': 3, 'stnx': 1})
+    assert ours == {'stn_scale': 0.5} and rest == {'num_classes': 3, 'stnx': 1}
+
+
+@pytest.mark.parametrize(('name', 'nearest'), [
+    ('stn_transforms', 'stn_transform'),
+    ('stn_stage', 'stn_stages'),
+    ('stn_padding', 'stn_padding_mode'),
+    ('stn_lrscale', 'stn_lr_scale'),
+    ('stn_glimpse', 'stn_glimpses'),
+    ('stn_localisation', 'stn_localization'),
+    ('stn_', None),
+    ('stn_xyzzy', None),
+])
+def test_unknown_names(name, nearest):
+    match = rf"unknown argument '{name}'\. Did you mean '{nearest or 'stn_'}"
+    for call in (lambda: StnArguments(**{name: 1}), lambda: split_arguments({name: 1, 'num_classes': 2})):
+        with pytest.raises(TypeError, match=match) as error:
+            call()
+        assert all(accepted in str(error.value) for accepted in DEFAULTS)
+
+
+@pytest.mark.parametrize(('arguments', 'error', 'message'), [
+    ({'stn_towers': 'joint'}, ValueError, r"stn_towers must be one of \('shared', 'separate'\), got 'joint'"),
+    ({'stn_join': 'sum'}, ValueError, r"stn_join must be one of \('concat', 'mean'\), got 'sum'"),
+    ({'stn_target': 'inputs'}, ValueError, r"stn_target must be one of \('stage', 'input'\), got 'inputs'"),
+    ({'stn_glimpses': 0}, ValueError, 'stn_glimpses must be a positive integer, got 0'),
+    ({'stn_glimpses': '2'}, ValueError, "stn_glimpses must be a positive integer, got '2'"),
+    ({'stn_glimpses': True}, ValueError, 'stn_glimpses must be a positive integer, got True'),
+    ({'stn_stages': ()}, ValueError, "stn_stages is empty; it takes 'input', feature indices or module names"),
+    ({'stn_stages': {}}, ValueError, 'stn_stages is empty'),
+    ({'stn_stages': 1.5}, ValueError, "stn_stages takes 'input', feature indices or module names, got 1.5"),
+    ({'stn_stages': [1.5]}, ValueError, "stn_stages takes 'input'.*got 1.5"),
+    ({'stn_stages': True}, ValueError, "stn_stages takes 'input'.*got True"),
+    ({'stn_stages': ('input', 1, '1')}, ValueError, 'stn_stages names 1 twice'),
+    ({'stn_stages': [['input', {}, 1]]}, ValueError, r"stages or \[stage, settings\] pairs, got \['input', {}, 1\]"),
+    ({'stn_stages': [('layer1', 'layer2')]}, ValueError, r"\[stage, settings\] pairs, got \['layer1', 'layer2'\]"),
+    ({'stn_stages': {'input': 'tps'}}, ValueError, r"\[stage, settings\] pairs, got \['input', 'tps'\]"),
+    ({'stn_stages': {1: {'transfrom': 'tps'}}}, TypeError, "setting 'transfrom' of stage 1. Did you mean 'transform'"),
+    ({'stn_stages': {1: {'glimpses': 2}}}, TypeError, "setting 'glimpses' of stage 1.*Accepted: transform, scale"),
+    ({'stn_stages': 1, 'stn_glimpses': 2}, ValueError, r"stn_glimpses=2 needs 'input' in stn_stages, got \[1\]"),
+    ({'stn_stages': 1, 'stn_size': 64}, ValueError, r"stn_size=64 needs 'input' in stn_stages, got \[1\]"),
+    ({'stn_stages': 1, 'stn_towers': 'separate'}, ValueError, "stn_towers='separate' needs 'input'"),
+    ({'stn_stages': ('input', 1), 'stn_target': 'input'}, ValueError, "stn_target='input' takes one feature stage"),
+    ({'stn_target': 'input'}, ValueError, r"stn_target='input' takes one feature stage in stn_stages, got \['input'\]"),
+    ({'stn_stages': 2, 'stn_localization': 'shared:1'}, ValueError, "shared.* is for the input, not for stage 2"),
+])
+def test_wrong_values(arguments, error, message):
+    with pytest.raises(error, match=message):
+        StnArguments(**arguments)
+
+
+@pytest.mark.parametrize('arguments', [
+    {'stn_stages': 2, 'stn_target': 'input', 'stn_size': 64},
+    {'stn_stages': ('input', 2), 'stn_glimpses': 2, 'stn_towers': 'separate', 'stn_join': 'mean'},
+    {'stn_stages': {'input': {'localization': 'shared:2'}, 1: {}}},
+])
+def test_what_goes_together(arguments):
+    assert StnArguments(**arguments).json['stn_stages']

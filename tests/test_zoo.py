@@ -1,0 +1,77 @@
+"""Names with weights of their own."""
+import json
+
+import pytest
+import timm
+import torch
+from timm.models import get_pretrained_cfg, load_state_dict
+
+from timm_stn.build import WEIGHTS
+from timm_stn.data import test_set as held_out
+from timm_stn.diagnostics import wrong_answers
+from timm_stn.zoo import card_folder, zoo_names
+
+TRAINED = [n for n in zoo_names() if (card_folder(n) / WEIGHTS).is_file()]
+GOALS = dict(stn_mnist_cnn_rts=('RTS', 42, 0.8), stn_mnist_cnn_tc=('TC', 60, 2.5))
+
+
+def test_the_trained_networks_are_here():
+    assert set(GOALS) <= set(TRAINED)
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_weights_load_without_network(name, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    assert timm.is_model_pretrained(name)
+    model = timm.create_model(name, pretrained=True)
+    file = card_folder(name) / WEIGHTS
+    for key, value in load_state_dict(str(file)).items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert file.stat().st_size < 2_500_000
+    assert get_pretrained_cfg(name).input_size == (1, GOALS[name][1], GOALS[name][1])
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_card_folder_is_a_hub_repository(name):
+    folder = card_folder(name)
+    x = torch.rand(2, *get_pretrained_cfg(name).input_size)
+    by_name = timm.create_model(name, pretrained=True).eval()
+    by_folder = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert torch.equal(by_folder(x), by_name(x))
+    assert json.loads((folder / 'config.json').read_text())['architecture'] == name
+    card = (folder / 'README.md').read_text()
+    assert card.startswith('---\nlicense: apache-2.0\n') and 'timm-stn eval' in card
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_fine_tuning_on_other_classes_starts_from_the_weights(name):
+    model = timm.create_model(name, pretrained=True, num_classes=3)
+    expected = timm.create_model(name, pretrained=True).state_dict()
+    assert model.num_classes == 3
+    assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items() if 'fc' not in k)
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_error_on_real_held_out_digits(name):
+    kind = GOALS[name][0]
+    try:
+        digits, labels = held_out(kind)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    wrong = wrong_answers(timm.create_model(name, pretrained=True).eval(), digits[:2000], labels[:2000])
+    assert wrong / 20 <= 2 * GOALS[name][2]
+
+
+def test_the_birds_network_is_the_papers():
+    model = timm.create_model('stn_resnet50_cub', device='meta')
+    assert model.num_classes == 200 and model.glimpses == 2 and len(model.towers) == 1
+    assert model.stn.transform.name == 'translation' and model.stn.scale == 0.5 and model.stn.size == (224, 224)
+    assert model.pretrained_cfg['input_size'] == (3, 448, 448)
+    seen, theta = model.look(torch.empty(1, 3, 448, 448, device='meta'))
+    assert seen.shape == (1, 2, 3, 224, 224) and theta.shape == (1, 2, 2, 3)
+
+
+def test_what_has_no_weights_says_how_to_train_it():
+    assert not timm.is_model_pretrained('stn_resnet50_cub')
+    with pytest.raises(RuntimeError, match='no trained weights yet.*train.py --device-modules timm_stn'):
+        timm.create_model('stn_resnet50_cub', pretrained=True)
