@@ -21,7 +21,7 @@ BIRDS_RECIPE = (
 
 # name: (architecture of the backbone, arguments, input size, cfg, how to train it)
 _ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any], str]] = {
-    'stn_mnist_cnn_rts': ('mnist_cnn', dict(stn_size=28, stn_lr_scale=10.0), (1, 42, 42), MNIST,
+    'stn_mnist_cnn_rts': ('mnist_cnn', dict(stn_size=24, stn_lr_scale=10.0, channels=(64, 64)), (1, 42, 42), MNIST,
                           MNIST_RECIPE.format(name='stn_mnist_cnn_rts', kind='RTS')),
     'stn_mnist_cnn_tc': ('mnist_cnn', dict(stn_size=28, stn_lr_scale=10.0), (1, 60, 60), MNIST,
                          MNIST_RECIPE.format(name='stn_mnist_cnn_tc', kind='TC')),
