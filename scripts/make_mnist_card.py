@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Make the folder of a trained MNIST network, as its Hub repository holds it, from the runs of scripts/train_mnist.py.
+r"""Make the folder of a trained MNIST network, as its Hub repository holds it, from the runs of scripts/train_mnist.py.
 
-    python scripts/make_mnist_card.py stn_mnist_cnn_rts --runs runs/rts_0 runs/rts_1 runs/rts_2 --baseline runs/cnn_0 ...
+    python scripts/make_mnist_card.py stn_mnist_cnn_rts --runs runs/rts_0 runs/rts_1 \
+        --baseline 'plain CNN' runs/cnn_0 runs/cnn_1
 
 The weights are those of the first run named, whatever its error; the card has the errors of all.
 """
@@ -20,7 +21,7 @@ from timm.models import save_for_hf
 import timm_stn  # noqa: F401
 
 SETS = dict(
-    RTS='rotated by up to 45 degrees, scaled by 0.7 to 1.2, at a random place of a 42 x 42 canvas (paper, section 4.1: RTS)',
+    RTS='rotated by up to 45 degrees, scaled by 0.7 to 1.2, at a random place of a 42 x 42 canvas (section 4.1: RTS)',
     TC='at a random place of a 60 x 60 canvas with six 6 x 6 patches of other digits as clutter (paper, section 4.1)',
 )
 PAPER = dict(RTS='0.5 (ST-CNN affine), 0.8 (CNN)', TC='1.7 (ST-CNN), 3.5 (CNN)')
@@ -38,8 +39,8 @@ datasets:
 ---
 # {name}
 
-The paper's MNIST CNN (conv 9x9 - pool - conv 7x7 - pool - classifier) behind an affine spatial transformer that looks at
-the digit and hands the network 28 x 28 pixels of it (Jaderberg et al. 2015, arXiv:1506.02025).
+The paper's MNIST CNN (conv 9x9 - pool - conv 7x7 - pool - classifier) behind an affine spatial transformer that looks
+at the digit and hands the network {side} x {side} pixels of it (Jaderberg et al. 2015, arXiv:1506.02025).
 
 ```python
 import timm, timm_stn
@@ -60,7 +61,7 @@ Test error in percent, last epoch, no selection on the test set; the weights her
 {rows}
 | paper (its own training, 150,000 steps of 256) | about 400,000 | | {paper} |
 
-The plain CNN is trained alike (same data, steps, optimiser and schedule) and has at least as many parameters.{note}
+All rows are trained alike: same data, steps, optimiser and schedule. {note}
 
 Measured by `timm-stn eval --model {name} --set {kind} --data MNIST_FOLDER`.
 
@@ -68,11 +69,11 @@ Measured by `timm-stn eval --model {name} --set {kind} --data MNIST_FOLDER`.
 
     {command}
 
-and the plain CNN
+and what it is compared with
 
-    {plain_command}
+    {baseline_commands}
 
-{hardware}, PyTorch {torch}, timm {timm}, {minutes:.0f} minutes of one thread a seed ({threads} CPU thread(s); several ran side by side).
+{hardware}, PyTorch {torch}, timm {timm}; {minutes:.0f} minutes a seed with {threads} thread(s), other runs beside it.
 
 ## Licence
 
@@ -98,34 +99,37 @@ def command(args: dict[str, Any]) -> str:
     return ' '.join(['python scripts/train_mnist.py', *filter(None, parts), *flags, '--output RUN'])
 
 
-def card(name: str, runs: list[dict[str, Any]], baseline: list[dict[str, Any]], hardware: str, note: str) -> str:
+def card(args: argparse.Namespace, side: int) -> str:
+    runs = [result(r) for r in args.runs]
+    baselines = {label: [result(r) for r in folders] for label, *folders in args.baseline}
     first = runs[0]
     kind = first['args']['set']
-    rows = [row(f'**{name}**', runs), row('plain CNN', baseline)]
+    rows = [row(f'**{args.name}**', runs), *(row(label, group) for label, group in baselines.items())]
     return CARD.format(
-        name=name, what=SETS[kind], kind=kind, seed=first['args']['seed'], rows='\n'.join(rows), paper=PAPER[kind],
-        note=f' {note}' if note else '', command=command(first['args']), plain_command=command(baseline[0]['args']),
-        hardware=hardware, minutes=sum(first['seconds']) / 60, threads=first['args']['threads'] or 'all',
+        name=args.name, side=side, what=SETS[kind], kind=kind, seed=first['args']['seed'], rows='\n'.join(rows),
+        paper=PAPER[kind], note=args.note, command=command(first['args']),
+        baseline_commands='\n\n    '.join(command(group[0]['args']) for group in baselines.values()),
+        hardware=args.hardware, minutes=sum(first['seconds']) / 60, threads=first['args']['threads'] or 'all',
         **first['versions'])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='registered name of the network')
-    parser.add_argument('--runs', nargs='+', required=True, help='folders of its runs, one a seed; the first gives the weights')
-    parser.add_argument('--baseline', nargs='+', required=True, help='folders of the plain network\'s runs')
+    parser.add_argument('--runs', nargs='+', required=True, help='folders of its runs; the first gives the weights')
+    parser.add_argument('--baseline', nargs='+', action='append', required=True, metavar=('LABEL', 'RUN'),
+                        help='what to compare with: its name in the table, then the folders of its runs')
     parser.add_argument('--hardware', default='2 cores of an Intel Xeon, no GPU')
     parser.add_argument('--note', default='', help='a sentence to add below the table')
     parser.add_argument('--output', default=str(Path(__file__).resolve().parents[1] / 'model_cards'))
     args = parser.parse_args()
-    runs, baseline = [[result(r) for r in group] for group in (args.runs, args.baseline)]
     model = timm.create_model(args.name)
     model.load_state_dict(load_file(Path(args.runs[0]) / 'model.safetensors'))
     folder = Path(args.output) / args.name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output) as beside:
         save_for_hf(model, beside, safe_serialization=True)
-        (Path(beside) / 'README.md').write_text(card(args.name, runs, baseline, args.hardware, args.note))
+        (Path(beside) / 'README.md').write_text(card(args, model.stn.size[0]))
         for file in Path(beside).iterdir():
             os.replace(file, folder / file.name)
     print(f'{folder}: {", ".join(sorted(p.name for p in folder.iterdir()))}')

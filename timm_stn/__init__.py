@@ -1,4 +1,4 @@
-"""Spatial transformers (Jaderberg et al. 2015) for every timm backbone: ``import timm_stn`` registers ``stn_<arch>``."""
+"""Spatial Transformers (Jaderberg et al. 2015) for every timm backbone: importing registers ``stn_<arch>`` names."""
 from . import nets as nets
 from .build import wrap as wrap
 from .functional import map_points as map_points

@@ -1,8 +1,8 @@
 """Builds a network by name, and puts the two kinds of weights where they belong.
 
-A checkpoint is either a plain one of the backbone, or one of the whole network (``backbone.`` and ``stn.`` keys): it is judged
-by its keys. The backbone's part always goes through timm's own factory, so that channels, classes and image
-size adapt by timm's own code.
+A checkpoint is either a plain one of the backbone, or one of the whole network (``backbone.`` and ``stn.`` keys): it is
+judged by its keys. The backbone's part always goes through timm's own factory, so that channels, classes and image size
+adapt by timm's own code.
 """
 import re
 from dataclasses import replace
@@ -113,7 +113,7 @@ def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> Spatial
     if not isinstance(model, nn.Module) or not cfg:
         raise TypeError(f'model must be a timm model (an nn.Module with a pretrained_cfg), got {type(model).__name__}.')
     if settings.get('towers') == 'separate':
-        raise ValueError("towers='separate' needs a network made by timm.create_model, which builds the further towers.")
+        raise ValueError("towers='separate' needs a network made by timm.create_model, which builds all towers.")
     arguments = StnArguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
     probe = next(model.parameters())
     size = getattr(model, '_traits', {}).get('img_size') or tuple(cfg['input_size'][1:])
@@ -189,7 +189,8 @@ def _build_base(
     if 'img_size' in args:
         args['img_size'] = base_cfg.input_size[1:]
     extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
-    model = timm.create_model(base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
+    model = timm.create_model(
+        base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
     if state_dict is not None:
         model.pretrained_cfg.pop('state_dict', None)
     return model

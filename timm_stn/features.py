@@ -12,7 +12,7 @@ __all__ = ['StnFeatures']
 class StnFeatures(FeatureGetterNet):
     """What ``features_only=True`` gives where transformers sit at stages.
 
-    timm's list, hook and fx extractors rebuild or cut a network and would lose or misplace the transformers without a word.
+    timm's list, hook and fx extractors rebuild or cut a network; they would lose or misplace the transformers unsaid.
 
     Args:
         net: The network.
@@ -23,7 +23,12 @@ class StnFeatures(FeatureGetterNet):
         ValueError: Another ``feature_cls`` is asked for.
     """
 
-    def __init__(self, net: SpatialTransformerNetwork, out_indices: Any = (0, 1, 2, 3, 4), feature_cls: Any = 'getter') -> None:
+    def __init__(
+            self,
+            net: SpatialTransformerNetwork,
+            out_indices: Any = (0, 1, 2, 3, 4),
+            feature_cls: Any = 'getter',
+    ) -> None:
         if feature_cls not in ('getter', FeatureGetterNet):
             raise ValueError(f"feature_cls must be 'getter' with transformers at stages, got {feature_cls!r}.")
         count = len(getattr(net.feature_info, 'info', net.feature_info))

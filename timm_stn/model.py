@@ -1,7 +1,7 @@
 """A timm model with spatial transformers in it: looks first, then asks the backbone."""
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import register_notrace_module
@@ -18,14 +18,16 @@ register_notrace_module(SpatialTransformer)
 register_notrace_module(StageTransformer)
 
 # Would give the bare backbone, or names that lack the prefix `backbone.`, if they were read from it.
-NOT_READ_THROUGH = ('backbone', 'towers', 'stn', 'classifier', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg')
+NOT_READ_THROUGH = (
+    'backbone', 'towers', 'stn', 'classifier', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg')
 
 
 class SpatialTransformerNetwork(nn.Module):
     """A timm backbone that looks through spatial transformers (Jaderberg et al. 2015).
 
     Images pass the input transformer, if there is one, then the backbone; transformers at stages are children of the
-    stages' own modules. What timm asks of a model is answered here; other attributes are read from, and written to, the backbone.
+    stages' own modules. What timm asks of a model is answered here; other attributes are read from, and written to,
+    the backbone.
 
     Args:
         backbone: A timm model, or a feature extractor that timm made of one.
@@ -43,9 +45,14 @@ class SpatialTransformerNetwork(nn.Module):
         ValueError: A stage cannot have a transformer; the message says why and what to use instead.
     """
 
+    stn: SpatialTransformer | None
+    backbone: Any
+    towers: nn.ModuleDict
+    classifier: Any
+
     def __init__(
             self,
-            backbone: nn.Module,
+            backbone: Any,
             arguments: StnArguments,
             input_size: tuple[int, int, int],
             towers: Sequence[nn.Module] = (),
@@ -68,16 +75,17 @@ class SpatialTransformerNetwork(nn.Module):
             self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
         self._stage_names = self._attach_stages()
         if self.glimpses > 1 and hasattr(backbone, 'reset_classifier'):
-            self._own_classifier(backbone.num_classes if num_classes is None else num_classes)  # type: ignore[arg-type]
+            self._own_classifier(backbone.num_classes if num_classes is None else num_classes)
         self._describe(name)
-        self.register_load_state_dict_pre_hook(_load_plain)
+        self.register_load_state_dict_pre_hook(_load_plain)  # type: ignore[no-untyped-call]
 
     # construction
 
     @property
     def _backbone_size(self) -> tuple[int, int, int]:
         size = self.stn.size if self.stn is not None else None
-        return (self._input_size[0], *(size or self._input_size[1:]))  # type: ignore[return-value]
+        height, width = size or self._input_size[1:]
+        return self._input_size[0], height, width
 
     def _make_input_transformer(self, backbone: nn.Module) -> SpatialTransformer | None:
         stages = self.arguments.stages
@@ -95,7 +103,7 @@ class SpatialTransformerNetwork(nn.Module):
         return self._make_shared(backbone, source, settings, extra)
 
     def _make_shared(self, backbone: nn.Module, source: int | str, settings: dict, extra: dict) -> SpatialTransformer:
-        """theta from the backbone's own features (Finnveden et al. 2020): ``shared:<stage>``, ``stn_target='input'``."""
+        """theta from the backbone's own features (Finnveden 2020): ``shared:<stage>``, ``stn_target='input'``."""
         size = self.arguments.size
         size = (size, size) if isinstance(size, int) else tuple(size or self._input_size[1:])
         self._shared_size = size
@@ -127,18 +135,18 @@ class SpatialTransformerNetwork(nn.Module):
                 names[stage].append(prefix + attach(backbone, module, stn, self._backbone_size))
         return names
 
-    def _all_backbones(self) -> list[tuple[str, nn.Module]]:
-        towers = self._modules.get('towers')
-        return [('backbone.', self.backbone), *((f'towers.{k}.', t) for k, t in (towers.items() if towers else ()))]
+    def _all_backbones(self) -> list[tuple[str, Any]]:
+        towers = self.towers.items() if 'towers' in self._modules else ()
+        return [('backbone.', self.backbone), *((f'towers.{k}.', tower) for k, tower in towers)]
 
     def _own_classifier(self, num_classes: int) -> None:
         """The classifier over the joined glimpses; starts from the backbone's where that has the same classes."""
-        old = self.backbone.get_classifier()  # type: ignore[operator]
+        old = self.backbone.get_classifier()
         names = {id(m): n for n, m in self.backbone.named_modules()}
         self.plain_classifier = [f'{names.get(id(old))}.{p}' for p, _ in old.named_parameters()]
         self._num_classes = num_classes
         for _, backbone in self._all_backbones():
-            backbone.reset_classifier(0)  # type: ignore[operator]
+            backbone.reset_classifier(0)
         self.classifier = self._make_classifier(self._num_classes)
         if isinstance(old, nn.Linear) and isinstance(self.classifier, nn.Linear):
             self._start_classifier(old.weight, old.bias)
@@ -175,7 +183,8 @@ class SpatialTransformerNetwork(nn.Module):
     def _first_convs(self, stem: Any) -> tuple[str, ...] | None:
         names = list(_as_tuple(prefixed(stem)))
         if self.stn is not None and self._source is None:
-            names += [f'stn.localization.{n}' for n, m in self.stn.localization.named_modules() if isinstance(m, nn.Conv2d)][:1]
+            modules = self.stn.localization.named_modules(prefix='stn.localization')
+            names += [name for name, module in modules if isinstance(module, nn.Conv2d)][:1]
         return tuple(names) or None
 
     # reading and writing through to the backbone
@@ -190,7 +199,7 @@ class SpatialTransformerNetwork(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = name in self.__dict__ or hasattr(type(self), name) or 'backbone' not in self.__dict__.get('_modules', {})
-        own = own or name in NOT_READ_THROUGH or any(name in self.__dict__[d] for d in ('_modules', '_parameters', '_buffers'))
+        own = own or name in NOT_READ_THROUGH or name in self._modules or name in self._buffers
         if own or not hasattr(self.backbone, name):
             super().__setattr__(name, value)
         else:
@@ -209,29 +218,29 @@ class SpatialTransformerNetwork(nn.Module):
         theirs = {k: v for k, v in args.items() if not k.startswith('stn_')}
         if self._backbone_size != self._input_size:
             theirs.pop('img_size', None)
-        self.backbone._model_args = theirs  # type: ignore[assignment]
+        self.backbone._model_args = theirs
 
     @property
     def num_classes(self) -> int:
-        return self._num_classes if 'classifier' in self._modules else self.backbone.num_classes  # type: ignore[return-value]
+        return self._num_classes if 'classifier' in self._modules else self.backbone.num_classes
 
     @num_classes.setter
     def num_classes(self, value: int) -> None:
         if 'classifier' in self._modules:
             self._num_classes = value
         else:
-            self.backbone.num_classes = value  # type: ignore[assignment]
+            self.backbone.num_classes = value
 
     @property
     def num_features(self) -> int:
         """Width of the features, of one glimpse."""
-        return self.backbone.num_features  # type: ignore[return-value]
+        return self.backbone.num_features
 
     @property
     def head_hidden_size(self) -> int:
         """Width of what the classifier takes; joined over the glimpses."""
         width = getattr(self.backbone, 'head_hidden_size', self.backbone.num_features)
-        return width * self.glimpses if self.arguments.join == 'concat' else width  # type: ignore[operator, return-value]
+        return width * self.glimpses if self.arguments.join == 'concat' else width
 
     # looking
 
@@ -241,7 +250,7 @@ class SpatialTransformerNetwork(nn.Module):
         if self.stn is not None:
             found['input'] = self.stn
         for stage, names in self._stage_names.items():
-            found[stage] = self.get_submodule(names[0])  # type: ignore[assignment]
+            found[stage] = cast(SpatialTransformer, self.get_submodule(names[0]))
         return found
 
     def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,9 +266,9 @@ class SpatialTransformerNetwork(nn.Module):
 
     def _localize(self, x: Tensor) -> Tensor:
         """Parameters of the input's transform from the backbone's own features."""
-        features = self.backbone.forward_intermediates(  # type: ignore[operator]
+        features = self.backbone.forward_intermediates(
             shrink(x, self._shared_size), indices=[self._source], intermediates_only=True)
-        return self.stn.localization(features[0])  # type: ignore[union-attr]
+        return cast(SpatialTransformer, self.stn).localization(features[0])
 
     def _see(self, x: Tensor) -> Tensor:
         if self.stn is None:
@@ -268,7 +277,7 @@ class SpatialTransformerNetwork(nn.Module):
         self.stn.remember(theta)
         return seen
 
-    def _each(self, fn: Callable[[nn.Module, Tensor], Any], x: Tensor) -> Any:
+    def _each(self, fn: Callable[[Any, Any], Any], x: Any) -> Any:
         """Run ``fn(backbone, image)`` over the glimpses of x, (N, G, ...); outputs get a dimension G after N."""
         if self.glimpses == 1:
             return fn(self.backbone, x)
@@ -292,13 +301,13 @@ class SpatialTransformerNetwork(nn.Module):
 
     def forward_features(self, x: Tensor) -> Any:
         """Unpooled features of the backbone; (N, G, ...) with glimpses."""
-        return self._each(lambda backbone, image: backbone.forward_features(image), self._see(x))  # type: ignore[operator]
+        return self._each(lambda backbone, image: backbone.forward_features(image), self._see(x))
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
         """Features to logits, or to what the classifier takes."""
         if self.glimpses == 1:
-            return self.backbone.forward_head(x, pre_logits=pre_logits)  # type: ignore[operator]
-        x = self._join(self._each(lambda backbone, f: backbone.forward_head(f, pre_logits=True), x))  # type: ignore[operator]
+            return self.backbone.forward_head(x, pre_logits=pre_logits)
+        x = self._join(self._each(lambda backbone, f: backbone.forward_head(f, pre_logits=True), x))
         return x if pre_logits else self.classifier(x)
 
     def forward_intermediates(
@@ -313,8 +322,9 @@ class SpatialTransformerNetwork(nn.Module):
     ) -> Any:
         """Features of several stages, as timm's models give them; (N, G, ...) with glimpses."""
         kwargs.update(
-            indices=indices, norm=norm, stop_early=stop_early, output_fmt=output_fmt, intermediates_only=intermediates_only)
-        return self._each(lambda b, image: b.forward_intermediates(image, **kwargs), self._see(x))  # type: ignore[operator]
+            indices=indices, norm=norm, stop_early=stop_early, output_fmt=output_fmt,
+            intermediates_only=intermediates_only)
+        return self._each(lambda b, image: b.forward_intermediates(image, **kwargs), self._see(x))
 
     def prune_intermediate_layers(
             self,
@@ -327,7 +337,7 @@ class SpatialTransformerNetwork(nn.Module):
         kept = list(range(count))[-indices:] if isinstance(indices, int) else [i % count for i in indices]
         needed = kept if self._source is None else [*kept, self._source]
         for _, backbone in self._all_backbones():
-            backbone.prune_intermediate_layers(needed, prune_norm, prune_head)  # type: ignore[operator]
+            backbone.prune_intermediate_layers(needed, prune_norm, prune_head)
         if prune_head and 'classifier' in self._modules:
             self.reset_classifier(0)
         modules = dict(self.named_modules())
@@ -335,7 +345,7 @@ class SpatialTransformerNetwork(nn.Module):
         return kept
 
     def get_classifier(self) -> nn.Module:
-        return self.classifier if 'classifier' in self._modules else self.backbone.get_classifier()  # type: ignore
+        return self.classifier if 'classifier' in self._modules else self.backbone.get_classifier()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for other classes; 0 for none. ``global_pool`` None keeps the pooling."""
@@ -343,7 +353,7 @@ class SpatialTransformerNetwork(nn.Module):
         joined = 'classifier' in self._modules
         if not joined or pool:
             for _, backbone in self._all_backbones():
-                backbone.reset_classifier(0 if joined else num_classes, *pool)  # type: ignore[operator]
+                backbone.reset_classifier(0 if joined else num_classes, *pool)
         if joined:
             self._num_classes = num_classes
             probe = next(self.parameters())
@@ -351,22 +361,22 @@ class SpatialTransformerNetwork(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for _, backbone in self._all_backbones():
-            backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+            backbone.set_grad_checkpointing(enable)
 
     def set_input_size(self, img_size: int | Sequence[int] | None = None, **kwargs: Any) -> None:
         """Change the size of what enters; with ``stn_size`` the backbone keeps its own."""
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or self._input_size[1:])
         if self.arguments.size is None:
             for _, backbone in self._all_backbones():
-                backbone.set_input_size(img_size=img_size, **kwargs)  # type: ignore[operator]
-        self._input_size = (self._input_size[0], *size)  # type: ignore[assignment]
+                backbone.set_input_size(img_size=img_size, **kwargs)
+        self._input_size = (self._input_size[0], *size)
         self._traits = {**self._traits, 'img_size': size}
         if self.arguments.size is not None:
             self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, 'input_size': self._input_size}
 
     def group_matcher(self, coarse: bool = False) -> Any:
         """Layer groups of the backbone; transformers and joined classifier are new layers and group with the head."""
-        matcher = self.backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
+        matcher = self.backbone.group_matcher(coarse=coarse)
         if callable(matcher):
             return lambda name: matcher(_base_name(name)) if _base_name(name) else float('inf')
         return {group: _prefix_pattern(pattern) for group, pattern in matcher.items()}
@@ -374,17 +384,18 @@ class SpatialTransformerNetwork(nn.Module):
     def no_weight_decay(self) -> set[str]:
         if not hasattr(self.backbone, 'no_weight_decay'):
             return set()
-        return {p + n for p, b in self._all_backbones() for n in b.no_weight_decay()}  # type: ignore[operator]
+        return {p + n for p, b in self._all_backbones() for n in b.no_weight_decay()}
 
     def init_non_persistent_buffers(self) -> None:
         """Restore what is not in the state dict, after the model left the meta device."""
-        for module in self.modules():
+        modules: list[Any] = list(self.modules())
+        for module in modules:
             if module is not self and hasattr(module, 'init_non_persistent_buffers'):
                 module.init_non_persistent_buffers()
 
 
 def _load_plain(net: SpatialTransformerNetwork, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Before a state dict is loaded: a plain checkpoint of the backbone fills the backbone(s), the transformers stay."""
+    """Before a state dict is loaded: a plain checkpoint of the backbone fills backbone(s), the transformers stay."""
     names = [k[len(prefix):] for k in state_dict if k.startswith(prefix)]
     if not names or any(n.startswith('backbone.') for n in names):
         return

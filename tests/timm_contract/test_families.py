@@ -1,7 +1,7 @@
 """What must hold for every architecture, on the smallest architecture of every model family of timm.
 
-`families.json` has for each module of timm its smallest architecture and the smallest image side it takes; `FAST` runs in
-`make test`, all of them in `make test-all`.
+`families.json` has for each module of timm its smallest architecture and the smallest image side it takes; `FAST` runs
+in `make test`, all of them in `make test-all`.
 """
 import json
 from pathlib import Path
