@@ -356,6 +356,19 @@ def test_checkpoint_of_other_transformers_is_refused(tmp_path):
         timm.create_model(f'local-dir:{tmp_path}', pretrained=True, stn_transform='translation')
 
 
+def test_a_refused_wrap_leaves_the_model_as_it_was(monkeypatch):
+    def attach(backbone, name, stn, input_size):
+        if name == 'layer3':
+            raise ValueError('refused')
+        return timm_stn.attach.attach(backbone, name, stn, input_size)
+    monkeypatch.setattr(timm_stn.model, 'attach', attach)
+    plain = create('test_resnet')
+    keys = set(plain.state_dict())
+    with pytest.raises(ValueError, match='refused'):
+        timm_stn.wrap(plain, stages=('act1', 'layer1', 'layer3'))
+    assert set(plain.state_dict()) == keys and not any(m._forward_hooks for m in plain.modules())
+
+
 def test_wrap():
     plain = create('test_resnet')
     x = images()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .layout import Layout, infer_layout
 from .spatial_transformer import SpatialTransformer
 
-__all__ = ['StageTransformer', 'attach', 'resolve_stage', 'stage_layouts']
+__all__ = ['StageTransformer', 'attach', 'detach', 'resolve_stage', 'stage_layouts']
 
 CHILD = 'stn'
 
@@ -158,6 +158,15 @@ def attach(backbone: nn.Module, name: str, stn: StageTransformer, input_size: tu
         del holder._modules[f'{last}_{CHILD}']
     raise ValueError(
         f"stn_stages: a transformer cannot follow {name} of {_name(backbone)}; use 'input' or another stage.")
+
+
+def detach(backbone: nn.Module, name: str) -> None:
+    """Take out again what ``attach`` put in; ``name`` is what it returned."""
+    parent, _, child = name.rpartition('.')
+    holder = backbone.get_submodule(parent)
+    del holder._modules[child]
+    for key in [k for k, hook in holder._forward_hooks.items() if hook is _transform]:
+        del holder._forward_hooks[key]
 
 
 def _insert_after(parent: nn.Module, name: str, stn: nn.Module) -> bool:

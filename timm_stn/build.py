@@ -68,7 +68,7 @@ def build_network(
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
     state_dict = _read_weights(cfg, base, cache_dir) if pretrained else None
     whole = state_dict is not None and any(k.startswith('backbone.') for k in state_dict)
-    input_size = _input_size(cfg, rest, arguments)
+    input_size = _input_size(base, cfg, rest, arguments)
     at_stages = any(s != 'input' for s in arguments.stages) and not arguments.to_input
     feature_args = {k: rest.pop(k) for k in ('out_indices', 'feature_cls') if features_only and at_stages and k in rest}
     if features_only and not at_stages:
@@ -130,13 +130,18 @@ def _towers(arguments: StnArguments) -> int:
     return arguments.glimpses - 1 if arguments.towers == 'separate' else 0
 
 
-def _input_size(cfg: PretrainedCfg, rest: dict[str, Any], arguments: StnArguments) -> tuple[int, int, int]:
+def _input_size(
+        base: str,
+        cfg: PretrainedCfg,
+        rest: dict[str, Any],
+        arguments: StnArguments,
+) -> tuple[int, int, int]:
     """What enters the wrapper; leaves in ``rest`` what the backbone is built for."""
     size = rest.get('img_size') or tuple(cfg.input_size[1:])
     size = (size, size) if isinstance(size, int) else tuple(size)
     if arguments.size is not None:
         rest.pop('img_size', None)
-        if cfg.fixed_input_size:
+        if (get_pretrained_cfg(base) or cfg).fixed_input_size:
             inner = arguments.size
             rest['img_size'] = (inner, inner) if isinstance(inner, int) else tuple(inner)
     return (rest.get('in_chans', cfg.input_size[0]), *size)

@@ -8,7 +8,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from .arguments import StnArguments
-from .attach import StageTransformer, attach, feature_infos, resolve_stage, stage_layouts
+from .attach import StageTransformer, attach, detach, feature_infos, resolve_stage, stage_layouts
 from .localization import Localization, shrink
 from .spatial_transformer import SpatialTransformer
 
@@ -132,7 +132,12 @@ class SpatialTransformerNetwork(nn.Module):
             for stage, (module, layout) in stage_layouts(backbone, stages, self._backbone_size).items():
                 settings = self.arguments.settings(stage)
                 stn = StageTransformer(layout, **settings, **self._dd, **self._extra(settings))
-                names[stage].append(prefix + attach(backbone, module, stn, self._backbone_size))
+                try:
+                    names[stage].append(prefix + attach(backbone, module, stn, self._backbone_size))
+                except ValueError:  # leave the caller's backbone as it was
+                    for name in [n for done in names.values() for n in done]:
+                        detach(self, name)
+                    raise
         return names
 
     def _all_backbones(self) -> list[tuple[str, Any]]:

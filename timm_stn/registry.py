@@ -37,7 +37,9 @@ def register_twin(arch: str) -> Callable[..., nn.Module]:
     entry.__module__ = __name__
     entry.__doc__ = f'{arch} with spatial transformers.'
     globals()[name] = entry
-    default_cfgs[name] = _twin_cfgs(arch)
+    cfgs = _twin_cfgs(arch)
+    if cfgs.cfgs:
+        default_cfgs[name] = cfgs
     return register_model(entry)
 
 
