@@ -95,6 +95,10 @@ class StnArguments:
             flat['scale'] = DEFAULTS['stn_scale']  # stn_scale is that of glimpses of the image
         return {**flat, **self.stages[stage]}
 
+    def resolve(self, stage: int | str, **settings: Any) -> None:
+        """Record what a stage's defaults came to, so that they mean the same whatever the defaults of tomorrow."""
+        self.stages[stage].update({k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()})
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self.__dict__['values']['stn_' + name]

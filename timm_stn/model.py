@@ -74,6 +74,8 @@ class SpatialTransformerNetwork(nn.Module):
         if towers:
             self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
         self._stage_names = self._attach_stages()
+        for stage, transformer in self.spatial_transformers().items():
+            self.arguments.resolve(stage, bound=transformer.bound, localization_size=transformer.localization.size)
         if self.glimpses > 1 and hasattr(backbone, 'reset_classifier'):
             self._own_classifier(backbone.num_classes if num_classes is None else num_classes)
         self._describe(name)
@@ -253,7 +255,7 @@ class SpatialTransformerNetwork(nn.Module):
         """The transformers by stage, as named in ``stn_stages``; those of further towers are not listed."""
         found: dict[int | str, SpatialTransformer] = {}
         if self.stn is not None:
-            found['input'] = self.stn
+            found[next(iter(self.arguments.stages)) if self.arguments.to_input else 'input'] = self.stn
         for stage, names in self._stage_names.items():
             found[stage] = cast(SpatialTransformer, self.get_submodule(names[0]))
         return found

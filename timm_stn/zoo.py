@@ -1,6 +1,6 @@
 """Names with weights of their own, and where those are found: source checkout or wheel, then the Hub."""
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, register_model
@@ -10,23 +10,40 @@ from .build import WEIGHTS, build_network, whole_network_cfg
 
 __all__ = ['card_folder', 'zoo_names']
 
-MNIST = dict(mean=(0.0,), std=(1.0,), num_classes=10, interpolation='bilinear', crop_pct=1.0, license='apache-2.0')
-BIRDS = dict(stn_transform='translation', stn_glimpses=2, stn_scale=0.5, stn_size=224, stn_towers='separate',
-             stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01)
 NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any. To train it: {recipe}.'
-MNIST_RECIPE = '`python scripts/train_mnist.py --model {name} --set {kind}`, MNIST in the folder TIMM_STN_DATA'
-BIRDS_RECIPE = (
-    "timm's `train.py --device-modules timm_stn --model stn_resnet50_cub --initial-checkpoint RESNET50.safetensors "
-    '--data-dir CUB_200_2011 --input-size 3 448 448`, where a plain checkpoint of resnet50 starts both towers')
 
-# name: (architecture of the backbone, arguments, input size, cfg, how to train it)
-_ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any], str]] = {
-    'stn_mnist_cnn_rts': ('mnist_cnn', dict(stn_size=24, stn_lr_scale=10.0, channels=(64, 64)), (1, 42, 42), MNIST,
-                          MNIST_RECIPE.format(name='stn_mnist_cnn_rts', kind='RTS')),
-    'stn_mnist_cnn_tc': ('mnist_cnn', dict(stn_size=28, stn_lr_scale=10.0), (1, 60, 60), MNIST,
-                         MNIST_RECIPE.format(name='stn_mnist_cnn_tc', kind='TC')),
-    'stn_resnet50_cub': ('resnet50', BIRDS, (3, 448, 448), dict(num_classes=200, crop_pct=0.875), BIRDS_RECIPE),
-}
+
+class Own(NamedTuple):
+    """A network with weights of its own."""
+    base: str  # architecture of the backbone
+    input_size: tuple[int, int, int]
+    arguments: dict[str, Any]
+    cfg: dict[str, Any]
+    recipe: str  # how to train it
+
+
+def _mnist(kind: str, side: int, **arguments: Any) -> Own:
+    cfg = dict(mean=(0.0,), std=(1.0,), num_classes=10, interpolation='bilinear', crop_pct=1.0, license='apache-2.0')
+    recipe = f'`python scripts/train_mnist.py --model stn_mnist_cnn_{kind.lower()} --set {kind}`'
+    arguments.update(stn_localization_size=side // 2, stn_lr_scale=10.0)
+    return Own('mnist_cnn', (1, side, side), arguments, cfg, recipe)
+
+
+_ZOO = dict(
+    stn_mnist_cnn_rts=_mnist('RTS', 42, stn_size=24, channels=(64, 128)),
+    stn_mnist_cnn_tc=_mnist('TC', 60, stn_size=28),
+    stn_resnet50_cub=Own(  # the paper's birds network, section 4.3
+        base='resnet50',
+        input_size=(3, 448, 448),
+        arguments=dict(
+            stn_transform='translation', stn_glimpses=2, stn_scale=0.5, stn_size=224, stn_towers='separate',
+            stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01),
+        cfg=dict(num_classes=200, crop_pct=0.875),
+        recipe="timm's `train.py --device-modules timm_stn --model stn_resnet50_cub --initial-checkpoint "
+               'RESNET50.safetensors --data-dir CUB_200_2011 --input-size 3 448 448`, where a plain checkpoint of '
+               'resnet50 starts both towers',
+    ),
+)
 default_cfgs: dict[str, DefaultCfg] = {}  # read by timm's register_model
 
 
@@ -43,7 +60,7 @@ def card_folder(name: str) -> Path:
 
 
 def _cfg(name: str) -> PretrainedCfg:
-    base, _, input_size, settings, _ = _ZOO[name]
+    base, input_size, _, settings, _ = _ZOO[name]
     file = card_folder(name) / WEIGHTS
     own = dict(vars(whole_network_cfg(get_pretrained_cfg(base) or PretrainedCfg())))
     own.update(settings, architecture=name, input_size=input_size, url=None, hf_hub_id=None, tag=None, pool_size=None,
@@ -52,7 +69,7 @@ def _cfg(name: str) -> PretrainedCfg:
 
 
 def _register(name: str) -> None:
-    base, settings, _, _, recipe = _ZOO[name]
+    base, _, settings, _, recipe = _ZOO[name]
 
     def entry(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
         overlay = kwargs.get('pretrained_cfg_overlay') or {}
