@@ -8,7 +8,7 @@ import pickle
 import pytest
 import timm
 import torch
-from timm.models import get_pretrained_cfg, save_for_hf
+from timm.models import get_pretrained_cfg
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -25,6 +25,12 @@ def create(name='stn_test_resnet', seed=0, **kwargs):
 
 def images(n=2, size=SIZE, chans=3, seed=1):
     return torch.rand(n, chans, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def save_for_hf(model, path, **kwargs):
+    if not hasattr(timm.models, 'get_model_args'):  # timm 1.0.29 saves the arguments that it is given, no others
+        kwargs['model_args'] = dict(model._model_args, in_chans=3, num_classes=model.num_classes)
+    timm.models.save_for_hf(model, path, **kwargs)
 
 
 def move_theta(model, scale=0.3, seed=2):
