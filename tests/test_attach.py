@@ -23,7 +23,7 @@ def put(backbone, stage, input_size=SMALL, shift=0.0, **arguments):
     stn = StageTransformer(layout, transform='translation', localization='linear', **arguments)
     with torch.no_grad():
         stn.localization.regression.bias[0] = shift
-    return stn, attach(backbone, name, stn, input_size)
+    return stn, attach(backbone, {name: stn}, input_size)[name]
 
 
 def count(backbone, stn, x):
@@ -146,7 +146,7 @@ def test_dry_passes_leave_no_trace():
     (name, layout), = stage_layouts(backbone, ['layer2'], SMALL).values()
     stn = StageTransformer(layout, localization='conv')
     random_state = torch.get_rng_state()
-    attach(backbone, name, stn, SMALL)
+    attach(backbone, {name: stn}, SMALL)
     stage_layouts(backbone, ['layer3'], SMALL)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert {n: m.training for n, m in backbone.named_modules() if n in modes} == modes
@@ -248,7 +248,7 @@ def test_a_failed_attempt_leaves_the_backbone_as_it_was():
     (name, layout), = stage_layouts(backbone, ['stage'], (3, 8, 8)).values()
     modules = list(backbone.named_modules())
     with pytest.raises(ValueError, match="stn_stages: a transformer cannot follow stage of ModuleDict; use 'input'"):
-        attach(backbone, name, StageTransformer(layout), (3, 8, 8))
+        attach(backbone, {name: StageTransformer(layout)}, (3, 8, 8))
     assert list(backbone.named_modules()) == modules and not any(m._forward_hooks for m in backbone.modules())
 
 
@@ -259,7 +259,7 @@ def test_a_transformer_cannot_follow_where_the_holder_is_bypassed():
     backbone.forward = lambda x: holder[0](x)
     (name, layout), = stage_layouts(backbone, ['holder.0'], (3, 8, 8)).values()
     with pytest.raises(ValueError, match=r'stn_stages: a transformer cannot follow holder\.0'):
-        attach(backbone, name, StageTransformer(layout), (3, 8, 8))
+        attach(backbone, {name: StageTransformer(layout)}, (3, 8, 8))
     assert [n for n, _ in holder.named_children()] == ['0']
 
 

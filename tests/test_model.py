@@ -363,14 +363,14 @@ def test_checkpoint_of_other_transformers_is_refused(tmp_path):
 
 
 def test_a_refused_wrap_leaves_the_model_as_it_was(monkeypatch):
-    def attach(backbone, name, stn, input_size):
-        if name == 'layer3':
-            raise ValueError('refused')
-        return timm_stn.attach.attach(backbone, name, stn, input_size)
-    monkeypatch.setattr(timm_stn.model, 'attach', attach)
+    place = timm_stn.attach._place
+
+    def refuse(backbone, name, stn, way):
+        return place(backbone, name, stn, 3 if name == 'layer3' else way)
+    monkeypatch.setattr(timm_stn.attach, '_place', refuse)
     plain = create('test_resnet')
     keys = set(plain.state_dict())
-    with pytest.raises(ValueError, match='refused'):
+    with pytest.raises(ValueError, match='cannot follow layer3 of test_resnet'):
         timm_stn.wrap(plain, stages=('act1', 'layer1', 'layer3'))
     assert set(plain.state_dict()) == keys and not any(m._forward_hooks for m in plain.modules())
 

@@ -1,5 +1,6 @@
 """One transformer becomes a child of one stage of a backbone: it travels, copies and checkpoints with the stage."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,39 +126,63 @@ def _layout(
     return layout
 
 
-def attach(backbone: nn.Module, name: str, stn: StageTransformer, input_size: tuple[int, int, int]) -> str:
-    """Make ``stn`` run once, right after the module ``name``; returns the transformer's own name.
+def attach(
+        backbone: nn.Module,
+        transformers: Mapping[str, StageTransformer],
+        input_size: tuple[int, int, int],
+) -> dict[str, str]:
+    """Make each transformer run once, right after the module that it is named by; returns the transformers' own names.
 
-    An exact ``nn.Sequential`` runs the child by itself, as do some containers of timm that iterate over their
-    children: a dry forward pass counts the calls. Other modules get a plain-function forward hook. Where a container
-    hands its children something else than its output (a list in DenseNet), the transformer follows it in the Sequential
-    that holds it.
+    An exact ``nn.Sequential`` runs a child by itself, as do some containers of timm that iterate over their children.
+    Other modules get a plain-function forward hook. Where a container hands its children something else than its output
+    (a list in DenseNet), the transformer follows it in the Sequential that holds it. Which of these it is, the calls in
+    dry forward passes tell: one pass for all that run as children, a few more for others.
 
     Raises:
-        ValueError: There is no way to run the transformer exactly once there, or there is one already. The backbone is
-            left as it was.
+        ValueError: There is no way to run a transformer exactly once, or there is one already. The backbone is left as
+            it was.
     """
+    names: dict[str, str] = {}
+    ways = dict.fromkeys(transformers, 0)
+    pending = list(transformers)
+    try:
+        while pending:
+            for name in pending:
+                if name in names:
+                    detach(backbone, names.pop(name))
+                names[name] = _place(backbone, name, transformers[name], ways[name])
+            pending = _misplaced(backbone, transformers, input_size)
+            for name in pending:
+                ways[name] += 1
+    except BaseException:
+        for placed in names.values():
+            detach(backbone, placed)
+        raise
+    return names
+
+
+def _place(backbone: nn.Module, name: str, stn: StageTransformer, way: int) -> str:
+    """Put a transformer in: as a child of its module, as a child that a hook runs, or after its module."""
     module = backbone.get_submodule(name)
     if hasattr(module, CHILD):
         raise ValueError(f'stn_stages: {name} of {_name(backbone)} has a transformer already; name another stage.')
-    module.add_module(CHILD, stn)
-    calls = _count_calls(backbone, stn, input_size)
-    if calls == 0:
-        handle = module.register_forward_hook(_transform)
-        calls = _count_calls(backbone, stn, input_size)
-        if calls != 1:
-            handle.remove()
-    if calls == 1:
+    if way < 2:
+        module.add_module(CHILD, stn)
+        if way == 1:
+            module.register_forward_hook(_transform)
         return f'{name}.{CHILD}'
-    del module._modules[CHILD]
     parent, _, last = name.rpartition('.')
     holder = backbone.get_submodule(parent)
-    if _insert_after(holder, last, stn):
-        if _count_calls(backbone, stn, input_size) == 1:
-            return f'{parent}.{last}_{CHILD}'.lstrip('.')
-        del holder._modules[f'{last}_{CHILD}']
-    raise ValueError(
-        f"stn_stages: a transformer cannot follow {name} of {_name(backbone)}; use 'input' or another stage.")
+    if way > 2 or type(holder) is not nn.Sequential:
+        raise ValueError(
+            f"stn_stages: a transformer cannot follow {name} of {_name(backbone)}; use 'input' or another stage.")
+    children = list(holder.named_children())
+    holder._modules.clear()
+    for child_name, child in children:
+        holder.add_module(child_name, child)
+        if child_name == last:
+            holder.add_module(f'{last}_{CHILD}', stn)
+    return f'{parent}.{last}_{CHILD}'.lstrip('.')
 
 
 def detach(backbone: nn.Module, name: str) -> None:
@@ -169,42 +194,32 @@ def detach(backbone: nn.Module, name: str) -> None:
         del holder._forward_hooks[key]
 
 
-def _insert_after(parent: nn.Module, name: str, stn: nn.Module) -> bool:
-    if type(parent) is not nn.Sequential:
-        return False
-    children = list(parent.named_children())
-    parent._modules.clear()
-    for child_name, child in children:
-        parent.add_module(child_name, child)
-        if child_name == name:
-            parent.add_module(f'{name}_{CHILD}', stn)
-    return True
+def _misplaced(
+        backbone: nn.Module,
+        transformers: Mapping[str, StageTransformer],
+        input_size: tuple[int, int, int],
+) -> list[str]:
+    """Those that do not run exactly once in a forward pass, or the first that is handed what it cannot take."""
+    calls = dict.fromkeys(transformers, 0)
 
+    def count(name: str, module: nn.Module, args: tuple) -> None:
+        if len(args) != 1 or not isinstance(args[0], Tensor):
+            raise _Refused(name)
+        calls[name] += 1
 
-def _count_calls(backbone: nn.Module, stn: StageTransformer, input_size: tuple[int, int, int]) -> int | None:
-    """How often the transformer runs in one forward pass; None where it is handed something it cannot take."""
-    calls: list[Any] = []
-    refused = []
-
-    def count(module: nn.Module, args: tuple) -> None:
-        if len(args) == 1 and isinstance(args[0], Tensor):
-            calls.append(1)
-        else:
-            refused.append(1)
-            raise _Refused
-
-    handle = stn.register_forward_pre_hook(count)
+    handles = [stn.register_forward_pre_hook(partial(count, name)) for name, stn in transformers.items()]
     try:
         dry_forward(backbone, input_size)
-    except _Refused:
-        return None
+    except _Refused as refused:
+        return [str(refused)]
     finally:
-        handle.remove()
-    return len(calls)
+        for handle in handles:
+            handle.remove()
+    return [name for name, n in calls.items() if n != 1]
 
 
 class _Refused(Exception):
-    """A transformer was handed something else than one tensor."""
+    """A transformer, of this name, was handed something else than one tensor."""
 
 
 def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:

@@ -8,7 +8,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from .arguments import StnArguments
-from .attach import StageTransformer, attach, detach, feature_infos, resolve_stage, stage_layouts
+from .attach import StageTransformer, attach, feature_infos, resolve_stage, stage_layouts
 from .localization import Localization, shrink
 from .spatial_transformer import SpatialTransformer
 
@@ -131,15 +131,14 @@ class SpatialTransformerNetwork(nn.Module):
         stages = [s for s in self.arguments.stages if s != 'input' and not self.arguments.to_input]
         names: dict[int | str, list[str]] = {s: [] for s in stages}
         for prefix, backbone in self._all_backbones() if stages else ():
-            for stage, (module, layout) in stage_layouts(backbone, stages, self._backbone_size).items():
+            layouts = stage_layouts(backbone, stages, self._backbone_size)
+            transformers = {}
+            for stage, (module, layout) in layouts.items():
                 settings = self.arguments.settings(stage)
-                stn = StageTransformer(layout, **settings, **self._dd, **self._extra(settings))
-                try:
-                    names[stage].append(prefix + attach(backbone, module, stn, self._backbone_size))
-                except ValueError:  # leave the caller's backbone as it was
-                    for name in [n for done in names.values() for n in done]:
-                        detach(self, name)
-                    raise
+                transformers[module] = StageTransformer(layout, **settings, **self._dd, **self._extra(settings))
+            attached = attach(backbone, transformers, self._backbone_size)
+            for stage, (module, _) in layouts.items():
+                names[stage].append(prefix + attached[module])
         return names
 
     def _all_backbones(self) -> list[tuple[str, Any]]:

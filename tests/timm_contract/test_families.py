@@ -44,8 +44,13 @@ def possible_stages(plain, input_size):
 
     On maps of 2 x 2 every sample of the identity lies on the border, where clamping leaves theta no gradient.
     """
-    stages = []
-    for stage in range(len(feature_infos(plain))):
+    everything = range(len(feature_infos(plain)))
+    try:
+        layouts = stage_layouts(plain, everything, input_size)
+        return [stage for stage, (_, layout) in layouts.items() if min(layout.size) > 2]
+    except ValueError:
+        stages = []
+    for stage in everything:
         try:
             layout = stage_layouts(plain, [stage], input_size)[stage][1]
             stages += [stage] if min(layout.size) > 2 else []
