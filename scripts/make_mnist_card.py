@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='registered name of the network')
     parser.add_argument('--runs', nargs='+', required=True, help='folders of its runs; the first gives the weights')
-    parser.add_argument('--baseline', nargs='+', action='append', required=True, metavar=('LABEL', 'RUN'),
+    parser.add_argument('--baseline', nargs='+', action='append', default=[], metavar=('LABEL', 'RUN'),
                         help='what to compare with: its name in the table, then the folders of its runs')
     parser.add_argument('--hardware', default='2 cores of an Intel Xeon, no GPU')
     parser.add_argument('--note', default='', help='a sentence to add below the table')

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import get_device_dtype, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,7 +86,8 @@ class MnistNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one; `global_pool` stays as it is where None."""
         pool = self.global_pool if global_pool is None else global_pool
-        self._create_classifier(num_classes, pool, **get_device_dtype(self))
+        probe = next(self.parameters())
+        self._create_classifier(num_classes, pool, device=probe.device, dtype=probe.dtype)
         self.fc.train(self.training)
 
     def forward_intermediates(
