@@ -277,6 +277,94 @@ def test_reading_and_writing_go_through_to_the_backbone():
     assert model.conv1 is model.backbone.conv1
 
 
+def test_a_head_named_classifier_is_the_backbones():
+    model = create('stn_test_efficientnet')
+    model.classifier = nn.Linear(model.classifier.in_features, 7)
+    assert model.backbone.classifier.out_features == 7 and model(images()).shape == (2, 7)
+
+
+def test_a_plain_checkpoint_joins_its_classifier_whichever_way_it_is_loaded(tmp_path):
+    plain = create('test_resnet')
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    kwargs = dict(stn_glimpses=2, stn_scale=0.5)
+    early = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')), **kwargs)
+    late = create(checkpoint_path=str(tmp_path / 'plain.pth'), **kwargs)
+    torch.testing.assert_close(late(images()), early(images()))
+    other = create(num_classes=3, **kwargs)
+    before = other.classifier.weight.clone()
+    other.load_state_dict(plain.state_dict())
+    assert torch.equal(other.classifier.weight, before)
+
+
+@pytest.mark.parametrize('change', [
+    lambda sd: sd.pop('backbone.layer1.0.conv1.weight'),
+    lambda sd: sd.pop('classifier.weight'),
+    lambda sd: sd.pop('stn.localization.regression.bias'),
+    lambda sd: sd.update({'towers.1.conv1.0.weight': torch.zeros(1)}),
+    lambda sd: sd.update({'foo.weight': torch.zeros(1)}),
+])
+def test_an_incomplete_or_foreign_checkpoint_of_glimpses_is_refused(tmp_path, change):
+    kwargs = dict(stn_glimpses=2, stn_scale=0.5)
+    state_dict = create(**kwargs).state_dict()
+    change(state_dict)
+    torch.save(state_dict, tmp_path / 'whole.pth')
+    with pytest.raises(RuntimeError, match='does not fit'):
+        create(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'whole.pth')), **kwargs)
+
+
+def test_a_checkpoint_of_shared_towers_does_not_fit_separate_ones(tmp_path):
+    save_for_hf(create(stn_glimpses=2, stn_scale=0.5), tmp_path, safe_serialization=True)
+    with pytest.raises(RuntimeError, match=r"does not fit.*Missing: \['towers.1"):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, stn_towers='separate')
+
+
+def test_what_a_user_types_wins_over_a_restored_config(tmp_path):
+    save_for_hf(create(), tmp_path, safe_serialization=True)
+    model = timm.create_model(f'local-dir:{tmp_path}', stn_localization_size=20, stn_bound=True)
+    assert model.stn.localization.size == (20, 20) and model.stn.bound
+    model._model_args['stn_stages'][0][1]['bound'] = 'X'
+    assert 'bound' not in model.arguments.stages['input']
+
+
+def test_weights_are_initialised_anew():
+    model = move_theta(create('stn_test_vit', stn_stages=('input', 0), stn_glimpses=2))
+    model.init_weights()
+    assert not model.stn.localization.regression.weight.any()
+    assert not model.spatial_transformers()[0].localization.regression.bias.any()
+
+
+def test_feature_indices_out_of_range_are_refused():
+    with pytest.raises(AssertionError, match='out of range'):
+        create().prune_intermediate_layers([7])
+
+
+def test_features_only_of_saved_glimpses_and_of_shared_features(tmp_path):
+    save_for_hf(create(stn_glimpses=2, stn_scale=0.5), tmp_path, safe_serialization=True)
+    features = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, features_only=True).eval()(images())
+    assert [f.shape[:2] for f in features] == [(2, 2)] * 5
+    model = create(features_only=True, out_indices=(1, 3), stn_localization='shared:3')
+    assert [f.shape[1] for f in model(images())] == model.feature_info.channels()
+
+
+@pytest.mark.parametrize('before,after', [(1, 3), (4, 3), (3, 4)])
+def test_channels_adapt_from_any_number(tmp_path, before, after):
+    save_for_hf(create(in_chans=before), tmp_path, safe_serialization=True)
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, in_chans=after)
+    assert model(images(chans=after)).shape == (2, 1000)
+
+
+def test_token_layouts_follow_the_input_size():
+    model = create('stn_test_vit', stn_stages=(0,), img_size=64)
+    model.set_input_size((32, 128))
+    assert model.spatial_transformers()[0].layout.size == (2, 8)
+
+
+def test_traces():
+    model = move_theta(create())
+    traced = torch.jit.trace(model, images(), check_trace=False)
+    torch.testing.assert_close(traced(images(seed=5)), model(images(seed=5)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('name', ['fuse', 'reparameterize', '__getitem__'])
 def test_nothing_gives_the_bare_backbone(name):
     model = create()
@@ -380,6 +468,7 @@ def test_wrap():
     x = images()
     expected = plain(x)
     model = timm_stn.wrap(plain, stages=('input', 2), transform='similarity')
+    assert not model.training
     assert model.backbone is plain and list(model.spatial_transformers()) == ['input', 2]
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match='already'):

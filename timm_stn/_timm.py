@@ -1,4 +1,4 @@
 """The private names of timm that are used, all of them; tests/test_timm_private.py tells which is missing."""
-from timm.models._features import FeatureGetterNet
+from timm.models._features import FeatureGetterNet, feature_take_indices
 
-__all__ = ['FeatureGetterNet']
+__all__ = ['FeatureGetterNet', 'feature_take_indices']

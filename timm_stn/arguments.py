@@ -1,6 +1,7 @@
 """The flat, JSON-able ``stn_`` arguments: their defaults, their checks, and what each stage makes of them."""
 import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
 
@@ -84,9 +85,14 @@ class StnArguments:
         return bool(self.values['stn_target'] == 'input')
 
     @property
+    def shared(self) -> bool:
+        """theta comes from the backbone's own features."""
+        return self.to_input or any(str(self.settings(s)['localization']).startswith('shared:') for s in self.stages)
+
+    @property
     def json(self) -> dict[str, Any]:
         """All arguments as JSON stores them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.values.items()}
+        return {k: list(v) if isinstance(v, tuple) else deepcopy(v) for k, v in self.values.items()}
 
     def settings(self, stage: int | str) -> dict[str, Any]:
         """What one stage's transformer is made with: the arguments without prefix, overridden by the stage's own."""
@@ -97,7 +103,11 @@ class StnArguments:
 
     def resolve(self, stage: int | str, **settings: Any) -> None:
         """Record what a stage's defaults came to, so that they mean the same whatever the defaults of tomorrow."""
-        self.stages[stage].update({k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()})
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        if len(self.stages) > 1 or self.stages[stage]:
+            self.stages[stage].update(plain)
+        else:  # where it gives way to what a user types
+            self.values.update({f'stn_{k}': v for k, v in plain.items()})
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -4,14 +4,16 @@ A checkpoint is either a plain one of the backbone, or one of the whole network 
 judged by its keys. The backbone's part always goes through timm's own factory, so that channels, classes and image size
 adapt by timm's own code.
 """
+import inspect
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import (
+    FeatureDictNet,
+    FeatureListNet,
     PretrainedCfg,
     adapt_input_conv,
     get_arch_pretrained_cfgs,
@@ -69,11 +71,12 @@ def build_network(
     state_dict = _read_weights(cfg, base, cache_dir) if pretrained else None
     whole = state_dict is not None and any(k.startswith('backbone.') for k in state_dict)
     input_size = _input_size(base, cfg, rest, arguments)
-    at_stages = any(s != 'input' for s in arguments.stages) and not arguments.to_input
+    at_stages = any(s != 'input' for s in arguments.stages) or arguments.shared
     feature_args = {k: rest.pop(k) for k in ('out_indices', 'feature_cls') if features_only and at_stages and k in rest}
     if features_only and not at_stages:
         rest['features_only'] = True
     num_classes = rest.get('num_classes', cfg.num_classes)
+    num_classes = None if num_classes < 0 else num_classes
     if whole and arguments.glimpses > 1:
         rest['num_classes'] = 0
     bases = [
@@ -118,7 +121,8 @@ def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> Spatial
     probe = next(model.parameters())
     size = getattr(model, '_traits', {}).get('img_size') or tuple(cfg['input_size'][1:])
     channels = getattr(model, 'in_chans', None) or cfg['input_size'][0]
-    return SpatialTransformerNetwork(model, arguments, (channels, *size), device=probe.device, dtype=probe.dtype)
+    net = SpatialTransformerNetwork(model, arguments, (channels, *size), device=probe.device, dtype=probe.dtype)
+    return net.train(model.training)
 
 
 def whole_network_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
@@ -155,7 +159,7 @@ def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> StateDict | 
         return _read_folder(Path(str(cfg.file)))
     registered = {c.hf_hub_id for c in get_arch_pretrained_cfgs(base).values()}
     if cfg.source == 'hf-hub':
-        return load_state_dict_from_hf(str(cfg.hf_hub_id), WEIGHTS, cache_dir=cache_dir)
+        return load_state_dict_from_hf(str(cfg.hf_hub_id), cache_dir=cache_dir)  # safetensors where there are any
     if cfg.file and not cfg.custom_load:
         return load_state_dict(str(cfg.file))
     if cfg.hf_hub_id and cfg.hf_hub_id not in registered and not cfg.file and not cfg.url:
@@ -175,7 +179,8 @@ def _part(state_dict: StateDict | None, prefix: str, whole: bool) -> StateDict |
     """The backbone's part, with timm's own keys; every tower of a plain checkpoint starts from the whole of it."""
     if state_dict is None or not whole:
         return state_dict
-    return {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix) and not IS_STN.search(k)}
+    part = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix) and not IS_STN.search(k)}
+    return part or _part(state_dict, 'backbone.', whole)  # without a tower's part: `_load_own` says what is missing
 
 
 def _build_base(
@@ -223,21 +228,41 @@ def _cfg_of_weights(cfg: PretrainedCfg) -> dict[str, Any]:
 
 
 def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: PretrainedCfg) -> None:
-    """Load what is not the backbone's: transformers strictly, the joined classifier where the classes agree."""
-    own = {k: v for k, v in state_dict.items() if IS_STN.search(k)}
-    if 'classifier.weight' in state_dict and net.num_classes == cfg.num_classes and net.num_classes > 0:
-        own.update({k: v for k, v in state_dict.items() if k.startswith('classifier.')})
+    """Load what is not the backbone's: transformers strictly, the joined classifier where the classes agree.
+
+    Raises:
+        RuntimeError: A key of the checkpoint has no place here, or a place has no key.
+    """
     target = net.state_dict()
+    same_classes = net._joined and net.num_classes == cfg.num_classes
+    own = {k: v for k, v in state_dict.items() if IS_STN.search(k) or (same_classes and k.startswith('classifier.'))}
     for conv in net.pretrained_cfg['first_conv'] or ():
         key = conv + '.weight'
-        if key in own and own[key].shape[1] != target[key].shape[1]:
-            own[key] = adapt_input_conv(target[key].shape[1], own[key])
-    missing = sorted(k for k in target if IS_STN.search(k) and k not in own)
-    unexpected = sorted(k for k in own if k not in target)
+        if key in own and key in target and own[key].shape[1] != target[key].shape[1]:
+            own[key] = _adapt_channels(own[key], target[key].shape[1])
+    excused = () if same_classes else ('classifier.', *(f'{n}.' for n in _names(net.pretrained_cfg.get('classifier'))))
+    asked = {k for k in target if k in own or not k.startswith(excused)} | set(own)
+    missing = sorted(k for k in asked if k in target and k not in state_dict)
+    unexpected = sorted(k for k in state_dict if k not in target and not k.startswith(excused))
     wrong = sorted(f'{k} {tuple(own[k].shape)}' for k in own if k in target and own[k].shape != target[k].shape)
-    if missing or unexpected or wrong:
+    if (not isinstance(net.backbone, (FeatureListNet, FeatureDictNet)) and (missing or unexpected)) or wrong:
         raise RuntimeError(
-            f"The checkpoint's transformers do not fit this network's stn_ arguments. "
+            f"The checkpoint does not fit this network's stn_ arguments. "
             f'Missing: {missing}; unexpected: {unexpected}; of another shape: {wrong}.')
-    with torch.no_grad():
-        net.load_state_dict({**target, **own})
+    net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution for other channels, as timm adapts a stem."""
+    known = 'base_chans' in inspect.signature(adapt_input_conv).parameters
+    base = dict(base_chans=weight.shape[1]) if known else {}
+    try:
+        return adapt_input_conv(channels, weight, **base)
+    except NotImplementedError:
+        raise RuntimeError(
+            f'in_chans={channels}: a localization network trained with {weight.shape[1]} channels cannot be adapted '
+            'to that.') from None

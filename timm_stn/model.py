@@ -7,6 +7,7 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from ._timm import feature_take_indices
 from .arguments import StnArguments
 from .attach import StageTransformer, attach, feature_infos, resolve_stage, stage_layouts
 from .localization import Localization, shrink
@@ -17,9 +18,9 @@ __all__ = ['SpatialTransformerNetwork']
 register_notrace_module(SpatialTransformer)
 register_notrace_module(StageTransformer)
 
-# Would give the bare backbone, or names that lack the prefix `backbone.`, if they were read from it.
+# Would give the bare backbone, what it makes of images that nobody looked at, or names without their prefix.
 NOT_READ_THROUGH = (
-    'backbone', 'towers', 'stn', 'classifier', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg')
+    'backbone', 'towers', 'stn', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg', 'get_intermediate_layers')
 
 
 class SpatialTransformerNetwork(nn.Module):
@@ -69,6 +70,7 @@ class SpatialTransformerNetwork(nn.Module):
         self._localization_extra = dict(pretrained=True) if pretrained_localization else {}
         self._dd = dict(device=device, dtype=dtype)
         self._source: int | None = None
+        self._joined = self.glimpses > 1 and hasattr(backbone, 'reset_classifier')  # one classifier over all glimpses
         self.stn = self._make_input_transformer(backbone)
         self.backbone = backbone
         if towers:
@@ -76,7 +78,7 @@ class SpatialTransformerNetwork(nn.Module):
         self._stage_names = self._attach_stages()
         for stage, transformer in self.spatial_transformers().items():
             self.arguments.resolve(stage, bound=transformer.bound, localization_size=transformer.localization.size)
-        if self.glimpses > 1 and hasattr(backbone, 'reset_classifier'):
+        if self._joined:
             self._own_classifier(backbone.num_classes if num_classes is None else num_classes)
         self._describe(name)
         self.register_load_state_dict_pre_hook(_load_plain)  # type: ignore[no-untyped-call]
@@ -148,12 +150,14 @@ class SpatialTransformerNetwork(nn.Module):
     def _own_classifier(self, num_classes: int) -> None:
         """The classifier over the joined glimpses; starts from the backbone's where that has the same classes."""
         old = self.backbone.get_classifier()
-        names = {id(m): n for n, m in self.backbone.named_modules()}
-        self.plain_classifier = [f'{names.get(id(old))}.{p}' for p, _ in old.named_parameters()]
+        if not isinstance(old, nn.Module):
+            raise ValueError(
+                f'stn_glimpses={self.glimpses} needs a backbone with one classifier; '
+                f'{type(self.backbone).__name__} has several: use stn_glimpses=1.')
         self._num_classes = num_classes
         for _, backbone in self._all_backbones():
             backbone.reset_classifier(0)
-        self.classifier = self._make_classifier(self._num_classes)
+        self.add_module('classifier', self._make_classifier(self._num_classes))
         if isinstance(old, nn.Linear) and isinstance(self.classifier, nn.Linear):
             self._start_classifier(old.weight, old.bias)
 
@@ -175,7 +179,7 @@ class SpatialTransformerNetwork(nn.Module):
         cfg = dict(getattr(self.backbone, 'pretrained_cfg', None) or {})
         cfg.pop('state_dict', None)
         cfg['architecture'] = name or 'stn_' + str(cfg.get('architecture') or type(self.backbone).__name__.lower())
-        joined = 'classifier' in self._modules
+        joined = self._joined
         cfg['classifier'] = 'classifier' if joined else prefixed(cfg.get('classifier'))
         cfg['first_conv'] = self._first_convs(cfg.get('first_conv'))
         self.pretrained_cfg = self.default_cfg = cfg
@@ -228,11 +232,11 @@ class SpatialTransformerNetwork(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        return self._num_classes if 'classifier' in self._modules else self.backbone.num_classes
+        return self._num_classes if self._joined else self.backbone.num_classes
 
     @num_classes.setter
     def num_classes(self, value: int) -> None:
-        if 'classifier' in self._modules:
+        if self._joined:
             self._num_classes = value
         else:
             self.backbone.num_classes = value
@@ -273,7 +277,7 @@ class SpatialTransformerNetwork(nn.Module):
     def _localize(self, x: Tensor) -> Tensor:
         """Parameters of the input's transform from the backbone's own features."""
         features = self.backbone.forward_intermediates(
-            shrink(x, self._shared_size), indices=[self._source], intermediates_only=True)
+            shrink(x, self._shared_size), indices=[self._source], intermediates_only=True, stop_early=True)
         return cast(SpatialTransformer, self.stn).localization(features[0])
 
     def _see(self, x: Tensor) -> Tensor:
@@ -298,16 +302,16 @@ class SpatialTransformerNetwork(nn.Module):
 
     # timm's interface
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
         x = self._see(x)
         if self.glimpses == 1:
-            return self.backbone(x)
-        out = self._each(lambda backbone, image: backbone(image), x)
-        return self.classifier(self._join(out)) if 'classifier' in self._modules else out
+            return self.backbone(x, **kwargs)
+        out = self._each(lambda backbone, image: backbone(image, **kwargs), x)
+        return self.classifier(self._join(out)) if self._joined else out
 
-    def forward_features(self, x: Tensor) -> Any:
+    def forward_features(self, x: Tensor, **kwargs: Any) -> Any:
         """Unpooled features of the backbone; (N, G, ...) with glimpses."""
-        return self._each(lambda backbone, image: backbone.forward_features(image), self._see(x))
+        return self._each(lambda backbone, image: backbone.forward_features(image, **kwargs), self._see(x))
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
         """Features to logits, or to what the classifier takes."""
@@ -334,29 +338,28 @@ class SpatialTransformerNetwork(nn.Module):
 
     def prune_intermediate_layers(
             self,
-            indices: int | list[int] = 1,
+            indices: int | list[int] | None = 1,
             prune_norm: bool = False,
             prune_head: bool = True,
     ) -> list[int]:
         """Remove what comes after the last of the features that are asked for."""
-        count = len(feature_infos(self.backbone))
-        kept = list(range(count))[-indices:] if isinstance(indices, int) else [i % count for i in indices]
+        kept = list(feature_take_indices(len(feature_infos(self.backbone)), indices)[0])
         needed = kept if self._source is None else [*kept, self._source]
         for _, backbone in self._all_backbones():
             backbone.prune_intermediate_layers(needed, prune_norm, prune_head)
-        if prune_head and 'classifier' in self._modules:
+        if prune_head and self._joined:
             self.reset_classifier(0)
         modules = dict(self.named_modules())
         self._stage_names = {s: names for s, names in self._stage_names.items() if all(n in modules for n in names)}
         return kept
 
     def get_classifier(self) -> nn.Module:
-        return self.classifier if 'classifier' in self._modules else self.backbone.get_classifier()
+        return self.classifier if self._joined else self.backbone.get_classifier()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for other classes; 0 for none. ``global_pool`` None keeps the pooling."""
         pool = () if global_pool is None else (global_pool,)
-        joined = 'classifier' in self._modules
+        joined = self._joined
         if not joined or pool:
             for _, backbone in self._all_backbones():
                 backbone.reset_classifier(0 if joined else num_classes, *pool)
@@ -375,10 +378,30 @@ class SpatialTransformerNetwork(nn.Module):
         if self.arguments.size is None:
             for _, backbone in self._all_backbones():
                 backbone.set_input_size(img_size=img_size, **kwargs)
+            self._shared_size = size
         self._input_size = (self._input_size[0], *size)
         self._traits = {**self._traits, 'img_size': size}
+        self._refresh_layouts()
         if self.arguments.size is not None:
             self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, 'input_size': self._input_size}
+
+    def _refresh_layouts(self) -> None:
+        """Tell the transformers at stages the size of the features for another size of input."""
+        for prefix, backbone in self._all_backbones() if self._stage_names else ():
+            for stage, (_, layout) in stage_layouts(backbone, list(self._stage_names), self._backbone_size).items():
+                for name in self._stage_names[stage]:
+                    if name.startswith(prefix):
+                        cast(StageTransformer, self.get_submodule(name)).layout = layout
+
+    def init_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Initialise everything anew: the backbone(s) by their own rules, transformers at the identity."""
+        for _, backbone in self._all_backbones():
+            if hasattr(backbone, 'init_weights'):
+                backbone.init_weights(*args, **kwargs)
+        own: list[Any] = [m for name, m in self.named_modules() if _is_own(name + '.') and name]
+        for module in own:
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
 
     def group_matcher(self, coarse: bool = False) -> Any:
         """Layer groups of the backbone; transformers and joined classifier are new layers and group with the head."""
@@ -406,16 +429,30 @@ def _load_plain(net: SpatialTransformerNetwork, state_dict: dict[str, Any], pref
     if not names or any(n.startswith('backbone.') for n in names):
         return
     plain = {n: state_dict.pop(prefix + n) for n in names}
-    used = set()
+    used = _join_classifier(net, plain, state_dict, prefix) if net._joined else set()
     for name, value in net.state_dict().items():
         key = re.sub(r'^(backbone|towers\.\d+)\.', '', name)
         if key != name and key in plain:
             state_dict[prefix + name] = plain[key]
             used.add(key)
         elif _is_own(name):
-            state_dict[prefix + name] = value
-    classifier = set(net.plain_classifier) if 'classifier' in net._modules else set()
-    state_dict.update({prefix + n: v for n, v in plain.items() if n not in used | classifier})
+            state_dict.setdefault(prefix + name, value)
+    state_dict.update({prefix + n: v for n, v in plain.items() if n not in used})
+
+
+def _join_classifier(net: SpatialTransformerNetwork, plain: dict[str, Any], state_dict: Any, prefix: str) -> set[str]:
+    """The plain classifier, for as many classes, gives the mean over the glimpses; for others it is left out."""
+    names = _as_tuple(getattr(net.backbone, 'pretrained_cfg', {}).get('classifier'))
+    used = {f'{name}.{kind}' for name in names for kind in ('weight', 'bias')} & set(plain)
+    own = net.classifier.state_dict()
+    weight = plain.get(f'{names[0]}.weight') if len(names) == 1 else None
+    if weight is not None and 'weight' in own:
+        repeats = own['weight'].shape[1] // weight.shape[1]
+        if own['weight'].shape == (weight.shape[0], weight.shape[1] * repeats):
+            state_dict[prefix + 'classifier.weight'] = weight.repeat(1, repeats) / repeats
+            if f'{names[0]}.bias' in plain:
+                state_dict[prefix + 'classifier.bias'] = plain[f'{names[0]}.bias']
+    return used
 
 
 def _is_own(name: str) -> bool:

@@ -26,8 +26,9 @@ def register_twin(arch: str) -> Callable[..., nn.Module]:
     Raises:
         ValueError: timm knows no such architecture.
     """
-    if not timm.is_model(arch):
-        raise ValueError(f'arch must be an architecture registered with timm, got {arch!r}.')
+    if not timm.is_model(arch) or '.' in arch or arch.startswith(PREFIX):
+        raise ValueError(
+            f'arch must be an architecture registered with timm, without a tag, and no twin itself; got {arch!r}.')
     name = PREFIX + arch
 
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -166,9 +166,9 @@ def _is_traced() -> bool:
 
 
 def _check_matrix(theta: Tensor) -> int:
-    if theta.dim() != 3 or tuple(theta.shape[1:]) not in SHAPES:
+    if theta.dim() != 3 or tuple(int(s) for s in theta.shape[1:]) not in SHAPES:
         raise ValueError(f'theta must have shape (N, 2, 3), (N, 3, 3) or (N, 3, 4), got {tuple(theta.shape)}')
-    return SHAPES[theta.shape[1], theta.shape[2]]
+    return SHAPES[int(theta.shape[1]), int(theta.shape[2])]
 
 
 def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
