@@ -51,7 +51,7 @@ def test_look_at_a_stage_through_glimpses(images):
     look = observe(model, images, 2)
     assert look.outlines.shape[:2] == look.theta.shape[:2] == look.seen.shape[:2] == (2, 2)
     width = look.outlines.amax(2) - look.outlines.amin(2)
-    torch.testing.assert_close(width, torch.full_like(width, 0.5))  # half of a half of the image
+    torch.testing.assert_close(width, torch.ones_like(width))  # all of a glimpse of half the image's width
 
 
 @pytest.mark.parametrize('arch', ['stn_test_vit', 'stn_test_mambaout'])
