@@ -207,10 +207,10 @@ class Children(nn.Module):
     ('unused', r"stage 'unused'.*is called 0 times"),
     ('pair', r"stage 'pair'.*yields a tuple, not one map \(N, C, H, W\)"),
     ('pool.1', r"stage 'pool.1'.*yields \(1, 4\), not one map"),
-    ('nope', r"Shared has no module 'nope'; stages are 'input', conv, pool\."),
-    ('', "Shared has no module ''; stages are 'input', conv, pool"),
+    ('nope', r"Shared has no module 'nope'; use 'input' or another stage: conv, pool\."),
+    ('', "Shared has no module ''; use 'input' or another stage: conv, pool"),
     (1, r"stage 1 \(pool\) of Shared is read before its module runs; use 'input'"),
-    (2, "Shared has no module 'gone'; stages are 'input', conv, pool"),
+    (2, "Shared has no module 'gone'; use 'input' or another stage: conv, pool"),
     (3, 'Shared has feature indices 0 to 2, got 3'),
     (-4, 'Shared has feature indices 0 to 2, got -4'),
 ])
