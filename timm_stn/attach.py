@@ -53,7 +53,8 @@ def _check_module(backbone: nn.Module, name: str) -> None:
     modules = dict(backbone.named_modules())
     if not name or name not in modules:
         names = ', '.join(str(i['module']) for i in feature_infos(backbone) if i['module'] in modules)
-        raise ValueError(f"stn_stages: {_name(backbone)} has no module {name!r}; use 'input' or another stage: {names}.")
+        raise ValueError(
+            f"stn_stages: {_name(backbone)} has no module {name!r}; use 'input' or another stage: {names}.")
 
 
 def feature_infos(backbone: nn.Module) -> list[dict[str, Any]]:
