@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .arguments import StnArguments, split_arguments
 from .features import StnFeatures
-from .model import SpatialTransformerNetwork, prefixed
+from .model import SpatialTransformerNetwork, as_tuple, prefixed
 
 __all__ = ['build_network', 'whole_network_cfg', 'wrap']
 
@@ -240,7 +240,8 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
         key = conv + '.weight'
         if key in own and key in target and own[key].shape[1] != target[key].shape[1]:
             own[key] = _adapt_channels(own[key], target[key].shape[1])
-    excused = () if same_classes else ('classifier.', *(f'{n}.' for n in _names(net.pretrained_cfg.get('classifier'))))
+    classifiers = as_tuple(net.pretrained_cfg.get('classifier'))
+    excused = () if same_classes else ('classifier.', *(f'{name}.' for name in classifiers))
     asked = {k for k in target if k in own or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
     unexpected = sorted(k for k in state_dict if k not in target and not k.startswith(excused))
@@ -250,10 +251,6 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
             f"The checkpoint does not fit this network's stn_ arguments. "
             f'Missing: {missing}; unexpected: {unexpected}; of another shape: {wrong}.')
     net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
-
-
-def _names(names: Any) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _adapt_channels(weight: Tensor, channels: int) -> Tensor:

@@ -191,7 +191,7 @@ class SpatialTransformerNetwork(nn.Module):
         self._traits = traits
 
     def _first_convs(self, stem: Any) -> tuple[str, ...] | None:
-        names = list(_as_tuple(prefixed(stem)))
+        names = list(as_tuple(prefixed(stem)))
         if self.stn is not None and self._source is None:
             modules = self.stn.localization.named_modules(prefix='stn.localization')
             names += [name for name, module in modules if isinstance(module, nn.Conv2d)][:1]
@@ -442,7 +442,7 @@ def _load_plain(net: SpatialTransformerNetwork, state_dict: dict[str, Any], pref
 
 def _join_classifier(net: SpatialTransformerNetwork, plain: dict[str, Any], state_dict: Any, prefix: str) -> set[str]:
     """The plain classifier, for as many classes, gives the mean over the glimpses; for others it is left out."""
-    names = _as_tuple(getattr(net.backbone, 'pretrained_cfg', {}).get('classifier'))
+    names = as_tuple(getattr(net.backbone, 'pretrained_cfg', {}).get('classifier'))
     used = {f'{name}.{kind}' for name in names for kind in ('weight', 'bias')} & set(plain)
     own = net.classifier.state_dict()
     weight = plain.get(f'{names[0]}.weight') if len(names) == 1 else None
@@ -466,7 +466,8 @@ def prefixed(names: Any, prefix: str = 'backbone.') -> Any:
     return prefix + names if isinstance(names, str) else tuple(prefix + n for n in names)
 
 
-def _as_tuple(names: Any) -> tuple[str, ...]:
+def as_tuple(names: Any) -> tuple[str, ...]:
+    """Names as a pretrained cfg has them (none, one or several) as a tuple."""
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
