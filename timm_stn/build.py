@@ -77,7 +77,7 @@ def build_network(
         rest['features_only'] = True
     num_classes = rest.get('num_classes', cfg.num_classes)
     num_classes = None if num_classes < 0 else num_classes
-    if whole and arguments.glimpses > 1:
+    if whole and arguments.streams > 1:
         rest['num_classes'] = 0
     bases = [
         _build_base(base, cfg, rest, pretrained, _part(state_dict, prefix, whole), cache_dir, pretrained_model_args)
@@ -131,7 +131,7 @@ def whole_network_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
 
 
 def _towers(arguments: StnArguments) -> int:
-    return arguments.glimpses - 1 if arguments.towers == 'separate' else 0
+    return arguments.streams - 1 if arguments.towers == 'separate' else 0
 
 
 def _input_size(
