@@ -159,7 +159,7 @@ class SpatialTransformerNetwork(nn.Module):
         self._num_classes = num_classes
         for _, backbone in self._all_backbones():
             backbone.reset_classifier(0)
-        self.add_module('classifier', self._make_classifier(self._num_classes))
+        super().__setattr__('classifier', self._make_classifier(self._num_classes))  # even if the backbone has one
         if isinstance(old, nn.Linear) and isinstance(self.classifier, nn.Linear):
             self._start_classifier(old.weight, old.bias)
 
