@@ -233,7 +233,12 @@ def test_fully_sharded(tmp_path):
     fsdp_module = pytest.importorskip('torch.distributed.fsdp')
     if not hasattr(fsdp_module, 'fully_shard'):
         pytest.skip(f'torch {torch.__version__} has no fully_shard')
-    (shards, grads, state, logits, again, theta), other = launch(fsdp, tmp_path)
+    try:
+        (shards, grads, state, logits, again, theta), other = launch(fsdp, tmp_path)
+    except mp.ProcessRaisedException as error:
+        if "'Stream' object has no attribute 'record_event'" not in str(error):
+            raise
+        pytest.skip(f'torch {torch.__version__} has no FSDP2 on a CPU: its stream has no record_event')
     model = create('vit')
     sizes = {n: p.numel() for n, p in model.named_parameters()}
     assert all(shards[n] + other[0][n] == size for n, size in sizes.items())

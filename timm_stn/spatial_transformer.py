@@ -184,7 +184,7 @@ class SpatialTransformer(nn.Module):
     @property
     def theta_transform(self) -> Transform:
         """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
-        return self._chains[max(self._chains)]
+        return list(self._chains.values())[-1]
 
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
         """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
