@@ -26,6 +26,8 @@ DEFAULTS: dict[str, Any] = dict(
     stn_fill=None,
     stn_antialias=False,
     stn_lr_scale=1.0,
+    stn_penalty=0.0,
+    stn_freeze_steps=0,
 )
 NETWORK = ('stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'target')  # of the network, not of one stage
 CHOICES = dict(

@@ -1,6 +1,8 @@
 """A timm model with spatial transformers in it: looks first, then asks the backbone."""
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -276,6 +278,41 @@ class SpatialTransformerNetwork(nn.Module):
             raise ValueError("look needs a transformer at the input; this model's are at "
                              f'{list(self._stage_names)}: see spatial_transformers().')
         return self.stn.look(x, self._localize if self._source is not None else None)
+
+    @contextmanager
+    def record_thetas(self) -> Iterator[dict[str, Tensor]]:
+        """Within it, every forward pass puts each transformer's theta, with its graph, into the dict that it gives.
+
+        By the transformer's name in ``named_modules``; the last forward pass wins, and compiled code puts nothing.
+        The network itself keeps no graph.
+        """
+        thetas: dict[str, Tensor] = {}
+        found = {n: m for n, m in self.named_modules() if isinstance(m, SpatialTransformer)}
+        before = {name: transformer.recorder for name, transformer in found.items()}
+        for name, transformer in found.items():
+            transformer.recorder = partial(thetas.__setitem__, name)
+        try:
+            yield thetas
+        finally:
+            for name, transformer in found.items():
+                transformer.recorder = before[name]
+
+    def stn_penalty_loss(self, thetas: Mapping[str, Tensor]) -> Tensor:
+        """The penalty that ``stn_penalty`` takes the gradient of, as a scalar for a training loop of one's own.
+
+        The mean over images of how far glimpses are outside the image or collapsed
+        (:func:`timm_stn.training.placement_penalty`), summed over the transformers.
+
+        Args:
+            thetas: By the transformers' names, as `record_thetas` gives them; the input's is ``stn``.
+
+        Raises:
+            ValueError: ``thetas`` is empty, or a name is not that of a transformer.
+        """
+        found = {n: m for n, m in self.named_modules() if isinstance(m, SpatialTransformer)}
+        if not thetas or not found.keys() >= thetas.keys():
+            raise ValueError(f'thetas must have thetas of transformers {list(found)}, got those of {list(thetas)}.')
+        return torch.stack([found[name].placement_penalty(theta).mean() for name, theta in thetas.items()]).sum()
 
     def _localize(self, x: Tensor) -> Tensor:
         """Parameters of the input's transform from the backbone's own features."""
