@@ -2,18 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
+OLDEST_VENV ?= .venv-oldest
+OLDEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all test-oldest lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/timm-stn demo --output demo.png
 
 test: $(VENV)/.tested lint
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -n $(JOBS) -m "not slow"
 
 test-all: $(VENV)/.tested lint
-	$(PYTEST) -n 2
+	$(PYTEST) -n $(JOBS)
+
+test-oldest: $(OLDEST_VENV)/.tested
+	$(OLDEST_VENV)/bin/python -c 'import sys, timm, torch; print("Python", sys.version.split()[0], "timm", timm.__version__, "torch", torch.__version__)'
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -q -n $(JOBS) -m "not slow"
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
@@ -32,5 +39,11 @@ $(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -e ".[test]"
 	touch $@
 
+# Python 3.10 where there is one, with the oldest versions that pyproject.toml accepts
+$(OLDEST_VENV)/.tested: pyproject.toml tests/oldest.txt
+	test -x $(OLDEST_VENV)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install -q -c tests/oldest.txt -e ".[test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+	rm -rf $(VENV) $(OLDEST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png

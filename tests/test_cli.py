@@ -96,7 +96,8 @@ def test_show_stages_only(photos, tmp_path, capsys):
 
 def test_show_what_a_folder_holds(photos, tmp_path, capsys):
     model = timm.create_model('stn_test_resnet', num_classes=2, stn_transform='tps')
-    timm.models.save_for_hf(model, tmp_path / 'mine', safe_serialization=True)
+    args = dict(model._model_args, num_classes=2)  # timm 1.0.29 does not save them by itself
+    timm.models.save_for_hf(model, tmp_path / 'mine', model_args=args, safe_serialization=True)
     line, = show(capsys, photos / 'a.png', '--model', f'local-dir:{tmp_path / "mine"}', '--output', tmp_path / 'f.png')
     assert line['answer'] in ('0', '1') and len(line['theta']) == model.stn.transform.num_params
     timm.models.save_for_hf(timm.create_model('test_resnet'), tmp_path / 'plain', safe_serialization=True)

@@ -373,6 +373,8 @@ def test_features_only_of_saved_glimpses_and_of_shared_features(tmp_path):
 
 @pytest.mark.parametrize('before,after', [(1, 3), (4, 3), (3, 4)])
 def test_channels_adapt_from_any_number(tmp_path, before, after):
+    if before != 3 and not hasattr(timm.models, 'get_model_args'):
+        pytest.skip('this timm adapts weights for 3 channels to others, and no others, for plain models too')
     save_for_hf(create(in_chans=before), tmp_path, safe_serialization=True)
     model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, in_chans=after)
     assert model(images(chans=after)).shape == (2, 1000)

@@ -153,7 +153,7 @@ def _timm_interface() -> dict[str, str]:
     twins = sum(timm.is_model(f'stn_{name}') for name in plain)
     return {
         **{name: _yes(hasattr(timm.models, name)) for name in public},
-        'FeatureGetterNet': _yes(_has('timm.models._features', 'FeatureGetterNet')),
+        'FeatureGetterNet': _yes(_has('timm_stn._timm', 'FeatureGetterNet')),
         'timm.task (train.py)': _yes(importlib.util.find_spec('timm.task') is not None),
         'pandas (inference.py)': _yes(importlib.util.find_spec('pandas') is not None),
         'architectures': f'{len(plain)}, of which {twins} have a stn_ twin',

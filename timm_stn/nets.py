@@ -13,6 +13,8 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._timm import traceable_assert
+
 __all__ = ['MnistCNN', 'MnistFCN', 'MnistNet']
 
 Indices = int | list[int] | tuple[int, ...] | None
@@ -148,7 +150,7 @@ class MnistNet(nn.Module):
         """Class scores of features, or what would enter the classifier."""
         if self.global_pool:
             x = x.flatten(1)
-            torch._assert(
+            traceable_assert(
                 x.shape[1] == self.head_hidden_size,
                 f'The classifier takes {self.head_hidden_size} features: is the input as large as img_size?')
         if self.drop_rate:

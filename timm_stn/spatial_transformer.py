@@ -281,7 +281,7 @@ class SpatialTransformer(nn.Module):
         """One pass over x for all glimpses, whose grids lie side by side in the first spatial dimension."""
         size = self.size or tuple(x.shape[2:])
         linear = self.transform.linear
-        grid = matrix_grid(theta, size) if linear else self._chains[theta.shape[1]].grid(theta, size)
+        grid = matrix_grid(theta, size) if linear else self._chains[int(theta.shape[1])].grid(theta, size)
         if self.glimpses == 1:
             return sample_finite(x, grid, **self.sampling)
         grid = grid.reshape(x.shape[0], self.glimpses * size[0], *size[1:], grid.shape[-1])

@@ -24,12 +24,14 @@ FAST = (
 
 def cases():
     return [pytest.param(*case, id=f'{family}-{case[0]}', marks=[] if family in FAST else [pytest.mark.slow])
-            for family, case in FAMILIES.items()]
+            for family, case in FAMILIES.items() if timm.is_model(case[0])]
 
 
 def test_every_family_of_timm_is_here():
     modules = {m for m in timm.list_modules() if m not in OURS and not m.startswith('test')}
-    assert modules == set(FAMILIES), 'a family of timm is new or gone: add its smallest architecture to families.json'
+    assert modules <= set(FAMILIES), 'a family of timm is new: add its smallest architecture to families.json'
+    if tuple(map(int, timm.__version__.split('.')[:3])) >= (1, 0, 31):  # earlier ones do not have them all
+        assert modules == set(FAMILIES), 'a family of timm is gone: take it out of families.json'
     assert set(FAST) <= set(FAMILIES)
 
 
