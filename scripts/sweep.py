@@ -56,8 +56,9 @@ def examine(arch: str, limit_params: float = 1e9) -> Record:
     record: Record = {'arch': arch, 'family': family(arch), 'versions': VERSIONS, 'failures': []}
     failures = Collector(record['failures'])
     with failures('build'), torch.device('meta'):
-        plain, size, holding, refused = smallest(arch)
+        plain = contract.make(arch, contract.input_size(arch))
         record['params'] = sum(p.numel() for p in plain.parameters())
+        plain, size, holding, refused = smallest(arch, plain)
         record['size'] = size[1:]
         modules = {i: info['module'] for i, info in enumerate(feature_infos(plain))}
         record['stages'] = {
@@ -94,13 +95,15 @@ class Collector:
             self.failures.append(f'{step}: {type(error).__name__}: {error}'[:600])
 
 
-def smallest(arch: str) -> tuple[nn.Module, tuple[int, int, int], contract.Holding, dict[int, str]]:
+def smallest(
+        arch: str,
+        plain: nn.Module,
+) -> tuple[nn.Module, tuple[int, int, int], contract.Holding, dict[int, str]]:
     """The network for the smallest images that leave more than 2 x 2 at each stage and lose no stage, and its stages.
 
     Tried are 3, 4, 5, 7 and 8 times the last stage's reduction, then the network's own size.
     """
     native = contract.input_size(arch)
-    plain = contract.make(arch, native)
     reduction = max((int(info.get('reduction', 0)) for info in feature_infos(plain)), default=0)
     known = None
     for side in (n * reduction for n in (3, 4, 5, 7, 8) if 0 < n * reduction < min(native[1:])):
@@ -218,67 +221,61 @@ def read(path: Path) -> dict[str, Record]:
 
 
 class Worker:
-    """A process that examines one architecture after another; its memory is limited."""
+    """A process that examines one architecture after another: names go in, records come out, a line each."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, command: list[str], timeout: float) -> None:
+        self.command = command
+        self.timeout = timeout
         self.process: subprocess.Popen | None = None
 
     def examine(self, arch: str) -> Record:
         """The record of an architecture, also where the process does not survive it."""
-        process = self._running()
-        try:
-            process.stdin.write(arch + '\n')
-            process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], self.options.timeout)
-            line = process.stdout.readline() if ready else ''
-        except BrokenPipeError:
-            ready, line = [process.stdout], ''
+        if self.process is None:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        line, reason = '', 'the process ended: '
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(arch + '\n')
+            self.process.stdin.flush()
+            if select.select([self.process.stdout], [], [], self.timeout)[0]:
+                line = self.process.stdout.readline()
+            else:
+                reason = f'took more than {self.timeout:g} s: '
         if line:
             return json.loads(line)
-        self.stop()
-        reason = f'took more than {self.options.timeout} s' if not ready else f'the process ended: {_end(process)}'
-        return {'arch': arch, 'family': family(arch), 'versions': VERSIONS, 'failures': [reason]}
+        failure = reason + self.stop()
+        return {'arch': arch, 'family': family(arch), 'versions': VERSIONS, 'failures': [failure]}
 
-    def _running(self) -> subprocess.Popen:
-        if self.process is None or self.process.poll() is not None:
-            command = [sys.executable, '-W', 'ignore', __file__, '--worker', '--memory', str(self.options.memory),
-                       '--limit-params', str(self.options.limit_params), '--examiner', self.options.examiner]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        return self.process
+    def stop(self) -> str:
+        """End the process; how it ended."""
+        process, self.process = self.process, None
+        if process is None:
+            return 'not started'
+        process.stdin.close()
+        try:
+            process.wait(1)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        code = process.wait()
+        process.stdout.close()
+        return signal.Signals(-code).name if code < 0 else f'exit status {code}'
 
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
 
-
-def _end(process: subprocess.Popen) -> str:
-    code = process.returncode
-    return signal.Signals(-code).name if code < 0 else f'exit status {code}'
+def worker_command(options: argparse.Namespace) -> list[str]:
+    return [sys.executable, '-W', 'ignore', __file__, '--worker', '--memory', str(options.memory),
+            '--limit-params', str(options.limit_params)]
 
 
 def work(options: argparse.Namespace) -> None:
     """The worker's loop: names come in, records go out; whatever else is printed goes to the error stream."""
     limit = int(options.memory * 2 ** 30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    examiner = _load(options.examiner)
     with os.fdopen(os.dup(1), 'w') as out:
         os.dup2(2, 1)
         for line in sys.stdin:
             start = time.perf_counter()
-            record = examiner(line.strip(), options.limit_params)
+            record = examine(line.strip(), options.limit_params)
             record['seconds'] = round(time.perf_counter() - start, 2)
             print(json.dumps(record), file=out, flush=True)
-
-
-def _load(name: str) -> Any:
-    if name == 'examine':
-        return examine
-    path, _, function = name.rpartition(':')
-    space: dict[str, Any] = {'examine': examine}
-    exec(compile(Path(path).read_text(), path, 'exec'), space)
-    return space[function]
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -296,8 +293,8 @@ def sweep(options: argparse.Namespace) -> None:
     lock = threading.Lock()
     _end_line(options.output)
     with options.output.open('a') as out:
-        threads = [
-            threading.Thread(target=_drain, args=(todo, Worker(options), out, lock)) for _ in range(options.jobs)]
+        workers = [Worker(worker_command(options), options.timeout) for _ in range(options.jobs)]
+        threads = [threading.Thread(target=_drain, args=(todo, worker, out, lock)) for worker in workers]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -412,7 +409,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--retry', action='store_true', help='examine again what failed')
     parser.add_argument('--table', type=Path, metavar='FILE', help='write the table from the output, examine nothing')
     parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
-    parser.add_argument('--examiner', default='examine', help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.worker:
         work(options)
