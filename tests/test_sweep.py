@@ -59,7 +59,7 @@ def test_a_record(script, arch, side, layout):
 def test_stages_that_cannot_have_one(script):
     record = script.examine('efficientvim_m1')
     assert record['failures'] == [] and record['input']
-    assert all('yields a tuple, not one map' in s['reason'] for s in record['stages'].values())
+    assert all('yields several things (' in s['reason'] for s in record['stages'].values())
 
 
 def test_what_does_not_hold_is_recorded(script, monkeypatch):
@@ -124,7 +124,7 @@ def test_crashes_and_time_limits(script, fake, tmp_path):
     (tmp_path / 'healed').touch()
     script.main(arguments)
     assert len(lines(output)) == 5, 'what failed is not examined again'
-    script.main([*arguments, '--retry'])
+    script.main([*arguments, '--retry', 'failed'])
     assert [r['arch'] for r in lines(output)] == [*archs, 'test_resnet', 'test_vit']
     assert not any(r['failures'] for r in script.read(output).values())
 
@@ -178,4 +178,5 @@ class TestPooledInit:
     def test_layers_differ(self, script):
         with script.PooledInit():
             a, b = nn.Linear(64, 64), nn.Linear(64, 64)
-        assert not torch.equal(a.weight, b.weight) and float(a.weight.detach().std()) == pytest.approx(0.125 / 3 ** 0.5, rel=0.1)
+        assert not torch.equal(a.weight, b.weight)
+        assert float(a.weight.detach().std()) == pytest.approx(0.125 / 3 ** 0.5, rel=0.1)

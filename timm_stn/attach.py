@@ -1,5 +1,6 @@
 """One transformer becomes a child of one stage of a backbone: it travels, copies and checkpoints with the stage."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,10 @@ class StageTransformer(SpatialTransformer):
         super().__init__(in_chans=layout.channels, input_size=layout.size, **settings)
         self.layout = layout
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layout.restore(super().forward(self.layout.maps(x)), x)
+    def forward(self, x: Any) -> Any:
+        features = self.layout.pick(x)
+        seen = super().forward(self.layout.maps(features))
+        return self.layout.put(self.layout.restore(seen, features), x)
 
 
 def _transform(module: nn.Module, args: Any, output: Any) -> Any:
@@ -52,9 +55,9 @@ def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str,
 def _check_module(backbone: nn.Module, name: str) -> None:
     modules = dict(backbone.named_modules())
     if not name or name not in modules:
-        names = ', '.join(str(i['module']) for i in feature_infos(backbone) if i['module'] in modules)
-        raise ValueError(
-            f"stn_stages: {_name(backbone)} has no module {name!r}; use 'input' or another stage: {names}.")
+        names = [str(i['module']) for i in feature_infos(backbone) if i['module'] and i['module'] in modules]
+        others = f"another stage: {', '.join(names)}" if names else "a module's name"
+        raise ValueError(f"stn_stages: {_name(backbone)} has no module {name!r}; use 'input' or {others}.")
 
 
 def feature_infos(backbone: nn.Module) -> list[dict[str, Any]]:
@@ -119,12 +122,22 @@ def _layout(
     expected = (-(-input_size[1] // reduction), -(-input_size[2] // reduction))
     prefix = int(getattr(backbone, 'num_prefix_tokens', 0) or 0)
     fmt = getattr(backbone, 'output_fmt', None)
-    shape = shapes[0]
-    layout = isinstance(shape, tuple) and infer_layout(
-        shape, info.get('num_chs'), str(getattr(fmt, 'value', fmt)), expected, prefix)
+    layout = _only_map(shapes[0], partial(
+        infer_layout, channels=info.get('num_chs'), output_fmt=str(getattr(fmt, 'value', fmt)), size=expected,
+        prefix=prefix))
     if not layout:
-        raise ValueError(f'{where} yields {shape}, not one map (N, C, H, W), (N, H, W, C) or (N, L, C); {use}.')
+        maps = '(N, C, H, W), (N, H, W, C) or (N, L, C)'
+        raise ValueError(f'{where} yields {_text(shapes[0])}, not one map {maps}; {use}.')
     return layout
+
+
+def _only_map(shape: Any, infer: Callable[[tuple[int, ...]], Layout | None]) -> Layout | None:
+    """The layout of what a stage yields for one image: a map, or several things with one map of features in them."""
+    if isinstance(shape, tuple):
+        return infer(shape) if shape[:1] == (1,) else None
+    parts = {i: _only_map(part, infer) for i, part in enumerate(shape) if isinstance(part, tuple)}
+    found = [(i, layout) for i, layout in parts.items() if layout and max(layout.size) > 1]
+    return replace(found[0][1], item=found[0][0]) if len(found) == 1 else None
 
 
 def attach(
@@ -203,8 +216,8 @@ def _misplaced(
     """Those that do not run exactly once in a forward pass, or the first that is handed what it cannot take."""
     calls = dict.fromkeys(transformers, 0)
 
-    def count(name: str, module: nn.Module, args: tuple) -> None:
-        if len(args) != 1 or not isinstance(args[0], Tensor):
+    def count(name: str, module: Any, args: tuple) -> None:
+        if len(args) != 1 or not module.layout.fits(args[0]):
             raise _Refused(name)
         calls[name] += 1
 
@@ -220,7 +233,7 @@ def _misplaced(
 
 
 class _Refused(Exception):
-    """A transformer, of this name, was handed something else than one tensor."""
+    """A transformer, of this name, was handed something else than what its stage yields."""
 
 
 def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
@@ -240,7 +253,16 @@ def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 
 def _shape(output: Any) -> Any:
-    return tuple(output.shape) if isinstance(output, Tensor) else f'a {type(output).__name__}'
+    """A tensor's shape as a tuple; a list of such, or of names of types, for a tuple or list; else its type's name."""
+    if isinstance(output, Tensor):
+        return tuple(output.shape)
+    if type(output) in (tuple, list):
+        return [_shape(part) for part in output]
+    return f'a {type(output).__name__}'
+
+
+def _text(shape: Any) -> str:
+    return f"several things ({', '.join(map(_text, shape))})" if isinstance(shape, list) else str(shape)
 
 
 def _name(backbone: nn.Module) -> str:
