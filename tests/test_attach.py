@@ -206,8 +206,7 @@ class Shared(nn.Module):
 
     def forward(self, x):
         x = self.relu(self.relu(self.conv(x)))
-        self.windows(x)
-        return self.pool(self.pair(self.named(x)['x'])[0])
+        return self.pool(self.pair(self.named(x)['x'])[0]) + self.windows(x).mean()
 
 
 class Windows(nn.Module):
@@ -265,6 +264,35 @@ def test_stages_that_yield_lists():
     for stage in range(len(backbone.feature_info)):
         with pytest.raises(ValueError, match=r'stn_stages: .*hrnet_w18_small.*(yields several|has no module).*input'):
             stage_layouts(backbone, [stage], SMALL)
+
+
+def test_a_map_that_nothing_looks_at():
+    """Only the class tokens leave PiT's last stage: a transformer of its map would never get a gradient."""
+    for arch in ('pit_ti_224', 'pit_ti_distilled_224'):
+        backbone = timm.create_model(arch)
+        for stages in ([0, 1, 2], [2], ['transformers.2'], [2, 'transformers']):
+            with pytest.raises(ValueError, match='stn_stages: stage .* yields a map that nothing looks at afterwards'):
+                stage_layouts(backbone, stages, (3, 224, 224))
+        assert set(stage_layouts(backbone, [0, 1], (3, 224, 224))) == {0, 1}
+
+
+@pytest.mark.parametrize('use', [
+    lambda x: x.mT, lambda x: x[:, 0], lambda x: x.add_(1), lambda x: torch.cat([x, x]), lambda x: x,
+    lambda x: {'a': [x]},
+])
+def test_every_look_at_a_map_counts(use):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return use(self.conv(x))
+
+    assert stage_layouts(Net(), ['conv'], (3, 8, 8))['conv'][1].size == (8, 8)
+    Net.forward = lambda self, x: x.mean() if self.conv(x).shape[0] else None
+    with pytest.raises(ValueError, match='nothing looks at'):
+        stage_layouts(Net(), ['conv'], (3, 8, 8))
 
 
 def test_a_stage_named_twice():

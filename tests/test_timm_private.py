@@ -1,4 +1,4 @@
-"""Private names of timm are used in one file only, and this tells which is missing."""
+"""Private names of timm and torch are used in one file only, and this tells which is missing."""
 import importlib
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import timm_stn
 
 PACKAGE = Path(timm_stn.__file__).parent
-PRIVATE = re.compile(r'^\s*(?:from|import)\s+(timm(?:\.\w+)*\._\w+[\w.]*)', re.MULTILINE)
+PRIVATE = re.compile(r'^\s*(?:from|import)\s+((?:timm|torch)(?:\.\w+)*\._\w+[\w.]*)', re.MULTILINE)
 
 
 def test_private_modules_are_imported_in_one_file():
@@ -16,8 +16,8 @@ def test_private_modules_are_imported_in_one_file():
 
 def test_private_names_are_there():
     text = (PACKAGE / '_timm.py').read_text()
-    names = re.findall(r'^from (timm\S+) import (.+)$', text, re.MULTILINE)
-    assert names
+    names = re.findall(r'^from ((?:timm|torch)\S+) import (.+)$', text, re.MULTILINE)
+    assert {module.split('.')[0] for module, _ in names} == {'timm', 'torch'}
     for module, imported in names:
         for name in imported.split(','):
             assert hasattr(importlib.import_module(module), name.strip()), f'{module} has no {name} any more'
