@@ -43,6 +43,7 @@ CASES = {  # architecture, stage -> input size, name of the transformer, hooks o
     ('test_vit', 2): (VIT, 'blocks.2.stn', 1),
     ('regnetx_002', 2): (SMALL, 's2.stn', 0),
     ('densenet121', 1): (SMALL, 'features.denseblock1_stn', 0),
+    ('pit_ti_224', 1): ((3, 224, 224), 'transformers.1.stn', 1),
 }
 
 
@@ -74,6 +75,27 @@ class TestPlaces:
             plain, calls = count(other, other.get_submodule(name), x)
             assert calls == 1 and not torch.allclose(moved, plain, rtol=0, atol=1e-4 * float(plain.max() - plain.min()))
             assert torch.equal(backbone(x), moved)
+
+
+def test_the_one_map_among_several_things():
+    """PiT's stages yield a map and the class tokens, TNT's blocks the pixels of each patch and the patches."""
+    for arch, item, fmt in (('pit_ti_224', 0, 'NCHW'), ('tnt_s_legacy_patch16_224', 1, 'NLC')):
+        backbone = timm.create_model(arch).eval()
+        stn, _ = put(backbone, 1, (3, 224, 224), shift=0.5)
+        pairs = []
+        stn.register_forward_hook(lambda m, args, out, pairs=pairs: pairs.append((args[0], out)))
+        with torch.no_grad():
+            backbone(images((3, 224, 224)))
+        (before, after), = pairs
+        assert stn.layout.item == item and stn.layout.fmt == fmt and type(after) is tuple
+        assert after[1 - item] is before[1 - item]
+        moved, still = stn.layout.maps(after[item]), stn.layout.maps(before[item])
+        assert moved.shape == still.shape and not torch.allclose(moved, still, atol=1e-3)
+        rolled = torch.nn.functional.grid_sample(
+            still, torch.nn.functional.affine_grid(
+                torch.tensor([[[1, 0, 0.5], [0, 1, 0.0]]]).repeat(2, 1, 1), list(still.shape), align_corners=False),
+            padding_mode='border', align_corners=False)
+        torch.testing.assert_close(moved, rolled, rtol=0, atol=1e-4)
 
 
 def test_what_follows_the_stage_sees_the_moved_map():
@@ -172,6 +194,8 @@ class Shared(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
         self.relu = nn.ReLU()
         self.unused = nn.Conv2d(3, 4, 1)
+        self.windows = Windows()
+        self.named = Named()
         self.pair = Pair()
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.feature_info = [
@@ -181,7 +205,21 @@ class Shared(nn.Module):
         ]
 
     def forward(self, x):
-        return self.pool(self.pair(self.relu(self.relu(self.conv(x))))[0])
+        x = self.relu(self.relu(self.conv(x)))
+        return self.pool(self.pair(self.named(x)['x'])[0]) + self.windows(x).mean()
+
+
+class Windows(nn.Module):
+    """Folds windows into the batch, as some attention does within a block."""
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        return x.reshape(n, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 1, 3, 5).reshape(n * 4, c, h // 2, w // 2)
+
+
+class Named(nn.Module):
+    def forward(self, x):
+        return {'x': x}
 
 
 class Pair(nn.Module):
@@ -205,7 +243,9 @@ class Children(nn.Module):
 @pytest.mark.parametrize(('stage', 'message'), [
     ('relu', r"stage 'relu' \(relu\) of Shared is called 2 times.*use 'input' or another stage"),
     ('unused', r"stage 'unused'.*is called 0 times"),
-    ('pair', r"stage 'pair'.*yields a tuple, not one map \(N, C, H, W\)"),
+    ('pair', r"stage 'pair'.*yields several things \(\(1, 4, 8, 8\), \(1, 4, 8, 8\)\), not one map \(N, C, H, W\)"),
+    ('windows', r"stage 'windows'.*yields \(4, 4, 4, 4\), not one map"),
+    ('named', r"stage 'named'.*yields a dict, not one map"),
     ('pool.1', r"stage 'pool.1'.*yields \(1, 4\), not one map"),
     ('nope', r"Shared has no module 'nope'; use 'input' or another stage: conv, pool\."),
     ('', "Shared has no module ''; use 'input' or another stage: conv, pool"),
@@ -222,8 +262,37 @@ def test_impossible_stages(stage, message):
 def test_stages_that_yield_lists():
     backbone = timm.create_model('hrnet_w18_small')
     for stage in range(len(backbone.feature_info)):
-        with pytest.raises(ValueError, match=r'stn_stages: .*hrnet_w18_small.*(yields a list|has no module).*input'):
+        with pytest.raises(ValueError, match=r'stn_stages: .*hrnet_w18_small.*(yields several|has no module).*input'):
             stage_layouts(backbone, [stage], SMALL)
+
+
+def test_a_map_that_nothing_looks_at():
+    """Only the class tokens leave PiT's last stage: a transformer of its map would never get a gradient."""
+    for arch in ('pit_ti_224', 'pit_ti_distilled_224'):
+        backbone = timm.create_model(arch)
+        for stages in ([0, 1, 2], [2], ['transformers.2'], [2, 'transformers']):
+            with pytest.raises(ValueError, match='stn_stages: stage .* yields a map that nothing looks at afterwards'):
+                stage_layouts(backbone, stages, (3, 224, 224))
+        assert set(stage_layouts(backbone, [0, 1], (3, 224, 224))) == {0, 1}
+
+
+@pytest.mark.parametrize('use', [
+    lambda x: x.mT, lambda x: x[:, 0], lambda x: x.add_(1), lambda x: torch.cat([x, x]), lambda x: x,
+    lambda x: {'a': [x]},
+])
+def test_every_look_at_a_map_counts(use):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return use(self.conv(x))
+
+    assert stage_layouts(Net(), ['conv'], (3, 8, 8))['conv'][1].size == (8, 8)
+    Net.forward = lambda self, x: x.mean() if self.conv(x).shape[0] else None
+    with pytest.raises(ValueError, match='nothing looks at'):
+        stage_layouts(Net(), ['conv'], (3, 8, 8))
 
 
 def test_a_stage_named_twice():

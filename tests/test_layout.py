@@ -81,3 +81,13 @@ def test_tokens_that_are_no_map(tokens):
 ])
 def test_infer(shape, channels, fmt, size, prefix, expected):
     assert infer_layout(shape, channels, fmt, size, prefix) == expected
+
+
+@pytest.mark.parametrize('kind', [tuple, list])
+def test_features_among_other_things(kind):
+    layout, x = Layout('NCHW', 2, (3, 3), item=1), kind([torch.ones(1, 5), torch.randn(1, 2, 3, 3), None])
+    changed = layout.put(layout.pick(x) * 2, x)
+    assert type(changed) is kind and changed[0] is x[0] and changed[2] is None
+    assert torch.equal(changed[1], x[1] * 2)
+    assert layout.fits(x) and not layout.fits(x[1]) and not layout.fits(kind(x[:1])) and not layout.fits(kind(x[::2]))
+    assert Layout('NCHW', 2, (3, 3)).fits(x[1]) and not Layout('NCHW', 2, (3, 3)).fits(x)

@@ -4,9 +4,12 @@ from collections.abc import Callable
 import torch
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import _assert as traceable_assert
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
-    'MODEL_NAMES', 'MODULE_NAMES', 'FeatureGetterNet', 'after_backward', 'feature_take_indices', 'traceable_assert']
+    'MODEL_NAMES', 'MODULE_NAMES', 'FeatureGetterNet', 'TorchDispatchMode', 'after_backward', 'feature_take_indices',
+    'traceable_assert',
+]
 
 # Attributes of torch.nn.Module without a public equivalent.
 MODULE_NAMES = ('_apply', '_buffers', '_forward_hooks', '_load_from_state_dict', '_modules')

@@ -1,17 +1,20 @@
 """One transformer becomes a child of one stage of a backbone: it travels, copies and checkpoints with the stage."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ._timm import TorchDispatchMode
 from .layout import Layout, infer_layout
 from .spatial_transformer import SpatialTransformer
 
 __all__ = ['StageTransformer', 'attach', 'detach', 'resolve_stage', 'stage_layouts']
 
 CHILD = 'stn'
+USE = "use 'input' or another stage"
 
 
 class StageTransformer(SpatialTransformer):
@@ -21,8 +24,10 @@ class StageTransformer(SpatialTransformer):
         super().__init__(in_chans=layout.channels, input_size=layout.size, **settings)
         self.layout = layout
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layout.restore(super().forward(self.layout.maps(x)), x)
+    def forward(self, x: Any) -> Any:
+        features = self.layout.pick(x)
+        seen = super().forward(self.layout.maps(features))
+        return self.layout.put(self.layout.restore(seen, features), x)
 
 
 def _transform(module: nn.Module, args: Any, output: Any) -> Any:
@@ -52,9 +57,9 @@ def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str,
 def _check_module(backbone: nn.Module, name: str) -> None:
     modules = dict(backbone.named_modules())
     if not name or name not in modules:
-        names = ', '.join(str(i['module']) for i in feature_infos(backbone) if i['module'] in modules)
-        raise ValueError(
-            f"stn_stages: {_name(backbone)} has no module {name!r}; use 'input' or another stage: {names}.")
+        names = [str(i['module']) for i in feature_infos(backbone) if i['module'] and i['module'] in modules]
+        others = f"another stage: {', '.join(names)}" if names else "a module's name"
+        raise ValueError(f"stn_stages: {_name(backbone)} has no module {name!r}; use 'input' or {others}.")
 
 
 def feature_infos(backbone: nn.Module) -> list[dict[str, Any]]:
@@ -70,26 +75,66 @@ def stage_layouts(
     """Module name and layout of each stage, read off one dry forward pass.
 
     Raises:
-        ValueError: A stage is not called exactly once, does not yield one map of features, or is named twice.
+        ValueError: A stage is not called exactly once, does not yield one map of features, or one that nothing looks
+            at afterwards, or is named twice.
     """
     found = {stage: resolve_stage(backbone, stage) for stage in stages}
     _check_distinct(backbone, {stage: name for stage, (name, _) in found.items()})
     outputs: dict[str, list[Any]] = {name: [] for name, _ in found.values()}
     for name in outputs:
         _check_module(backbone, name)
-    handles = [
-        backbone.get_submodule(name).register_forward_hook(lambda m, a, out, seen=seen: seen.append(_shape(out)))
-        for name, seen in outputs.items()
-    ]
+    uses = _Uses()
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        outputs[name].append(output)
+        uses.forget(output)
+
+    handles = [backbone.get_submodule(name).register_forward_hook(partial(keep, name)) for name in outputs]
     try:
-        dry_forward(backbone, input_size)
+        with uses:
+            uses.add(dry_forward(backbone, input_size))
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        stage: (name, _layout(backbone, stage, name, info, outputs[name], input_size))
-        for stage, (name, info) in found.items()
-    }
+    layouts = {}
+    for stage, (name, info) in found.items():
+        layout = _layout(backbone, stage, name, info, [_shape(out) for out in outputs[name]], input_size)
+        if id(layout.pick(outputs[name][0])) not in uses.seen:
+            raise ValueError(f"{_where(backbone, stage, name)} yields a map that nothing looks at afterwards; {USE}.")
+        layouts[stage] = name, layout
+    return layouts
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Which tensors something was computed from, by identity: it is theirs for as long as they are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[int] = set()
+
+    def add(self, tree: Any) -> None:
+        self.seen.update(map(id, _tensors(tree)))
+
+    def forget(self, tree: Any) -> None:
+        """What was before does not count, with these or with others that had their identity."""
+        self.seen.difference_update(map(id, _tensors(tree)))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.add((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nests of tuples, lists and dicts."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list, dict)):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(part)
+
+
+def _where(backbone: nn.Module, stage: int | str, name: str) -> str:
+    return f'stn_stages: stage {stage!r} ({name}) of {_name(backbone)}'
 
 
 def _check_distinct(backbone: nn.Module, names: dict[int | str, str]) -> None:
@@ -109,22 +154,40 @@ def _layout(
         shapes: list[Any],
         input_size: tuple[int, int, int],
 ) -> Layout:
-    where = f'stn_stages: stage {stage!r} ({name}) of {_name(backbone)}'
-    use = "use 'input' or another stage"
+    where = _where(backbone, stage, name)
     if info.get('hook_type', 'forward') not in ('', 'forward'):
-        raise ValueError(f'{where} is read before its module runs; {use}.')
+        raise ValueError(f'{where} is read before its module runs; {USE}.')
     if len(shapes) != 1:
-        raise ValueError(f'{where} is called {len(shapes)} times in a forward pass, not once; {use}.')
+        raise ValueError(f'{where} is called {len(shapes)} times in a forward pass, not once; {USE}.')
     reduction = info.get('reduction', 1)
     expected = (-(-input_size[1] // reduction), -(-input_size[2] // reduction))
     prefix = int(getattr(backbone, 'num_prefix_tokens', 0) or 0)
     fmt = getattr(backbone, 'output_fmt', None)
-    shape = shapes[0]
-    layout = isinstance(shape, tuple) and infer_layout(
-        shape, info.get('num_chs'), str(getattr(fmt, 'value', fmt)), expected, prefix)
+    layout = _only_map(shapes[0], partial(
+        infer_layout, channels=info.get('num_chs'), output_fmt=str(getattr(fmt, 'value', fmt)), size=expected,
+        prefix=prefix), expected)
     if not layout:
-        raise ValueError(f'{where} yields {shape}, not one map (N, C, H, W), (N, H, W, C) or (N, L, C); {use}.')
+        maps = '(N, C, H, W), (N, H, W, C) or (N, L, C)'
+        raise ValueError(f'{where} yields {_text(shapes[0])}, not one map {maps}; {USE}.')
     return layout
+
+
+def _only_map(
+        shape: Any,
+        infer: Callable[[tuple[int, ...]], Layout | None],
+        size: tuple[int, int],
+) -> Layout | None:
+    """The layout of what a stage yields for one image: a map, or several things with one map of features in them.
+
+    Among several things class tokens could pass for a map, so that tokens must have the aspect ratio of ``size``.
+    """
+    if isinstance(shape, tuple):
+        return infer(shape) if shape[:1] == (1,) else None
+    parts = {i: infer(part) for i, part in enumerate(shape) if isinstance(part, tuple) and part[:1] == (1,)}
+    found = [
+        replace(layout, item=i) for i, layout in parts.items() if layout and max(layout.size) > 1
+        and (layout.fmt != 'NLC' or layout.size[0] * size[1] == layout.size[1] * size[0])]
+    return found[0] if len(found) == 1 else None
 
 
 def attach(
@@ -203,8 +266,8 @@ def _misplaced(
     """Those that do not run exactly once in a forward pass, or the first that is handed what it cannot take."""
     calls = dict.fromkeys(transformers, 0)
 
-    def count(name: str, module: nn.Module, args: tuple) -> None:
-        if len(args) != 1 or not isinstance(args[0], Tensor):
+    def count(name: str, module: Any, args: tuple) -> None:
+        if len(args) != 1 or not module.layout.fits(args[0]):
             raise _Refused(name)
         calls[name] += 1
 
@@ -220,18 +283,18 @@ def _misplaced(
 
 
 class _Refused(Exception):
-    """A transformer, of this name, was handed something else than one tensor."""
+    """A transformer, of this name, was handed something else than what its stage yields."""
 
 
-def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """One forward pass of one empty image, in eval mode; leaves nothing behind."""
+def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> Any:
+    """What one forward pass of one empty image gives, in eval mode; leaves nothing behind."""
     modes = {m: m.training for m in backbone.modules()}
     thetas = {m: m.last_theta for m in backbone.modules() if isinstance(m, SpatialTransformer)}
     probe = next(backbone.parameters())
     backbone.eval()
     try:
         with torch.no_grad():
-            backbone(torch.zeros(1, *input_size, device=probe.device, dtype=probe.dtype))
+            return backbone(torch.zeros(1, *input_size, device=probe.device, dtype=probe.dtype))
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -240,7 +303,16 @@ def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 
 def _shape(output: Any) -> Any:
-    return tuple(output.shape) if isinstance(output, Tensor) else f'a {type(output).__name__}'
+    """A tensor's shape as a tuple; a list of such, or of names of types, for a tuple or list; else its type's name."""
+    if isinstance(output, Tensor):
+        return tuple(output.shape)
+    if type(output) in (tuple, list):
+        return [_shape(part) for part in output]
+    return f'a {type(output).__name__}'
+
+
+def _text(shape: Any) -> str:
+    return f"several things ({', '.join(map(_text, shape))})" if isinstance(shape, list) else str(shape)
 
 
 def _name(backbone: nn.Module) -> str:

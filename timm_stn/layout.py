@@ -1,6 +1,6 @@
 """NCHW, NHWC and token layouts, seen as one: (N, C, H, W)."""
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +17,30 @@ class Layout:
         channels: Number C of channels.
         size: (H, W) of the features for the usual input; tells the aspect ratio of tokens.
         prefix: Number of tokens (class, register) before the spatial ones; they pass by untouched.
+        item: Where the features are in a tuple or list that has other things in it, too; these pass by untouched.
     """
 
     fmt: Literal['NCHW', 'NHWC', 'NLC']
     channels: int
     size: tuple[int, int]
     prefix: int = 0
+    item: int | None = None
+
+    def fits(self, x: Any) -> bool:
+        """Whether x is what the stage yields, and not something else."""
+        if self.item is None:
+            return isinstance(x, Tensor)
+        return type(x) in (tuple, list) and self.item < len(x) and isinstance(x[self.item], Tensor)
+
+    def pick(self, x: Any) -> Any:
+        """The features in what the stage yields."""
+        return x if self.item is None else x[self.item]
+
+    def put(self, features: Tensor, x: Any) -> Any:
+        """What the stage yields, with other features."""
+        if self.item is None:
+            return features
+        return type(x)(features if i == self.item else part for i, part in enumerate(x))
 
     def maps(self, x: Tensor) -> Tensor:
         """Features in this layout to (N, C, H, W)."""

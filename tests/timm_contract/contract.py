@@ -1,0 +1,139 @@
+"""What must hold for every architecture of timm, as functions that the tests and `scripts/sweep.py` share."""
+import copy
+from collections.abc import Iterable, Mapping
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from timm_stn.attach import StageTransformer, detach, feature_infos, stage_layouts
+from timm_stn.layout import Layout
+
+RELATIVE = 1e-4  # of the logits' range: what identity logits may differ by
+SMALL = 2  # on maps of 2 x 2 every sample of the identity lies on the border, where clamping leaves theta no gradient
+
+Holding = dict[int, tuple[str, Layout]]
+
+
+def input_size(arch: str, side: int | None = None) -> tuple[int, int, int]:
+    """(C, H, W) of an architecture's images, with another side where one is given."""
+    channels, height, width = get_pretrained_cfg(arch).input_size
+    return (channels, side, side) if side else (channels, height, width)
+
+
+def make(name: str, size: tuple[int, int, int], **kwargs) -> nn.Module:
+    """An architecture, plain or twin, for images of a size, in eval mode."""
+    torch.manual_seed(0)
+    return timm.create_model(name, pretrained_cfg_overlay=dict(input_size=size), **kwargs).eval()
+
+
+def images(size: tuple[int, int, int]) -> Tensor:
+    return torch.rand(2, *size, generator=torch.Generator().manual_seed(1))
+
+
+def first(out) -> Tensor:
+    """Logits, also of networks that give several tensors."""
+    while not isinstance(out, Tensor):
+        out = next(iter(out.values())) if isinstance(out, Mapping) else out[0]
+    return out
+
+
+def survey(plain: nn.Module, size: tuple[int, int, int]) -> tuple[Holding, dict[int, str]]:
+    """Stages that can have a transformer, all at once, and why the others cannot."""
+    everything = list(range(len(feature_infos(plain))))
+    try:
+        return stage_layouts(plain, everything, size), {}
+    except ValueError:
+        pass
+    holding, refused = {}, {}
+    for stage in everything:
+        try:
+            holding = stage_layouts(plain, [*holding, stage], size)
+        except ValueError as error:
+            refused[stage] = str(error)
+    return holding, refused
+
+
+def wake_classifier(model: nn.Module) -> None:
+    """Some networks start with zero logits, which would tell nothing and let no gradient through."""
+    classifier = getattr(model, 'get_classifier', nn.Identity)()
+    modules = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    for p in (p for m in modules if isinstance(m, nn.Module) for p in m.parameters()):
+        if not p.is_meta and p.abs().max() == 0:
+            nn.init.normal_(p, std=0.02)
+
+
+def check_keys(plain_keys: Iterable[str], twin: nn.Module) -> None:
+    """The backbone's own keys under ``backbone.``, beside them only those of transformers."""
+    kept = {k for k in twin.state_dict() if 'stn.' not in k}
+    assert kept == {'backbone.' + k for k in plain_keys}, sorted(kept ^ {'backbone.' + k for k in plain_keys})[:4]
+
+
+def check_loads(plain: nn.Module, twin: nn.Module) -> None:
+    """A plain checkpoint loads, strictly."""
+    result = twin.load_state_dict(plain.state_dict())
+    assert not result.missing_keys and not result.unexpected_keys
+
+
+@torch.no_grad()
+def identity_error(expected: Tensor, twin: nn.Module, x: Tensor) -> float:
+    """How far untouched transformers move the logits, in parts of their range.
+
+    At most ``RELATIVE``, or what 1e-6 of input noise does to the plain network, if that is more.
+    """
+    span = float(expected.max() - expected.min())
+    assert expected.isfinite().all() and span > 0, 'the plain logits are not finite, or all the same'
+    error = float((first(twin(x)) - expected).abs().max()) / span
+    if not error <= RELATIVE:
+        noise = 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+        sensitivity = float((first(_plain(twin)(x + noise)) - expected).abs().max()) / span
+        assert error <= sensitivity, f'identity logits differ by {error:.1e} of their range, noise: {sensitivity:.1e}'
+    return error
+
+
+def _plain(twin: nn.Module) -> nn.Module:
+    """A copy of the backbone without transformers."""
+    backbone = copy.deepcopy(twin.backbone)
+    for name in [n for n, m in backbone.named_modules() if isinstance(m, StageTransformer)]:
+        detach(backbone, name)
+    return backbone
+
+
+@torch.no_grad()
+def response(expected: Tensor, twin: nn.Module, x: Tensor) -> float:
+    """How far transformers that look elsewhere move the logits, in parts of their range: the identity means little
+    where this is not well above it."""
+    biases = [t.localization.regression.bias for t in twin.spatial_transformers().values()]
+    for bias in biases:
+        bias.fill_(0.2)
+    moved = first(twin(x))
+    for bias in biases:
+        bias.zero_()
+    return float((moved - expected).abs().max() / (expected.max() - expected.min()))
+
+
+def check_gradients(twin: nn.Module, x: Tensor) -> list[int | str]:
+    """Every transformer's parameters get finite gradients, and the last layers' are not zero at step 0.
+
+    Only the last block of a class-token network may leave its transformer without: the class token passes by. Returns
+    the stages where that is so.
+    """
+    transformers = twin.spatial_transformers()
+    own = {id(p) for t in transformers.values() for p in t.parameters()}
+    for p in twin.parameters():
+        p.requires_grad_(id(p) in own)
+    out = first(twin.train()(x))
+    (out / out.detach().abs().max()).square().mean().backward()
+    silent = []
+    for stage, transformer in transformers.items():
+        for name, p in transformer.named_parameters():
+            assert p.grad is not None and p.grad.isfinite().all(), f'stage {stage!r}: {name} has no finite gradient'
+        moves = transformer.localization.regression.weight.grad.abs().max() > 0
+        if not moves and (stage == 'input' or min(transformer.layout.size) > SMALL):
+            silent.append(stage)
+    last = max((s for s in transformers if s != 'input'), default=None)
+    assert silent in ([], [last]), f'no gradient for the transformers at {silent}'
+    tokens = getattr(twin.backbone, 'num_prefix_tokens', 0) or hasattr(twin.backbone, 'cls_token')
+    assert not silent or tokens, f'no gradient for the transformer at {silent}, in a network without class token'
+    return silent
