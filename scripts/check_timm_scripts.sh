@@ -120,10 +120,12 @@ torchrun() {
     resnet "$@"
 }
 
-initial_checkpoint() {  # with steps of no size, so that the weights are still there at the end
+initial_checkpoint() {  # NEW ARGUMENTS...: with steps of no size, so that the weights are still there at the end
+    local new=$1
+    shift
     run train.py "${COMMON[@]}" "${TRAIN[@]}" --experiment "$NAME" "${RESNET[@]}" "$@" \
         --opt momentum --weight-decay 0 --lr 1e-30 || return
-    [[ $PLAIN ]] || helper loaded "$WORK/plain.pth" "$WORK/out/$NAME/last.pth.tar"
+    [[ $PLAIN ]] || helper loaded "$WORK/plain.pth" "$WORK/out/$NAME/last.pth.tar" "$new"
 }
 
 resume() {
@@ -205,7 +207,7 @@ line channels-last 'train.py --channels-last --no-prefetcher' resnet --channels-
 line compile-eager 'train.py --torchcompile eager' resnet --torchcompile eager
 line compile-aot 'train.py --torchcompile aot_eager' resnet --torchcompile aot_eager
 if command -v "${CXX:-g++}" >/dev/null; then
-    line compile-inductor 'train.py --torchcompile' resnet --torchcompile inductor
+    line compile-inductor "train.py --torchcompile --val-split ''" resnet --torchcompile inductor --val-split ''
 else
     skip compile-inductor 'no C++ compiler'
 fi
@@ -242,9 +244,9 @@ else
     skip image-sizes 'no such option'
 fi
 line initial-checkpoint 'train.py --initial-checkpoint PLAIN.pth' \
-    initial_checkpoint --initial-checkpoint "$WORK/plain.pth"
-line pretrained-path 'train.py --pretrained --pretrained-path PLAIN.pth' \
-    initial_checkpoint --pretrained --pretrained-path "$WORK/plain.pth"
+    initial_checkpoint '$^' --initial-checkpoint "$WORK/plain.pth"
+line pretrained-path 'train.py --pretrained --pretrained-path PLAIN.pth (a new classifier)' \
+    initial_checkpoint 'fc\.' --pretrained --pretrained-path "$WORK/plain.pth"
 line resume 'train.py --model-ema; kill -9; train.py --resume last.pth.tar' resume
 if has train.py --kd-model-name; then
     for kind in logit feature; do

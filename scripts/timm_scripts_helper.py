@@ -57,14 +57,15 @@ def trained(checkpoint: Path) -> None:
             raise SystemExit(f'{checkpoint} {key}: not finite {broken}, not trained {still}, of {list(last)}')
 
 
-def loaded(plain: Path, checkpoint: Path) -> None:
-    """All weights of a plain checkpoint are those of the backbone in another; batch statistics are not looked at."""
+def loaded(plain: Path, checkpoint: Path, new: str) -> None:
+    """Weights of a plain checkpoint are the backbone's in another: all but batch statistics and `new`, a regex."""
     have = _load(checkpoint)['state_dict']
-    statistics = re.compile(r'running_(mean|var)|num_batches_tracked')
-    expected = {k: v for k, v in _load(plain).items() if not statistics.search(k)}
-    wrong = [k for k, v in expected.items() if not torch.allclose(have[f'backbone.{k}'], v, atol=1e-6)]
-    if wrong or not expected:
-        raise SystemExit(f'{checkpoint}: of {len(expected)} weights, not those of {plain}: {wrong}')
+    statistics = r'running_(mean|var)$|num_batches_tracked$'
+    weights = {k: v for k, v in _load(plain).items() if not re.search(statistics, k)}
+    differ = [k for k, v in weights.items() if not torch.allclose(have[f'backbone.{k}'], v, atol=1e-6)]
+    expected = [k for k in weights if re.match(new, k)]
+    if differ != expected:
+        raise SystemExit(f'{checkpoint}: weights that are not those of {plain}: {differ}; expected: {expected}')
 
 
 def resumed(killed: Path, again: Path, epochs: int, updates: int) -> None:
@@ -94,7 +95,7 @@ def versions(checkout: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for run, types in ((prepare, [Path]), (trained, [Path]), (loaded, [Path, Path]),
+    for run, types in ((prepare, [Path]), (trained, [Path]), (loaded, [Path, Path, str]),
                        (resumed, [Path, Path, int, int]), (same, [str, Path, Path]), (versions, [Path])):
         command = commands.add_parser(run.__name__, help=run.__doc__)
         command.set_defaults(run=run)

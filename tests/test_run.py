@@ -242,12 +242,16 @@ def test_check_finds_weights_that_were_not_loaded(helper, tmp_path):
     plain, net = (timm.create_model(name, num_classes=3) for name in ('test_resnet', 'stn_test_resnet'))
     torch.save(plain.state_dict(), tmp_path / 'plain.pth')
     net.load_state_dict(plain.state_dict())
-    torch.save(net.state_dict(), tmp_path / 'net.pth')
-    helper.loaded(tmp_path / 'plain.pth', tmp_path / 'net.pth')
+    torch.save({'state_dict': net.state_dict()}, tmp_path / 'net.pth')
+    files = tmp_path / 'plain.pth', tmp_path / 'net.pth'
+    helper.loaded(*files, '$^')
+    with pytest.raises(SystemExit, match=r"expected: \['fc.weight', 'fc.bias'\]"):  # a new classifier is new
+        helper.loaded(*files, 'fc')
     net.backbone.fc.bias.data[1] += 1e-3
-    torch.save(net.state_dict(), tmp_path / 'net.pth')
-    with pytest.raises(SystemExit, match=r"\['fc.bias'\]"):
-        helper.loaded(tmp_path / 'plain.pth', tmp_path / 'net.pth')
+    torch.save({'state_dict': net.state_dict()}, tmp_path / 'net.pth')
+    with pytest.raises(SystemExit, match=r"\['fc.bias'\]; expected: \[\]"):
+        helper.loaded(*files, '$^')
+    helper.loaded(*files, r'fc\.bias')
 
 
 def test_check_reports_failures(tmp_path):
