@@ -135,7 +135,7 @@ class TestGlimpses:
             part = slice(g * count, (g + 1) * count)
             alone_seen, alone_theta = alone.look(x, lambda image, part=part: stn.localization(image)[:, part])
             torch.testing.assert_close(theta[:, g], alone_theta)
-            # theta may differ by 1e-5, that is coordinates by 1e-4 pixels, and neighbours in the noise differ by about 1
+            # theta may differ by 1e-5, coordinates by 1e-4 pixels, and neighbours in the noise differ by about 1
             torch.testing.assert_close(seen[:, g], alone_seen, rtol=0, atol=1e-4)
 
 
