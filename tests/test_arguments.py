@@ -63,7 +63,7 @@ def test_values_and_settings():
     assert StnArguments(stn_stages={1: AFFINE}).settings(1)['scale'] == 0.5
     assert set(arguments.settings(1)) == {
         'transform', 'scale', 'bound', 'localization', 'localization_size', 'iterations', 'mode', 'padding_mode',
-        'fill', 'antialias', 'lr_scale',
+        'fill', 'antialias', 'lr_scale', 'penalty', 'freeze_steps',
     }
     assert not hasattr(arguments, 'nothing')
     for other in (copy.deepcopy(arguments), pickle.loads(pickle.dumps(arguments))):

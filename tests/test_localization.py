@@ -11,7 +11,14 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from timm_stn.localization import Localization, ThetaRegression, _shrink_by_matrices, localization_names, shrink
+from timm_stn.localization import (
+    Localization,
+    Moments,
+    ThetaRegression,
+    _shrink_by_matrices,
+    localization_names,
+    shrink,
+)
 
 OPTIMIZERS = {
     'sgd': {'momentum': 0.9},
@@ -257,7 +264,8 @@ class TestLocalization:
             assert net(randn(2, 3, 20, 20)).dtype == torch.float32
 
     @pytest.mark.parametrize(('arguments', 'error', 'message'), [
-        ({'kind': 'convv'}, ValueError, "one of conv, fc, linear, timm:<arch>, .*got 'convv'. Did you mean 'conv'"),
+        ({'kind': 'convv'}, ValueError,
+         "one of conv, fc, linear, moments, timm:<arch>, .*got 'convv'. Did you mean 'conv'"),
         ({'kind': 3}, ValueError, 'localization must be one of .*got 3'),
         ({'kind': 'timm:resnet9999'}, ValueError, "timm knows no model 'resnet9999'"),
         ({'kind': 'timm:test_resnet', 'input_size': (8, 8, 8)}, ValueError, 'test_resnet.*volumes take one of conv'),
@@ -328,3 +336,25 @@ def test_shrink_by_matrices_is_shrink(size, out):
     """What programs in ONNX do where it lacks torch's own operators."""
     x = randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(_shrink_by_matrices(x, out), shrink(x, out), rtol=0, atol=1e-12)
+
+
+def test_moments_are_means_and_first_moments_of_every_channel():
+    x = randn(3, 4, 5, 6)
+    a = x.double().numpy()
+    ys, xs = (2 * np.arange(n) + 1 - n for n in (5, 6))
+    rms = np.sqrt((a ** 2).mean((1, 2, 3)))[:, None]
+    moments = [a.mean((2, 3)), (a * ys[:, None] / 5).mean((2, 3)), (a * xs / 6).mean((2, 3))]
+    expected = torch.from_numpy(np.concatenate(moments, 1) / rms).float()
+    torch.testing.assert_close(Moments()(x), expected)
+    torch.testing.assert_close(Moments()(1e-3 * x), expected)  # whatever the size of the features
+    assert Moments()(torch.zeros(2, 4, 5, 6)).eq(0).all()
+
+
+def test_a_regression_from_moments_follows_a_thing_to_places_where_it_never_was():
+    """A blob on the left teaches enough to find it on the right; weights for every position would know nothing."""
+    maps = torch.zeros(9, 3, 9, 9)
+    maps[torch.arange(9), 0, 4, torch.arange(9)] = 1
+    features = Moments()(maps)
+    target = (2 * torch.arange(9.) - 8) / 9
+    weights = torch.linalg.lstsq(features[:4], target[:4, None]).solution
+    torch.testing.assert_close((features @ weights)[:, 0], target)

@@ -95,6 +95,9 @@ NETWORKS = [
     ('stn_test_vit', dict(stn_stages=('input', 0), stn_size=96, img_size=128)),
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_transform='translation', num_classes=5)),
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_towers='separate', stn_join='mean')),
+    ('stn_test_efficientnet', dict(stn_scale=0.5, stn_size=32, stn_whole=True)),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_whole=True, stn_localization='shared:2')),
+    ('stn_test_vit', dict(stn_whole=True, stn_towers='separate', stn_localization='shared:0')),
     ('stn_test_resnet', dict(stn_transform='tps', stn_iterations=2, stn_padding_mode='fill', stn_fill=(0.1, 0.2, 0.3))),
     ('stn_test_resnet', dict(stn_localization='timm:test_efficientnet')),
     ('stn_test_resnet', dict(stn_stages=(2,), stn_target='input')),
@@ -198,7 +201,7 @@ def test_intermediates(name, kwargs):
     final, features = model.forward_intermediates(x)
     torch.testing.assert_close(final, model.forward_features(x))
     assert len(features) == len(model.feature_info)
-    assert model.glimpses == 1 or features[0].shape[1] == model.glimpses
+    assert model.streams == 1 or features[0].shape[1] == model.streams
     kept = model.prune_intermediate_layers([1])
     torch.testing.assert_close(model.forward_intermediates(x, indices=kept, intermediates_only=True)[0], features[1])
 
@@ -246,6 +249,29 @@ def test_joined_classifier_starts_as_the_mean_of_the_glimpses(tmp_path):
     model = create(stn_glimpses=2, stn_scale=0.5)
     model.load_state_dict(plain.state_dict())  # strict: a plain checkpoint, later on
     assert torch.equal(model.backbone.layer1[0].conv1.weight, plain.layer1[0].conv1.weight)
+
+
+def test_the_whole_image_is_a_stream_before_the_glimpses():
+    model = move_theta(create(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_whole=True, stn_transform='translation'))
+    x = images()
+    seen, _ = model.look(x)
+    small = nn.functional.interpolate(x, (32, 32), mode='bilinear', antialias=True)
+    expected = torch.stack([model.backbone.forward_features(i) for i in (small, seen[:, 0], seen[:, 1])], 1)
+    torch.testing.assert_close(model.forward_features(x), expected)
+
+
+def test_where_the_whole_image_tells_where_to_look_its_features_are_computed_once():
+    kwargs = dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_whole=True, stn_localization='shared:2')
+    model = move_theta(create(**kwargs))
+    ran = []
+    model.backbone.conv1.register_forward_hook(lambda module, args, output: ran.append(len(args[0])))
+    x = images()
+    logits = model(x)
+    assert ran == [2, 4] and not torch.allclose(model.stn.last_theta, create(**kwargs).look(x)[1])
+    small = nn.functional.interpolate(x, (32, 32), mode='bilinear', antialias=True)
+    views = [small, *model.look(x)[0].unbind(1)]
+    hidden = [model.backbone.forward_head(model.backbone.forward_features(v), pre_logits=True) for v in views]
+    torch.testing.assert_close(logits, model.classifier(torch.cat(hidden, 1)))
 
 
 def test_look_and_unwarp_show_where():

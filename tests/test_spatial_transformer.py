@@ -549,6 +549,11 @@ class TestModule:
         ({'padding_mode': 'wrap'}, ValueError, "padding_mode must be one of .*'wrap'"),
         ({'padding_mode': 'fill', 'fill': (1, 2, 3)}, ValueError, r'fill must be .*got \(1, 2, 3\)'),
         ({'lr_scale': -1}, ValueError, 'lr_scale must be .*got -1'),
+        ({'penalty': -1}, ValueError, 'penalty must be a number, 0 or more, got -1'),
+        ({'penalty': float('nan')}, ValueError, 'penalty must be a number, 0 or more, got nan'),
+        ({'penalty': '1'}, ValueError, "penalty must be a number, 0 or more, got '1'"),
+        ({'freeze_steps': -1}, ValueError, 'freeze_steps must be an integer, 0 or more, got -1'),
+        ({'freeze_steps': 1.5}, ValueError, 'freeze_steps must be an integer, 0 or more, got 1.5'),
         ({'hiden': 3}, TypeError, "'conv' takes channels and hidden, got hiden=3"),
         ({'localization': nn.Identity(), 'hidden': 3}, TypeError, r"takes no settings, got \['hidden'\]"),
     ])

@@ -115,3 +115,24 @@ def test_what_timm_notes_on_models_is_written():
     timm_stn = importlib.import_module('timm_stn')
     model = timm_stn.wrap(timm.create_model('test_resnet'))
     assert all(isinstance(getattr(model, name), dict) for name in listed('MODEL_NAMES'))
+
+
+def test_the_engine_calls_back_when_a_backward_pass_is_complete():
+    after_backward = importlib.import_module('timm_stn._timm').after_backward
+    called = []
+
+    class Calls(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            after_backward(lambda: called.append(x.grad is not None))
+            return grad
+
+    x = torch.ones(2, requires_grad=True)
+    Calls.apply(x).sum().backward()
+    assert called == [True]
+    with pytest.raises(RuntimeError, match='backward pass'):
+        after_backward(lambda: None)

@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = dict(
     stn_glimpses=1,
     stn_towers='shared',
     stn_join='concat',
+    stn_whole=False,
     stn_scale=1.0,
     stn_bound='auto',
     stn_size=None,
@@ -25,9 +26,14 @@ DEFAULTS: dict[str, Any] = dict(
     stn_fill=None,
     stn_antialias=False,
     stn_lr_scale=1.0,
+    stn_penalty=0.0,
+    stn_freeze_steps=0,
 )
-NETWORK = ('stages', 'glimpses', 'towers', 'join', 'size', 'target')  # of the network, not of one stage
-CHOICES = dict(stn_towers=('shared', 'separate'), stn_join=('concat', 'mean'), stn_target=('stage', 'input'))
+NETWORK = ('stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'target')  # of the network, not of one stage
+CHOICES = dict(
+    stn_towers=('shared', 'separate'), stn_join=('concat', 'mean'), stn_whole=(False, True),
+    stn_target=('stage', 'input'),
+)
 
 
 def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -69,7 +75,7 @@ class StnArguments:
         if not isinstance(glimpses, int) or isinstance(glimpses, bool) or glimpses < 1:
             raise ValueError(f'stn_glimpses must be a positive integer, got {glimpses!r}.')
         if 'input' not in self.stages and not self.to_input:
-            for key in ('stn_glimpses', 'stn_size', 'stn_towers', 'stn_join'):
+            for key in ('stn_glimpses', 'stn_size', 'stn_towers', 'stn_join', 'stn_whole'):
                 value = self.values[key]
                 if value != DEFAULTS[key]:
                     raise ValueError(f"{key}={value!r} needs 'input' in stn_stages, got {list(self.stages)}.")
@@ -79,6 +85,11 @@ class StnArguments:
         shared = [s for s in stages if str(self.settings(s)['localization']).startswith('shared:')]
         if shared:
             raise ValueError(f"stn_localization='shared:<stage>' is for the input, not for stage {shared[0]!r}.")
+
+    @property
+    def streams(self) -> int:
+        """Number of images that the backbone sees of each input: the glimpses, and the whole."""
+        return int(self.values['stn_glimpses']) + bool(self.values['stn_whole'])
 
     @property
     def to_input(self) -> bool:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .arguments import StnArguments, split_arguments
 from .features import StnFeatures
 from .model import SpatialTransformerNetwork, as_tuple, prefixed
+from .training import without_counts
 
 __all__ = ['build_network', 'whole_network_cfg', 'wrap']
 
@@ -77,7 +78,7 @@ def build_network(
         rest['features_only'] = True
     num_classes = rest.get('num_classes', cfg.num_classes)
     num_classes = None if num_classes < 0 else num_classes
-    if whole and arguments.glimpses > 1:
+    if whole and arguments.streams > 1:
         rest['num_classes'] = 0
     bases = [
         _build_base(base, cfg, rest, pretrained, _part(state_dict, prefix, whole), cache_dir, pretrained_model_args)
@@ -131,7 +132,7 @@ def whole_network_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
 
 
 def _towers(arguments: StnArguments) -> int:
-    return arguments.glimpses - 1 if arguments.towers == 'separate' else 0
+    return arguments.streams - 1 if arguments.towers == 'separate' else 0
 
 
 def _input_size(
@@ -233,7 +234,7 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     Raises:
         RuntimeError: A key of the checkpoint has no place here, or a place has no key.
     """
-    target = net.state_dict()
+    target, state_dict = net.state_dict(), without_counts(state_dict)
     same_classes = net._joined and net.num_classes == cfg.num_classes
     own = {k: v for k, v in state_dict.items() if IS_STN.search(k) or (same_classes and k.startswith('classifier.'))}
     for conv in net.pretrained_cfg['first_conv'] or ():
@@ -242,7 +243,7 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
             own[key] = _adapt_channels(own[key], target[key].shape[1])
     classifiers = as_tuple(net.pretrained_cfg.get('classifier'))
     excused = () if same_classes else ('classifier.', *(f'{name}.' for name in classifiers))
-    asked = {k for k in target if k in own or not k.startswith(excused)} | set(own)
+    asked = {k for k in without_counts(target) if k in own or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
     unexpected = sorted(k for k in state_dict if k not in target and not k.startswith(excused))
     wrong = sorted(f'{k} {tuple(own[k].shape)}' for k in own if k in target and own[k].shape != target[k].shape)

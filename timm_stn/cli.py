@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .data import DISTORTIONS, load_mnist, test_set
 from .data.mnist import DATA_VARIABLE
 from .diagnostics import Look, observe, report, self_check, weights_of, wrong_answers
+from .run import ScriptNotFound, find_script, run_script
 from .version import __version__
 from .visualize import GOOD, WRONG, Caption, draw_look, heat, save_picture
 from .zoo import card_folder, zoo_names
@@ -31,6 +32,7 @@ DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
 EXAMPLES = 'examples.png'  # in the card's folder: a sheet of held-out digits, as scripts/make_examples.py writes it
 FEW = 10  # up to so many classes the best answer is shown alone
 FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
+SCRIPTS = ('train', 'validate', 'inference', 'benchmark', 'onnx_export')  # timm's own, found by TIMM_SCRIPTS
 
 
 class Refused(Exception):
@@ -48,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With status 2 for wrong arguments, 0 for ``--help`` and ``--version``.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in SCRIPTS:
+        return _script(*argv)
     args = _parser().parse_args(argv)
     parser: Parser = args.parser
     try:
@@ -75,7 +80,18 @@ def _parser() -> Parser:
         command = commands.add_parser(run.__name__[1:], help=text, description=text[0].upper() + text[1:] + '.')
         command.set_defaults(run=run, parser=command)
         arguments(command.add_argument)
+    for name in SCRIPTS:  # listed only: `main` hands over what follows the name
+        commands.add_parser(name, help=f"timm's {name}.py, unchanged, with all its arguments; TIMM_SCRIPTS says where")
     return parser
+
+
+def _script(name: str, *args: str) -> int:
+    try:
+        script = find_script(name, here=False)
+    except ScriptNotFound as error:
+        Parser(prog=f'timm-stn {name}').error(str(error))
+    run_script(script, args)
+    return 0
 
 
 # models

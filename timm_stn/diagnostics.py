@@ -87,10 +87,12 @@ def _observe_stage(model: Any, stn: Any, images: Tensor, stage: int | str) -> Lo
 
 
 def _through_input(model: Any, points: Tensor) -> Tensor:
-    """Points (N, G, K, 2) in what the backbone saw to points in the images."""
+    """Points (N, S, K, 2) in what the backbone saw to points in the images; the whole image comes first, as it is."""
+    first = model.streams - model.glimpses
+    whole, seen = points[:, :first], points[:, first:]
     theta = model.stn.last_theta
-    theta = theta[:, :points.shape[1]].flatten(0, 1) if model.glimpses > 1 else theta
-    return model.stn.map_points(theta, points.flatten(0, 1)).reshape(points.shape)
+    theta = theta[:, :seen.shape[1]].flatten(0, 1) if model.glimpses > 1 else theta
+    return torch.cat([whole, model.stn.map_points(theta, seen.flatten(0, 1)).reshape(seen.shape)], 1)
 
 
 @torch.inference_mode()

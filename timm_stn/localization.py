@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from .grid import coordinate_dtype
+from .grid import centers, coordinate_dtype
 from .precision import full_precision
 
 __all__ = ['Localization', 'ThetaRegression', 'shrink', 'localization_names']
@@ -149,6 +149,28 @@ def _side(size: tuple[int, ...], limit: int, halve: bool) -> tuple[int, ...]:
     return tuple(min(max(s // 2, min(s, 14)) if halve else s, limit) for s in size)
 
 
+class Moments(nn.Module):
+    """What feature maps hold and where: (N, C, *size) to the means of all channels and their first moments.
+
+    The output, (N, C (1 + ndim)), float32 or float64, is divided by the root mean square of the sample's map. A
+    regression from it has one weight a channel and axis in place of one a position: it cannot learn places by heart,
+    and what it learns of a thing at one place holds wherever the thing is.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(coordinate_dtype(x.dtype))
+        moments = [x.flatten(2).mean(2)]
+        for axis in range(2, x.ndim):
+            along = x.movedim(axis, -1).flatten(2, -2).mean(2)
+            moments.append((along * centers(x.shape[axis], x.device, x.dtype)).mean(2))
+        rms = x.square().flatten(1).mean(1, keepdim=True).sqrt()
+        return torch.cat(moments, 1) / rms.clamp_min(1e-6)
+
+
+def _moments(in_chans: int, size: tuple[int, ...], **dd: Any) -> tuple[nn.Module, int]:
+    return Moments(), in_chans * (1 + len(size))
+
+
 def _linear(in_chans: int, size: tuple[int, ...], **dd: Any) -> tuple[nn.Module, int]:
     return nn.Flatten(), in_chans * _numel(size)
 
@@ -206,6 +228,7 @@ _BODIES: dict[str, tuple[Callable, int, bool, tuple[str, ...]]] = {
     'conv': (_conv, 64, True, ('channels', 'hidden')),
     'fc': (_fc, 64, False, ('hidden', 'depth')),
     'linear': (_linear, 16, False, ()),
+    'moments': (_moments, 64, False, ()),
 }
 
 

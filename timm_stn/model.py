@@ -1,6 +1,8 @@
 """A timm model with spatial transformers in it: looks first, then asks the backbone."""
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -34,13 +36,14 @@ class SpatialTransformerNetwork(nn.Module):
         backbone: A timm model, or a feature extractor that timm made of one.
         arguments: Resolved ``stn_`` arguments.
         input_size: (C, H, W) of what enters, before the input transformer.
-        towers: Further backbones, one for each glimpse after the first, for ``stn_towers='separate'``.
+        towers: Further backbones, one for each stream after the first, for ``stn_towers='separate'``.
         name: Architecture to record. Default: ``stn_`` and the backbone's.
-        num_classes: Classes of the joined classifier over several glimpses. Default: the backbone's.
+        num_classes: Classes of the joined classifier over several streams. Default: the backbone's.
         pretrained_localization: Load pretrained weights of ``timm:<arch>`` localization networks.
 
     Shape:
-        (N, C, H, W) to what the backbone gives; with G > 1 glimpses features have a dimension G after N.
+        (N, C, H, W) to what the backbone gives. With S > 1 streams, the whole image (with ``stn_whole``) and then the
+        glimpses, features have a dimension S after N.
 
     Raises:
         ValueError: A stage cannot have a transformer; the message says why and what to use instead.
@@ -66,12 +69,14 @@ class SpatialTransformerNetwork(nn.Module):
         super().__init__()
         self.arguments = arguments
         self.glimpses: int = arguments.glimpses
+        self.streams: int = arguments.streams
         self._input_size = tuple(input_size)
         self._localization_extra = dict(pretrained=True) if pretrained_localization else {}
         self._dd = dict(device=device, dtype=dtype)
         self._source: int | None = None
-        self._joined = self.glimpses > 1 and hasattr(backbone, 'reset_classifier')  # one classifier over all glimpses
+        self._joined = self.streams > 1 and hasattr(backbone, 'reset_classifier')  # one classifier over all streams
         self.stn = self._make_input_transformer(backbone)
+        self._glances = arguments.whole and self._source is not None  # the whole image's features say where to look
         self.backbone = backbone
         if towers:
             self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
@@ -99,7 +104,7 @@ class SpatialTransformerNetwork(nn.Module):
         settings = self.arguments.settings(stage)
         source = stage if self.arguments.to_input else None
         if str(settings['localization']).startswith('shared:'):
-            source, settings['localization'] = settings['localization'][7:], 'linear'
+            source, settings['localization'] = settings['localization'][7:], 'moments'
         input_size = self._input_size
         extra = dict(self._dd, size=self.arguments.size, glimpses=self.glimpses)
         if source is None:
@@ -148,21 +153,21 @@ class SpatialTransformerNetwork(nn.Module):
         return [('backbone.', self.backbone), *((f'towers.{k}.', tower) for k, tower in towers)]
 
     def _own_classifier(self, num_classes: int) -> None:
-        """The classifier over the joined glimpses; starts from the backbone's where that has the same classes."""
+        """The classifier over the joined streams; starts from the backbone's where that has the same classes."""
         old = self.backbone.get_classifier()
         if not isinstance(old, nn.Module):
             raise ValueError(
-                f'stn_glimpses={self.glimpses} needs a backbone with one classifier; '
-                f'{type(self.backbone).__name__} has several: use stn_glimpses=1.')
+                f'{self.streams} streams (stn_glimpses, stn_whole) need a backbone with one classifier; '
+                f'{type(self.backbone).__name__} has several: use stn_glimpses=1, stn_whole=False.')
         self._num_classes = num_classes
         for _, backbone in self._all_backbones():
             backbone.reset_classifier(0)
-        self.add_module('classifier', self._make_classifier(self._num_classes))
+        super().__setattr__('classifier', self._make_classifier(self._num_classes))  # even if the backbone has one
         if isinstance(old, nn.Linear) and isinstance(self.classifier, nn.Linear):
             self._start_classifier(old.weight, old.bias)
 
     def _start_classifier(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Logits start as the mean over the glimpses of what one backbone's classifier gives."""
+        """Logits start as the mean over the streams of what one backbone's classifier gives."""
         own = self.classifier
         repeats = own.weight.shape[1] // weight.shape[1]
         if own.weight.shape == (weight.shape[0], weight.shape[1] * repeats) and not weight.is_meta:
@@ -243,14 +248,14 @@ class SpatialTransformerNetwork(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Width of the features, of one glimpse."""
+        """Width of the features, of one stream."""
         return self.backbone.num_features
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the classifier takes; joined over the glimpses."""
+        """Width of what the classifier takes; joined over the streams."""
         width = getattr(self.backbone, 'head_hidden_size', self.backbone.num_features)
-        return width * self.glimpses if self.arguments.join == 'concat' else width
+        return width * self.streams if self.arguments.join == 'concat' else width
 
     # looking
 
@@ -264,7 +269,7 @@ class SpatialTransformerNetwork(nn.Module):
         return found
 
     def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the backbone sees of the images, (N, [G,] C, H, W), and theta, the map that made it (section 3.1).
+        """What the input's transformer sees, (N, [G,] C, H, W), and theta, the map that made it (section 3.1).
 
         Raises:
             ValueError: There is no transformer at the input.
@@ -274,6 +279,41 @@ class SpatialTransformerNetwork(nn.Module):
                              f'{list(self._stage_names)}: see spatial_transformers().')
         return self.stn.look(x, self._localize if self._source is not None else None)
 
+    @contextmanager
+    def record_thetas(self) -> Iterator[dict[str, Tensor]]:
+        """Within it, every forward pass puts each transformer's theta, with its graph, into the dict that it gives.
+
+        By the transformer's name in ``named_modules``; the last forward pass wins, and compiled code puts nothing.
+        The network itself keeps no graph.
+        """
+        thetas: dict[str, Tensor] = {}
+        found = {n: m for n, m in self.named_modules() if isinstance(m, SpatialTransformer)}
+        before = {name: transformer.recorder for name, transformer in found.items()}
+        for name, transformer in found.items():
+            transformer.recorder = partial(thetas.__setitem__, name)
+        try:
+            yield thetas
+        finally:
+            for name, transformer in found.items():
+                transformer.recorder = before[name]
+
+    def stn_penalty_loss(self, thetas: Mapping[str, Tensor]) -> Tensor:
+        """The penalty that ``stn_penalty`` takes the gradient of, as a scalar for a training loop of one's own.
+
+        The mean over images of how far glimpses are outside the image or collapsed
+        (:func:`timm_stn.training.placement_penalty`), summed over the transformers.
+
+        Args:
+            thetas: By the transformers' names, as `record_thetas` gives them; the input's is ``stn``.
+
+        Raises:
+            ValueError: ``thetas`` is empty, or a name is not that of a transformer.
+        """
+        found = {n: m for n, m in self.named_modules() if isinstance(m, SpatialTransformer)}
+        if not thetas or not found.keys() >= thetas.keys():
+            raise ValueError(f'thetas must have thetas of transformers {list(found)}, got those of {list(thetas)}.')
+        return torch.stack([found[name].placement_penalty(theta).mean() for name, theta in thetas.items()]).sum()
+
     def _localize(self, x: Tensor) -> Tensor:
         """Parameters of the input's transform from the backbone's own features."""
         features = self.backbone.forward_intermediates(
@@ -281,21 +321,49 @@ class SpatialTransformerNetwork(nn.Module):
         return cast(SpatialTransformer, self.stn).localization(features[0])
 
     def _see(self, x: Tensor) -> Tensor:
+        """What the backbone sees: an image, or (N, S, C, H, W) with S > 1 streams, the whole image first."""
         if self.stn is None:
             return x
         seen, theta = self.look(x)
         self.stn.remember(theta)
-        return seen
+        if not self.arguments.whole:
+            return seen
+        return torch.cat([shrink(x, self._backbone_size[1:]).unsqueeze(1), self._glimpses_of(seen)], 1)
 
-    def _each(self, fn: Callable[[Any, Any], Any], x: Any) -> Any:
-        """Run ``fn(backbone, image)`` over the glimpses of x, (N, G, ...); outputs get a dimension G after N."""
-        if self.glimpses == 1:
+    def _glimpses_of(self, seen: Tensor) -> Tensor:
+        return seen.unsqueeze(1) if self.glimpses == 1 else seen
+
+    def _glance(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Features of all streams, where those of the whole image also tell where to look: they are computed once."""
+        stn, finals = cast(SpatialTransformer, self.stn), []
+
+        def localize(image: Tensor) -> Tensor:
+            final, maps = self.backbone.forward_intermediates(
+                shrink(image, self._shared_size), indices=[self._source], **kwargs)
+            finals.append(final)
+            return stn.localization(maps[0])
+
+        seen, theta = stn.look(x, localize)
+        stn.remember(theta)
+        glimpses = self._each(lambda b, image: b.forward_features(image, **kwargs), self._glimpses_of(seen), first=1)
+        return torch.cat([finals[0].unsqueeze(1), glimpses], 1)
+
+    def _each(self, fn: Callable[[Any, Any], Any], x: Any, first: int = 0) -> Any:
+        """Run ``fn(backbone, image)`` over the streams of x, (N, S, ...); outputs get a dimension S after N.
+
+        Args:
+            fn: What to run.
+            x: An image where there is one stream.
+            first: Number of streams that come before those of x.
+        """
+        if self.streams == 1:
             return fn(self.backbone, x)
         if 'towers' in self._modules:
-            outs = [fn(tower, x[:, g]) for g, (_, tower) in enumerate(self._all_backbones())]
+            towers = self._all_backbones()[first:]
+            outs = [fn(tower, x[:, s]) for s, (_, tower) in enumerate(towers)]
             return _map(lambda *ts: torch.stack(ts, 1), *outs)
         out = fn(self.backbone, x.flatten(0, 1))
-        return _map(lambda t: t.unflatten(0, (-1, self.glimpses)), out)
+        return _map(lambda t: t.unflatten(0, (-1, self.streams - first)), out)
 
     def _join(self, x: Tensor) -> Tensor:
         return x.flatten(1) if self.arguments.join == 'concat' else x.mean(1)
@@ -303,19 +371,23 @@ class SpatialTransformerNetwork(nn.Module):
     # timm's interface
 
     def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        if self._glances:
+            return self.forward_head(self._glance(x, **kwargs))
         x = self._see(x)
-        if self.glimpses == 1:
+        if self.streams == 1:
             return self.backbone(x, **kwargs)
         out = self._each(lambda backbone, image: backbone(image, **kwargs), x)
         return self.classifier(self._join(out)) if self._joined else out
 
     def forward_features(self, x: Tensor, **kwargs: Any) -> Any:
-        """Unpooled features of the backbone; (N, G, ...) with glimpses."""
+        """Unpooled features of the backbone; (N, S, ...) with streams."""
+        if self._glances:
+            return self._glance(x, **kwargs)
         return self._each(lambda backbone, image: backbone.forward_features(image, **kwargs), self._see(x))
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
         """Features to logits, or to what the classifier takes."""
-        if self.glimpses == 1:
+        if self.streams == 1:
             return self.backbone.forward_head(x, pre_logits=pre_logits)
         x = self._join(self._each(lambda backbone, f: backbone.forward_head(f, pre_logits=True), x))
         return x if pre_logits else self.classifier(x)
@@ -330,7 +402,7 @@ class SpatialTransformerNetwork(nn.Module):
             intermediates_only: bool = False,
             **kwargs: Any,
     ) -> Any:
-        """Features of several stages, as timm's models give them; (N, G, ...) with glimpses."""
+        """Features of several stages, as timm's models give them; (N, S, ...) with streams."""
         kwargs.update(
             indices=indices, norm=norm, stop_early=stop_early, output_fmt=output_fmt,
             intermediates_only=intermediates_only)
@@ -441,7 +513,7 @@ def _load_plain(net: SpatialTransformerNetwork, state_dict: dict[str, Any], pref
 
 
 def _join_classifier(net: SpatialTransformerNetwork, plain: dict[str, Any], state_dict: Any, prefix: str) -> set[str]:
-    """The plain classifier, for as many classes, gives the mean over the glimpses; for others it is left out."""
+    """The plain classifier, for as many classes, gives the mean over the streams; for others it is left out."""
     names = as_tuple(getattr(net.backbone, 'pretrained_cfg', {}).get('classifier'))
     used = {f'{name}.{kind}' for name in names for kind in ('weight', 'bias')} & set(plain)
     own = net.classifier.state_dict()

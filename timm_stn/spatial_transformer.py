@@ -10,6 +10,7 @@ from .functional import unwarp
 from .grid import coordinate_dtype
 from .localization import Localization, are_sides, is_count
 from .sampler import check_options, sample_finite
+from .training import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .transforms import Transform, compose_matrices, get_transform, guard, map_points_matrix, matrix_grid
 from .transforms.compose import chain
 
@@ -64,6 +65,10 @@ class SpatialTransformer(nn.Module):
         fill: Value(s) outside the image, one or C, for ``padding_mode='fill'``.
         antialias: Prefilter where the transform minifies.
         lr_scale: Learning rate of theta relative to the rest (see :class:`timm_stn.localization.ThetaRegression`).
+        penalty: Keeps glimpses inside the image and from collapsing, in training mode: adds to theta's gradient that of
+            a penalty, at most this many times its norm (see :func:`timm_stn.training.attach_penalty`).
+        freeze_steps: In the first so many backward passes in training mode, parameters of the localization network get
+            gradients of zero. They are counted in the buffer ``backward_passes``.
         **localization_settings: Passed to the localization network (``channels``, ``hidden``, ``depth``).
 
     Shape:
@@ -75,6 +80,8 @@ class SpatialTransformer(nn.Module):
     """
 
     base: Tensor
+    backward_passes: Tensor
+    recorder: Callable[[Tensor], object] | None = None  # gets every theta, with its graph
 
     def __init__(
             self,
@@ -93,6 +100,8 @@ class SpatialTransformer(nn.Module):
             fill: float | Sequence[float] | None = None,
             antialias: bool = False,
             lr_scale: float = 1.0,
+            penalty: float = 0.0,
+            freeze_steps: int = 0,
             device: Any = None,
             dtype: Any = None,
             **localization_settings: Any,
@@ -106,6 +115,8 @@ class SpatialTransformer(nn.Module):
         _check(is_count(iterations), 'iterations', iterations, 'a positive integer')
         _check(isinstance(scale, (int, float)) and 0 < scale < math.inf, 'scale', scale, 'a positive number')
         _check(bound in (True, False, 'auto'), 'bound', bound, "True, False or 'auto'")
+        _check(isinstance(penalty, (int, float)) and 0 <= penalty < math.inf, 'penalty', penalty, 'a number, 0 or more')
+        _check(freeze_steps == 0 or is_count(freeze_steps), 'freeze_steps', freeze_steps, 'an integer, 0 or more')
         check_options(torch.empty(1, in_chans, *[1] * ndim, device='meta'), mode, padding_mode, fill, antialias)
         linear = self.transform.linear
         if bound is True and not linear:
@@ -113,6 +124,7 @@ class SpatialTransformer(nn.Module):
         self.glimpses, self.scale, self.iterations = glimpses, float(scale), iterations
         self.bound = linear and (scale < 1 if bound == 'auto' else bool(bound))
         self.size = _sides(size, ndim)
+        self.penalty, self.freeze_steps = float(penalty), freeze_steps
         self.sampling: dict[str, Any] = dict(mode=mode, padding_mode=padding_mode, fill=fill, antialias=antialias)
         if isinstance(localization, nn.Module):
             if localization_settings:
@@ -124,6 +136,8 @@ class SpatialTransformer(nn.Module):
                 size=localization_size, lr_scale=lr_scale, device=device, dtype=dtype, **localization_settings,
             )
         self.register_buffer('base', self._make_base(device), persistent=False)
+        if freeze_steps:
+            self.register_buffer(COUNT, torch.zeros((), dtype=torch.long, device=device))
         self._chains = self._make_chains()
         self.last_theta: Tensor | None = None
 
@@ -154,10 +168,23 @@ class SpatialTransformer(nn.Module):
         with torch.no_grad():
             self.base.copy_(self._make_base(self.base.device))
 
+    def reset_parameters(self) -> None:
+        """Start counting backward passes anew; the localization network has its own."""
+        if self.freeze_steps:
+            self.backward_passes.zero_()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Checkpoints with and without a count of backward passes load, whether or not there is one here."""
+        if self.freeze_steps:
+            state_dict.setdefault(prefix + COUNT, self.backward_passes)
+        else:
+            state_dict.pop(prefix + COUNT, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def theta_transform(self) -> Transform:
         """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
-        return self._chains[max(self._chains)]
+        return list(self._chains.values())[-1]
 
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
         """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
@@ -182,6 +209,18 @@ class SpatialTransformer(nn.Module):
         """Keep theta for pictures and logs in ``last_theta``: detached, in eager mode only."""
         if not torch.compiler.is_compiling():
             self.last_theta = theta.detach()
+            if self.recorder is not None:
+                self.recorder(theta)
+
+    def placement_penalty(self, theta: Tensor) -> Tensor:
+        """How far theta, of ``regress``, is outside the image or collapsed: (N,), differentiable, 0 at the start."""
+        return self._placement_penalty(theta.flatten(0, 1) if self.glimpses > 1 else theta)
+
+    def _placement_penalty(self, theta: Tensor) -> Tensor:
+        lattice = lattice_of_glimpse(self.transform.ndim, theta)
+        start = map_points_matrix(self.base.to(theta.dtype), lattice)
+        points = self.map_points(theta, lattice)
+        return placement_penalty(points.reshape(len(theta) // self.glimpses, *start.shape), start)
 
     def unwarp(self, features: Tensor, theta: Tensor, size: Sequence[int], **sampling: Any) -> Tensor:
         """Bring (N, C, h, w) seen through theta (without glimpse dimension) back to the input's frame of ``size``."""
@@ -196,13 +235,23 @@ class SpatialTransformer(nn.Module):
     def _refine(self, x: Tensor, localize: Localize) -> Tensor:
         """theta, (N * G, ...); each iteration after the first looks through the theta so far."""
         n = x.shape[0]
-        params = localize(x).reshape(n * self.glimpses, self.transform.num_params)
+        params = self._held(localize(x)).reshape(n * self.glimpses, self.transform.num_params)
         base = self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1)
         theta = self._compose(self._start(base), params)
         for _ in range(self.iterations - 1):
             params = self._look_again(x, self._keep_inside(theta, base), localize)
             theta = self._compose(theta, params)
-        return self._keep_inside(theta, base)
+        return self._penalised(self._keep_inside(theta, base))
+
+    def _held(self, params: Tensor) -> Tensor:
+        if not (self.freeze_steps and self.training and params.requires_grad):
+            return params
+        return hold(params, self.backward_passes, self.freeze_steps)
+
+    def _penalised(self, theta: Tensor) -> Tensor:
+        if not (self.penalty and self.training and theta.requires_grad):
+            return theta
+        return attach_penalty(theta, self._placement_penalty, self.penalty, self.glimpses)
 
     def _start(self, base: Tensor) -> Tensor:
         """The base as theta: a matrix, or for families without one its parameters, none if it is the identity."""
@@ -225,7 +274,7 @@ class SpatialTransformer(nn.Module):
     def _look_again(self, x: Tensor, theta: Tensor, localize: Localize) -> Tensor:
         """Each glimpse is looked at by itself, and moved by its own part of what that gives."""
         seen = self._sample(x, theta).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))
-        params = localize(seen).reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
+        params = self._held(localize(seen)).reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
         return torch.diagonal(params, dim1=1, dim2=2).transpose(1, 2).flatten(0, 1)
 
     def _sample(self, x: Tensor, theta: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""Runs somebody's script, unchanged, with the plugin loaded: ``python -m timm_stn.run SCRIPT [args...]``.
+
+SCRIPT is a file, or the name of one of timm's scripts (``train.py``, ``train``) in the checkout of
+huggingface/pytorch-image-models that the environment variable TIMM_SCRIPTS names. Started as a plain file, such a
+script imports the ``timm`` of its own checkout; here it gets the installed one, and so do the processes it starts.
+"""
+import os
+import re
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+
+__all__ = ['ScriptNotFound', 'TIMM_SCRIPTS', 'find_script', 'main', 'run_script']
+
+TIMM_SCRIPTS = 'TIMM_SCRIPTS'
+REPOSITORY = 'https://github.com/huggingface/pytorch-image-models'
+USAGE = 'usage: python -m timm_stn.run SCRIPT [args...]'
+
+
+class ScriptNotFound(FileNotFoundError):
+    """There is no such script; the message says what to do about it."""
+
+
+def main() -> None:
+    """Run the script that the command line names; its exit status and its exceptions are those of the process."""
+    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
+        print(__doc__, USAGE, sep='\n', file=sys.stdout if len(sys.argv) > 1 else sys.stderr)
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    try:
+        script = find_script(sys.argv[1])
+    except ScriptNotFound as error:
+        print(f'timm_stn.run: error: {error}', file=sys.stderr)
+        sys.exit(2)
+    run_script(script, sys.argv[2:])
+
+
+def find_script(name: str, here: bool = True) -> Path:
+    """The file that a path, or the name of one of timm's scripts, stands for.
+
+    Args:
+        name: A path, or a bare name, with or without ``.py``.
+        here: A file of that name in the current folder comes before the checkout's, as for ``python NAME``.
+
+    Raises:
+        ScriptNotFound: There is none.
+    """
+    bare = os.sep not in name and '/' not in name
+    if (here or not bare) and Path(name).is_file():
+        return Path(name)
+    if not bare:
+        raise ScriptNotFound(f'there is no script {name!r}')
+    file = name if name.endswith('.py') else f'{name}.py'
+    checkout = os.environ.get(TIMM_SCRIPTS)
+    if not checkout:
+        where = f"there is no {file} here, and " if here else ''
+        raise ScriptNotFound(
+            f"{where}{TIMM_SCRIPTS} does not name a checkout with timm's scripts, which are not part of the installed "
+            f'timm: {_clone()} && export {TIMM_SCRIPTS}=$PWD/pytorch-image-models')
+    path = Path(checkout).expanduser() / file
+    if not path.is_file():
+        raise ScriptNotFound(f'{TIMM_SCRIPTS}={checkout} has no {file}; it names a folder as this makes it: {_clone()}')
+    return path
+
+
+def _clone() -> str:
+    released = re.fullmatch(r'[\d.]+', timm.__version__)
+    return f'git clone {f"--branch v{timm.__version__} " if released else ""}{REPOSITORY}'
+
+
+def run_script(script: Path, args: Sequence[str]) -> None:
+    """Run a script as ``__main__`` with these arguments, the plugin loaded and the installed timm kept."""
+    _leave_current_folder()
+    _add_folder(script.resolve().parent)
+    if os.environ.get('RANK', '0') == '0':
+        print(_in_use(script), file=sys.stderr, flush=True)
+    sys.argv[:] = [str(script), *args]
+    runpy.run_path(str(script), run_name='__main__')
+
+
+def _home() -> Path:
+    """The folder that timm was imported from."""
+    return Path(str(timm.__file__)).resolve().parents[1]
+
+
+def _leave_current_folder() -> None:
+    """Take the current folder, which ``python -m`` puts first, off the path, as ``python SCRIPT`` has it.
+
+    Where that is a checkout of timm, the plugin has its timm by now instead of the installed one: then start again.
+    """
+    spec = getattr(sys.modules['__main__'], '__spec__', None)
+    if spec is None or getattr(sys.flags, 'safe_path', False) or sys.path[:1] != [os.getcwd()]:
+        return
+    here = Path(sys.path.pop(0)).resolve()
+    others = (finder.find_spec('timm', None) for finder in sys.meta_path)
+    if _home() == here and here not in _resolved() and any(others):
+        count = len(sys.argv) + 1  # -m, its module, and the arguments
+        flags = sys.orig_argv[1:-count] if sys.orig_argv[-count] == '-m' else []
+        code = f'import runpy, sys; del sys.path[0]; runpy.run_module({spec.name!r}, None, "__main__", True)'
+        os.execv(sys.executable, [sys.executable, *flags, '-c', code, *sys.argv[1:]])
+
+
+def _add_folder(folder: Path) -> None:
+    """Put the script's folder on the path: first, but where it has another timm after the one in use.
+
+    The path, unlike what is imported by now, is handed on to the processes that the script spawns.
+    """
+    home = _home()
+    if home == folder or not (folder / 'timm').is_dir():
+        sys.path.insert(0, str(folder))
+        return
+    if home not in _resolved():  # of an editable install
+        sys.path.append(str(home))
+    sys.path.insert(_resolved().index(home) + 1, str(folder))
+
+
+def _resolved() -> list[Path]:
+    return [Path(entry).resolve() for entry in sys.path]
+
+
+def _in_use(script: Path) -> str:
+    text = f'timm-stn: {script} with timm {timm.__version__} of {_home()}'
+    version = script.resolve().parent / 'timm' / 'version.py'
+    if version.is_file() and version.resolve() != _home() / 'timm' / 'version.py':
+        found = re.search(r'''__version__ = ['"](.*)['"]''', version.read_text())
+        text += f', not the {found.group(1) if found else "one"} beside it'
+    return text
+
+
+if __name__ == '__main__':
+    main()
