@@ -25,7 +25,7 @@ BATCHES = (2, 5, 1)  # the first is the one that programs are made with
 # Of the largest output. Pixels are noise of unit variance, so that a coordinate that is off by e pixels shows as a
 # difference of about e. Compilers and ONNX Runtime sum in another order than eager mode: coordinates differ by some
 # 1e-6 of the image's extent, 1e-5 pixels here, a few times that over iterations; 1e-3 leaves room for other processors.
-# The identity in place of theta is off by 50 times as much or more, which `test_cases_look_elsewhere` holds.
+# The identity in place of theta is off by 20 times as much or more, which `test_cases_look_elsewhere` holds.
 TOLERANCE = 1e-3
 # The nearest pixel is a step function: where a coordinate lies within rounding of a step, one pixel in 500 may differ.
 STEPS = 0.002
@@ -68,6 +68,7 @@ CASES = {
     'anti-aliased bicubic': one(antialias=True, size=(8, 9), mode='bicubic'),
     'localization `fc`': one(localization='fc'),
     'localization `linear`': one(localization='linear'),
+    'localization `moments`': one(localization='moments'),
     'localization `timm:test_vit`': one(localization='timm:test_vit'),
     '2 bounded glimpses': one(glimpses=2, scale=0.5, size=(12, 10)),
     '2 bounded `projective` glimpses': one(glimpses=2, scale=0.5, size=(12, 10), transform='projective'),
@@ -83,6 +84,9 @@ CASES = {
     "network, `stn_target='input'`, 2 iterations": net(stn_target='input', stn_stages=(1,), stn_iterations=2),
     'network, 2 glimpses, 2 towers': net(
         size=64, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=0.5, stn_towers='separate'),
+    'network, 2 glimpses and the whole, `shared:1`': net(
+        size=64, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=0.5, stn_whole=True, stn_localization='shared:1'),
+    'network, penalty': net(stn_penalty=1.0),
 }
 FAST_CASES = {
     *(f'`{name}`' for name in FAMILIES if name != 'diffeomorphic'), '`affine3d`, volumes', 'bicubic, fill',
@@ -250,10 +254,10 @@ def test_cases_look_elsewhere(case):
     x = images(8, shape)
     seen, unmoved = outputs(model(x))[0], outputs(still(x))[0]
     moved = (seen - unmoved).abs().flatten(1).amax(1).median()
-    assert moved > 50 * TOLERANCE * seen.abs().max()
+    assert moved > 20 * TOLERANCE * seen.abs().max()
     thetas = [m.last_theta for m in model.modules() if getattr(m, 'last_theta', None) is not None]
     thetas = thetas or [outputs(model(x))[1]]
-    assert all(theta.flatten(1).std(0).max() > 50 * TOLERANCE for theta in thetas)
+    assert all(theta.flatten(1).std(0).max() > 20 * TOLERANCE for theta in thetas)
 
 
 @pytest.mark.parametrize('case', CASES)
