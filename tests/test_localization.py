@@ -11,7 +11,14 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from timm_stn.localization import Localization, Moments, ThetaRegression, localization_names, shrink
+from timm_stn.localization import (
+    Localization,
+    Moments,
+    ThetaRegression,
+    _shrink_by_matrices,
+    localization_names,
+    shrink,
+)
 
 OPTIMIZERS = {
     'sgd': {'momentum': 0.9},
@@ -319,6 +326,16 @@ class TestShrink:
         exact = shrink(image, (7, 9))
         with torch.autocast('cpu', torch.bfloat16):
             assert torch.equal(shrink(image, (7, 9)), exact)
+
+
+@pytest.mark.parametrize('size,out', [
+    ((20, 24), (14, 14)), ((10, 9), (14, 30)), ((7, 5), (1, 2)), ((13, 64), (13, 32)),
+    ((6, 18, 17), (6, 16, 16)), ((5, 7, 9), (3, 3, 2)), ((3, 4, 5), (7, 4, 5)),
+])
+def test_shrink_by_matrices_is_shrink(size, out):
+    """What programs in ONNX do where it lacks torch's own operators."""
+    x = randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(_shrink_by_matrices(x, out), shrink(x, out), rtol=0, atol=1e-12)
 
 
 def test_moments_are_means_and_first_moments_of_every_channel():

@@ -51,8 +51,8 @@ def _steps(pixels: Tensor, axis: int) -> Tensor:
 
     The nearer one, since a grid may hold several glimpses one after the other, and points outside of everything.
     """
-    square = pixels.diff(dim=axis).square().sum(-1)
-    count = square.shape[axis]
+    count = pixels.shape[axis] - 1
+    square = (pixels.narrow(axis, 1, count) - pixels.narrow(axis, 0, count)).square().sum(-1)
     before = torch.cat([square.narrow(axis, 0, 1), square], axis)
     after = torch.cat([square, square.narrow(axis, count - 1, 1)], axis)
     return torch.minimum(before, after)

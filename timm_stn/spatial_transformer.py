@@ -310,7 +310,8 @@ def _bounded(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     room = (1 - half).clamp_min(eps)
     start_room = (1 - base[:, range(d), range(d)]).clamp_min(eps)
     t0 = (start / start_room).clamp(-0.95, 0.95)
-    moved = room * torch.tanh(torch.atanh(t0) + (center - start) / (room * (1 - t0 * t0)))
+    atanh = (torch.log1p(t0) - torch.log1p(-t0)) / 2  # torch.atanh, which not every exporter has
+    moved = room * torch.tanh(atanh + (center - start) / (room * (1 - t0 * t0)))
     return _shifted(theta, center, moved)
 
 

@@ -40,7 +40,7 @@ class Diffeomorphic(LatticeTransform):
         start = (points + 1) * steps[:, None]
         moved = points.new_zeros(field.shape[0], *points.shape[1:])
         for _ in range(STEPS):
-            moved = moved + _step(field.movedim(-1, 1), start + moved)
+            moved = moved + _step(field.movedim(3, 1), start + moved)
         return moved / steps[:, None]
 
 
@@ -78,7 +78,7 @@ class _Velocity(torch.autograd.Function):
         along_x = (gradient * _contract(field, slope_x, y)).sum(1)
         along_y = (gradient * _contract(field, x, slope_y)).sum(1)
         weighted = (gradient[:, :, None] * y[:, None]).flatten(1, 2)
-        return exact_matmul(weighted, x.mT).reshape(field.shape), torch.stack([along_x, along_y], 1)
+        return exact_matmul(weighted, x.transpose(-1, -2)).reshape(field.shape), torch.stack([along_x, along_y], 1)
 
 
 def _contract(field: Tensor, x: Tensor, y: Tensor) -> Tensor:

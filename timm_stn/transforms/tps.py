@@ -38,7 +38,8 @@ class ThinPlateSpline(LatticeTransform):
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:
         basis = self._basis(points)
-        weights = exact_matmul(control.flatten(1, 2).mT, self._solution.mT.to(control.dtype).to(control.device))
+        solution = self._solution.T.to(control.dtype).to(control.device)
+        weights = exact_matmul(control.flatten(1, 2).transpose(-1, -2), solution)
         if basis.shape[0] != 1:
             return exact_matmul(weights, basis)
         return exact_matmul(weights.flatten(0, 1), basis[0]).reshape(weights.shape[0], 2, basis.shape[-1])
