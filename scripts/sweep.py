@@ -45,6 +45,7 @@ import timm_stn
 from timm_stn.attach import feature_infos
 
 VERSIONS = {'timm': timm.__version__, 'torch': torch.__version__, 'timm_stn': timm_stn.__version__}
+INSTEAD = re.compile(r"use 'input' or another stage, for example '(\S+)'")
 Record = dict[str, Any]
 
 
@@ -65,7 +66,9 @@ def examine(arch: str, limit_params: float = 1e9) -> Record:
             **{s: {'module': name, 'layout': lay.fmt, 'map': lay.size, 'prefix': lay.prefix}
                for s, (name, lay) in holding.items()},
             **{s: {'module': modules[s], 'reason': reason} for s, reason in refused.items()}}
-        twin = contract.make('stn_' + arch, size, stn_stages=('input', *holding))
+        stages = [*holding, *dict.fromkeys(name for reason in refused.values() for name in INSTEAD.findall(reason))]
+        record['instead'] = stages[len(holding):]
+        twin = contract.make('stn_' + arch, size, stn_stages=('input', *stages))
         record['input'] = twin.stn is not None
         keys = set(twin.state_dict())
         contract.check_keys(plain.state_dict(), twin)
@@ -76,7 +79,7 @@ def examine(arch: str, limit_params: float = 1e9) -> Record:
             assert shapes[0] == shapes[1], f'logits {shapes[1]} instead of {shapes[0]}'
     if not record['failures'] and record['params'] <= limit_params:
         with failures('numbers'):
-            record.update(numbers(arch, size, list(holding), keys, failures))
+            record.update(numbers(arch, size, stages, keys, failures))
     record['device'] = 'cpu' if 'error' in record else 'meta'
     return record
 
@@ -125,7 +128,7 @@ def smallest(
 def numbers(
         arch: str,
         size: tuple[int, int, int],
-        stages: list[int],
+        stages: list[int | str],
         keys: set[str],
         failures: Collector,
 ) -> Record:
@@ -352,10 +355,17 @@ def table(records: Iterable[Record], total: int) -> str:
         '| --- | --- | --- | --- | --- |',
     ]
     lines += [_row(name, group) for name, group in sorted(families.items())]
-    lines += ['', '## Stages that cannot have a transformer', '', '| family | stages | why |', '| --- | --- | --- |']
+    lines += [
+        '', '## Stages that cannot have a transformer', '',
+        'The error says why, and where it can, names a module that can have one and has as many channels and as large '
+        'a map. These were put to the same checks, beside the other stages.', '',
+        '| family | stages | why | of them with a module to use instead |', '| --- | --- | --- | --- |',
+    ]
     for name, group in sorted(families.items()):
-        reasons = Counter(_reason(s['reason']) for r in group for s in r.get('stages', {}).values() if 'reason' in s)
-        lines += [f'| {name} | {count} | {reason} |' for reason, count in sorted(reasons.items())]
+        refused = [s['reason'] for r in group for s in r.get('stages', {}).values() if 'reason' in s]
+        helped = Counter(_reason(reason) for reason in refused if INSTEAD.search(reason))
+        for reason, count in sorted(Counter(map(_reason, refused)).items()):
+            lines.append(f'| {name} | {count} | {reason} | {helped[reason]} |')
     failed = [r for r in everything if r['failures']]
     if failed:
         lines += ['', '## Failures', '', '| architecture | what |', '| --- | --- |']
@@ -386,10 +396,11 @@ def _row(name: str, group: list[Record]) -> str:
 
 
 def _reason(text: str) -> str:
-    """The reason alone, without the names of stage and network."""
-    text = re.sub(r'^stn_stages: (stage \S+ \(\S+\) of \S+ |)', '', text)
+    """The reason alone, without the names of stage and network, and without the sizes in it."""
+    text = re.sub(r'^stn_stages: (stage \S+ \(\S*\) of \S+ |)', '', text)
     text = re.sub(r"; (use 'input'|name another|name it).*$", '', text)
-    return _cell(re.sub(r' of \S+$', '', text))
+    text = re.sub(r' of \S+$', '', text)
+    return _cell(re.sub(r'yields several things .*, not', 'yields several things, not', text))
 
 
 def _cell(text: str) -> str:

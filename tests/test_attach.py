@@ -250,7 +250,7 @@ class Children(nn.Module):
     ('nope', r"Shared has no module 'nope'; use 'input' or another stage: conv, pool\."),
     ('', "Shared has no module ''; use 'input' or another stage: conv, pool"),
     (1, r"stage 1 \(pool\) of Shared is read before its module runs; use 'input'"),
-    (2, "Shared has no module 'gone'; use 'input' or another stage: conv, pool"),
+    (2, r"stage 2 \(gone\) of Shared has no such module; use 'input' or another stage, for example 'conv'\."),
     (3, 'Shared has feature indices 0 to 2, got 3'),
     (-4, 'Shared has feature indices 0 to 2, got -4'),
 ])
@@ -262,8 +262,27 @@ def test_impossible_stages(stage, message):
 def test_stages_that_yield_lists():
     backbone = timm.create_model('hrnet_w18_small')
     for stage in range(len(backbone.feature_info)):
-        with pytest.raises(ValueError, match=r'stn_stages: .*hrnet_w18_small.*(yields several|has no module).*input'):
+        with pytest.raises(ValueError, match=r'stn_stages: .*hrnet_w18_small.*(several|no such module).*input'):
             stage_layouts(backbone, [stage], SMALL)
+
+
+@pytest.mark.parametrize(('arch', 'size', 'instead'), [
+    ('hrnet_w18_small', SMALL, ['act1', *(f'incre_modules.{i}' for i in range(4))]),
+    ('mvitv2_tiny', (3, 224, 224), ['stages.0', 'stages.1', 'stages.2', 'norm']),
+])
+def test_what_to_use_instead(arch, size, instead):
+    """The error names a module that has as many channels and as large a map; a transformer there moves what follows."""
+    backbone = timm.create_model(arch).eval()
+    for stage, name in enumerate(instead):
+        with pytest.raises(ValueError, match=f"use 'input' or another stage, for example '{name}'"):
+            stage_layouts(backbone, [stage], size)
+    x = images(size)
+    with torch.no_grad():
+        plain = backbone(x)
+        stn, _ = put(backbone, instead[1], size)
+        torch.testing.assert_close(backbone(x), plain, rtol=0, atol=1e-4 * float(plain.max() - plain.min()))
+        stn.localization.regression.bias.fill_(0.5)
+        assert (backbone(x) - plain).abs().max() > 1e-3 * (plain.max() - plain.min())
 
 
 def test_a_map_that_nothing_looks_at():

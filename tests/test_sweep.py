@@ -57,9 +57,10 @@ def test_a_record(script, arch, side, layout):
 
 
 def test_stages_that_cannot_have_one(script):
-    record = script.examine('efficientvim_m1')
+    record = script.examine('hrnet_w18_small')
     assert record['failures'] == [] and record['input']
-    assert all('yields several things (' in s['reason'] for s in record['stages'].values())
+    assert all("use 'input' or another stage" in s['reason'] for s in record['stages'].values())
+    assert record['instead'] == ['act1', *(f'incre_modules.{i}' for i in range(4))]
 
 
 def test_what_does_not_hold_is_recorded(script, monkeypatch):
@@ -135,7 +136,8 @@ def test_table(script, tmp_path):
                 'device': 'cpu', 'stages': stages, 'error': 1e-6, 'response': 0.5, 'silent': [], **more}
 
     held = {'module': 'a', 'layout': 'NCHW', 'map': [3, 3], 'prefix': 0}
-    reason = "stn_stages: stage 1 (b) of test_vit yields a tuple, not one map; use 'input' or another stage."
+    reason = ("stn_stages: stage 1 (b) of test_vit yields several things ((1, 2), a dict), not one map; "
+              "use 'input' or another stage, for example 'c'.")
     text = script.table([
         record('test_vit', 'vision_transformer', {'0': held, '1': {'module': 'b', 'reason': reason}}),
         record('test_vit2', 'vision_transformer', {'0': {**held, 'layout': 'NLC'}}, silent=[0], response=1e-4),
@@ -144,7 +146,7 @@ def test_table(script, tmp_path):
     assert '3 of 5 architectures examined, 2 of them without a failure' in text
     assert '| vision_transformer | 2 | 2 | 2 of 3 | NCHW, NLC |' in text
     assert '| resnet | 1 | 0 | 1 of 1 | NCHW |' in text
-    assert '| vision_transformer | 1 | yields a tuple, not one map |' in text
+    assert '| vision_transformer | 1 | yields several things, not one map | 1 |' in text
     assert '| test_resnet | identity: it \\| differs |' in text
     assert 'in 1 networks by less than 0.001' in text and 'In 1 networks the transformer at the last block' in text
     output, page = tmp_path / 'out.jsonl', tmp_path / 'page.md'

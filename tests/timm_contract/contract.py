@@ -132,7 +132,7 @@ def check_gradients(twin: nn.Module, x: Tensor) -> list[int | str]:
         moves = transformer.localization.regression.weight.grad.abs().max() > 0
         if not moves and (stage == 'input' or min(transformer.layout.size) > SMALL):
             silent.append(stage)
-    last = max((s for s in transformers if s != 'input'), default=None)
+    last = next((s for s in reversed(transformers) if s != 'input'), None)
     assert silent in ([], [last]), f'no gradient for the transformers at {silent}'
     tokens = getattr(twin.backbone, 'num_prefix_tokens', 0) or hasattr(twin.backbone, 'cls_token')
     assert not silent or tokens, f'no gradient for the transformer at {silent}, in a network without class token'
