@@ -6,6 +6,7 @@ Every case is a module that looks somewhere else than at the identity. `docs/exp
 """
 import importlib.util
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def compiled(backend):
 
 
 def exported(model, x, path):
-    return torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},)).module()
+    return torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch', max=1024)},)).module()
 
 
 def traced(model, x, path):
@@ -114,7 +115,7 @@ def onnx(opset, dynamo=True):
     def export(model, x, path):
         import onnx
         import onnxruntime
-        batch = {0: torch.export.Dim('batch')} if dynamo else {0: 'batch'}
+        batch = {0: torch.export.Dim('batch', max=1024)} if dynamo else {0: 'batch'}
         shapes = dict(dynamic_shapes=(batch,)) if dynamo else dict(dynamic_axes={'x': batch})
         file = str(path / 'model.onnx')
         torch.onnx.export(model, (x,), file, opset_version=opset, input_names=['x'], dynamo=dynamo, **shapes)
@@ -268,6 +269,20 @@ def test_safetensors(case, tmp_path):
     other.load_state_dict(load_file(tmp_path / 'model.safetensors'))
     x = images(2, shape)
     assert all(torch.equal(a, b) for a, b in zip(outputs(other(x)), outputs(model(x))))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+def test_docs_example_runs(tmp_path, monkeypatch):
+    skip_what_is_missing('ONNX')
+    monkeypatch.chdir(tmp_path)
+    code, = re.findall(r'```python\n(.*?)```', DOCS.read_text(), re.DOTALL)
+    scope = {}
+    exec(compile(code, DOCS.name, 'exec'), scope)
+    expected = scope['model'](scope['images'])
+    for program in (scope['program'].module(), scope['traced']):
+        torch.testing.assert_close(program(scope['images']), expected, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / 'model.onnx').stat().st_size > 0
 
 
 # the table

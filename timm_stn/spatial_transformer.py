@@ -188,7 +188,7 @@ class SpatialTransformer(nn.Module):
 
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
         """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
-        return self._unflatten(self._refine(x, localize or self.localization))
+        return self._unflatten(self._refine(x, self.localization if localize is None else localize))
 
     def look(self, x: Tensor, localize: Localize | None = None) -> tuple[Tensor, Tensor]:
         """What is seen, (N, C, *size) or (N, G, C, *size), and the theta that made it.
@@ -197,7 +197,7 @@ class SpatialTransformer(nn.Module):
             x: (N, C, H, W) or (N, C, D, H, W).
             localize: From x to the parameters (N, G * P). Default: the localization network.
         """
-        theta = self._refine(x, localize or self.localization)
+        theta = self._refine(x, self.localization if localize is None else localize)
         return self._sample(x, theta), self._unflatten(theta)
 
     def forward(self, x: Tensor) -> Tensor:
