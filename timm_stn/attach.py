@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .layout import Layout, infer_layout
 from .spatial_transformer import SpatialTransformer
 
-__all__ = ['StageTransformer', 'attach', 'detach', 'resolve_stage', 'stage_layouts']
+__all__ = ['StageTransformer', 'attach', 'detach', 'hooked', 'resolve_stage', 'stage_layouts']
 
 CHILD = 'stn'
 
@@ -23,6 +23,12 @@ class StageTransformer(SpatialTransformer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layout.restore(super().forward(self.layout.maps(x)), x)
+
+    def _example_shape(self) -> tuple[int, ...]:
+        channels, *size = super()._example_shape()
+        if self.layout.fmt == 'NLC':
+            return self.layout.prefix + self.layout.size[0] * self.layout.size[1], channels
+        return (channels, *size) if self.layout.fmt == 'NCHW' else (*size, channels)
 
 
 def _transform(module: nn.Module, args: Any, output: Any) -> Any:
@@ -184,6 +190,11 @@ def _place(backbone: nn.Module, name: str, stn: StageTransformer, way: int) -> s
         if child_name == last:
             holder.add_module(f'{last}_{CHILD}', stn)
     return f'{parent}.{last}_{CHILD}'.lstrip('.')
+
+
+def hooked(backbone: nn.Module) -> list[str]:
+    """Stages whose transformer runs in a forward hook."""
+    return [name for name, module in backbone.named_modules() if _transform in module._forward_hooks.values()]
 
 
 def detach(backbone: nn.Module, name: str) -> None:

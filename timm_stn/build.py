@@ -242,9 +242,11 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
             own[key] = _adapt_channels(own[key], target[key].shape[1])
     classifiers = as_tuple(net.pretrained_cfg.get('classifier'))
     excused = () if same_classes else ('classifier.', *(f'{name}.' for name in classifiers))
-    asked = {k for k in target if k in own or not k.startswith(excused)} | set(own)
+    if net.num_classes == cfg.num_classes and not net._joined:
+        excused = ('backbone.',)  # timm has loaded them strictly, under names that it may have changed
+    asked = {k for k in target if IS_STN.search(k) or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
-    unexpected = sorted(k for k in state_dict if k not in target and not k.startswith(excused))
+    unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))
     wrong = sorted(f'{k} {tuple(own[k].shape)}' for k in own if k in target and own[k].shape != target[k].shape)
     if (not isinstance(net.backbone, (FeatureListNet, FeatureDictNet)) and (missing or unexpected)) or wrong:
         raise RuntimeError(

@@ -32,7 +32,7 @@ class Transform:
             points: Points (N, ..., ndim) or (1, ..., ndim), or (M, ndim) shared by all samples.
         """
         params = self.prepare(params)
-        return self._map(params, as_points(points, len(params), self.ndim))
+        return self._map(params, as_points(points, params.shape[0], self.ndim))
 
     def grid(self, params: Tensor, size: Sequence[int]) -> Tensor:
         """Source coordinates (N, *size, ndim) of all pixels of an output of `size`, (H, W) or (D, H, W)."""

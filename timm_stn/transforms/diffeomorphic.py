@@ -38,7 +38,7 @@ class Diffeomorphic(LatticeTransform):
         steps = points.new_tensor([self.columns - 1, self.rows - 1]) / 2  # control points per unit of coordinates
         field = MAX_VELOCITY / 36 * (control * steps / MAX_VELOCITY).tanh()  # _bspline is six times too large
         start = (points + 1) * steps[:, None]
-        moved = points.new_zeros(len(field), *points.shape[1:])
+        moved = points.new_zeros(field.shape[0], *points.shape[1:])
         for _ in range(STEPS):
             moved = moved + _step(field.movedim(-1, 1), start + moved)
         return moved / steps[:, None]

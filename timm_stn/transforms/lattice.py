@@ -28,8 +28,8 @@ class LatticeTransform(Transform):
 
     def _map(self, params: Tensor, points: Tensor) -> Tensor:
         middle = points.shape[1:-1]
-        flat = points.reshape(len(points), math.prod(middle), 2).movedim(-1, 1)
-        mapped = self._displace(params.reshape(len(params), self.rows, self.columns, 2), flat) + flat
+        flat = points.reshape(points.shape[0], math.prod(middle), 2).movedim(-1, 1)
+        mapped = self._displace(params.reshape(params.shape[0], self.rows, self.columns, 2), flat) + flat
         return mapped.reshape(mapped.shape[0], 2, *middle).movedim(1, -1)
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ def map_points_matrix(theta: Tensor, points: Tensor) -> Tensor:
         Source points (N, ..., ndim).
     """
     ndim = _check_matrix(theta)
-    theta, points = guard(theta), as_points(points, len(theta), ndim)
-    columns = theta.reshape(len(theta), *[1] * (points.dim() - 2), *theta.shape[1:]).unbind(-1)
+    theta, points = guard(theta), as_points(points, theta.shape[0], ndim)
+    columns = theta.reshape(theta.shape[0], *[1] * (points.dim() - 2), *theta.shape[1:]).unbind(-1)
     mapped = columns[-1]
     for column, coordinate in zip(columns, points.unbind(-1)):
         mapped = mapped + column * coordinate[..., None]
@@ -156,7 +156,7 @@ class _Planes(torch.autograd.Function):
         with full_precision(grad):
             for axis in axes:
                 moments = torch.matmul(axis, grad.flatten(2))
-                columns.append(moments.reshape(len(moments), moments.shape[1] // rows, rows).sum(1))
+                columns.append(moments.reshape(moments.shape[0], moments.shape[1] // rows, rows).sum(1))
                 grad = grad.sum(1)
         return torch.stack([*reversed(columns), grad], -1), *[None for _ in axes]
 
@@ -185,7 +185,7 @@ def _square(theta: Tensor) -> Tensor:
     if rows == columns:
         return theta
     last = torch.eye(columns, dtype=theta.dtype, device=theta.device)[-1:]
-    return torch.cat([theta, last.expand(len(theta), 1, columns)], 1)
+    return torch.cat([theta, last.expand(theta.shape[0], 1, columns)], 1)
 
 
 def _invert3(m: Tensor) -> Tensor:

@@ -32,16 +32,16 @@ class ThinPlateSpline(LatticeTransform):
     def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
         """Output points whose source points are `points`, found by Newton's method; see `invert_map` for accuracy."""
         params = self.prepare(params)
-        target = as_points(points, len(params), 2)
-        target = target.expand(len(params), *target.shape[1:])
+        target = as_points(points, params.shape[0], 2)
+        target = target.expand(params.shape[0], *target.shape[1:])
         return invert_map(lambda x: self._map(params, x), target, iterations)
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:
         basis = self._basis(points)
         weights = exact_matmul(control.flatten(1, 2).mT, self._solution.mT.to(control.dtype).to(control.device))
-        if len(basis) != 1:
+        if basis.shape[0] != 1:
             return exact_matmul(weights, basis)
-        return exact_matmul(weights.flatten(0, 1), basis[0]).reshape(len(weights), 2, basis.shape[-1])
+        return exact_matmul(weights.flatten(0, 1), basis[0]).reshape(weights.shape[0], 2, basis.shape[-1])
 
     def _basis(self, points: Tensor) -> Tensor:
         """U of the distances to all control points, 1, x and y, at planar points (B, 2, P): (B, K + 3, P)."""
