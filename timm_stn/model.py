@@ -13,7 +13,7 @@ from .attach import StageTransformer, attach, feature_infos, hooked, resolve_sta
 from .localization import Localization, shrink
 from .optional import if_backbone_can
 from .spatial_transformer import SpatialTransformer
-from .tracing import ScriptableNetwork, share_tensors, trace, traced_signature
+from .tracing import ScriptableNetwork, share_tensors, traced_signature
 
 __all__ = ['SpatialTransformerNetwork']
 

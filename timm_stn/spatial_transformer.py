@@ -189,7 +189,8 @@ class SpatialTransformer(nn.Module):
 
     def remember(self, theta: Tensor) -> None:
         """Keep theta for pictures and logs in ``last_theta``: detached, in eager mode only."""
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not (torch.compiler.is_compiling() or tracing):
             self.last_theta = theta.detach()
 
     def unwarp(self, features: Tensor, theta: Tensor, size: Sequence[int], **sampling: Any) -> Tensor:

@@ -18,7 +18,7 @@ class ScriptableNetwork(nn.Module):
     def __init__(self, stn: nn.Module, backbone: nn.Module) -> None:
         super().__init__()
         self.stn = stn
-        self.backbone = backbone
+        self.backbone: Any = backbone
 
     def forward(self, x: Tensor):  # type: ignore[no-untyped-def]
         return self.backbone(self.stn(x))
@@ -29,7 +29,7 @@ class ScriptableNetwork(nn.Module):
     def forward_intermediates(  # type: ignore[no-untyped-def]
             self,
             x: Tensor,
-            indices: None | int | list[int] = None,
+            indices: int | list[int] | None = None,
             norm: bool = False,
             stop_early: bool = False,
             output_fmt: str = 'NCHW',
