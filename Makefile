@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all timm-tests lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/timm-stn demo --output demo.png
@@ -14,6 +14,10 @@ test: $(VENV)/.tested lint
 
 test-all: $(VENV)/.tested lint
 	$(PYTEST) -n 2
+
+timm-tests: $(VENV)/.tested
+	$(BIN)/python -m pip install -q expecttest
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/timm_tests.py
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

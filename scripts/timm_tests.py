@@ -9,6 +9,7 @@ import argparse
 import fnmatch
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -51,7 +52,7 @@ def count_params(name: str) -> int:
 
 def run_tests(folder: Path, models: list[str], args: argparse.Namespace) -> dict:
     """Outcomes by case: {case: {'plain': [outcome, message], 'stn': ...}}."""
-    results = CACHE / 'results.json'
+    results = CACHE / 'results.jsonl'
     results.unlink(missing_ok=True)
     files = [str(f) for f in sorted(folder.glob('tests/test_*.py')) if 'create_model' in f.read_text()]
     keyword = f'{DOWNLOADS} and ({args.tests})' if args.tests else DOWNLOADS
@@ -60,7 +61,15 @@ def run_tests(folder: Path, models: list[str], args: argparse.Namespace) -> dict
         [sys.executable, '-m', 'pytest', '-q', '-p', 'twins', '-p', 'no:cacheprovider', '-W', 'ignore', '--tb=no',
          '-k', keyword, '--twin-models', ','.join(models), '--twin-stages', args.stages,
          '--twin-results', str(results), *files], cwd=folder, env=env)
-    return json.loads(results.read_text())
+    return read_results(results)
+
+
+def read_results(path: Path) -> dict:
+    results: dict = defaultdict(dict)
+    for line in path.read_text().splitlines():
+        case, kind, *outcome = json.loads(line)
+        results[case].setdefault(kind, outcome)
+    return results
 
 
 def differences(results: dict) -> list[tuple[str, str]]:
@@ -114,12 +123,12 @@ def report(results: dict, models: list[str], exceptions: list[dict], args: argpa
         *rows, '', '## Where plain passes and stn does not', '']
     for why in sorted(by_reason):
         lines += [f'* {why}', *(f'  * {case}' for case in sorted(by_reason[why]))]
-    lines += ['' if by_reason else 'Nowhere.', '## Architectures', '', ', '.join(models)]
+    lines += [*([] if by_reason else ['Nowhere.']), '', '## Architectures', '', ', '.join(models)]
     return '\n'.join(lines) + '\n'
 
 
 def command(args: argparse.Namespace) -> str:
-    return 'python scripts/timm_tests.py ' + ' '.join(args.given) if args.given else 'make timm-tests'
+    return ('python scripts/timm_tests.py ' + shlex.join(args.given)) if args.given else 'make timm-tests'
 
 
 def write(path: Path, text: str) -> None:

@@ -65,9 +65,9 @@ def outcomes(tmp_path_factory):
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'timm_contract')]))
     run = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'twins', '--twin-models', 'test_resnet,test_vit',
-         '--twin-timeout', '60', '--twin-results', 'results.json', '-rA', 'test_suite.py'],
+         '--twin-timeout', '60', '--twin-results', 'results', '-rA', 'test_suite.py'],
         cwd=folder, env=env, capture_output=True, text=True)
-    return json.loads((folder / 'results.json').read_text()), run.stdout
+    return load_script().read_results(folder / 'results'), run.stdout
 
 
 def test_names_stand_for_twins(outcomes):

@@ -6,9 +6,9 @@ twin as for its architecture, whatever the version of timm.
 """
 import builtins
 import json
+import os
 import signal
 import sys
-from collections import defaultdict
 from functools import wraps
 from types import CodeType, FunctionType
 
@@ -30,11 +30,7 @@ def pytest_addoption(parser):
     group.addoption('--twin-models', default='', help='architectures that tests over many names run for, by comma')
     group.addoption('--twin-stages', default='', help='stn_stages of the twins, by comma')
     group.addoption('--twin-timeout', type=int, default=300, help='seconds that a test may take')
-    group.addoption('--twin-results', help='file for the outcomes, as JSON')
-
-
-def pytest_configure(config):
-    config.twin_results = defaultdict(dict)
+    group.addoption('--twin-results', default=os.devnull, help='file for the outcomes')
 
 
 @pytest.fixture(autouse=True, params=['plain', 'stn'])
@@ -103,20 +99,24 @@ def filter_of_base(name):
 def pytest_collection(session):
     """While tests are collected, timm lists what is selected; short lists stay whole."""
     selected = set(session.config.getoption('--twin-models').split(','))
+    collecting = ['']  # tests that imported the functions below keep them
 
     def only_selected(fn):
         @wraps(fn)
         def call(*args, **kwargs):
-            names = [name for name in fn(*args, **kwargs) if not name.startswith('stn_')]
+            names = [name for name in fn(*args, **kwargs) if not (collecting and name.startswith('stn_'))]
             short = len({name.partition('.')[0] for name in names}) <= SHORT
-            return names if short else [name for name in names if name.partition('.')[0] in selected]
+            return names if short or not collecting else [name for name in names if name.partition('.')[0] in selected]
         return call
 
     with pytest.MonkeyPatch.context() as patch:
         for name in LISTS:
             for place in (timm, timm.models):
                 patch.setattr(place, name, only_selected(getattr(place, name)))
-        return (yield)
+        try:
+            return (yield)
+        finally:
+            collecting.clear()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -164,17 +164,12 @@ def pytest_runtest_call(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
+    """One line of JSON an outcome, so that a crash loses nothing: [case, plain or stn, outcome, message]."""
     report = yield
     if report.when == 'call' or not report.passed:
         kind = item.callspec.params['twin']
-        case = item.nodeid.replace(f'[{kind}-', '[').replace(f'-{kind}', '').replace(f'[{kind}]', '')
+        case = item.nodeid.replace(f'[{kind}]', '').replace(f'[{kind}-', '[')
         message = call.excinfo.exconly().splitlines()[0] if call.excinfo else ''
-        item.config.twin_results[case].setdefault(kind, [report.outcome, message])
+        with open(item.config.getoption('--twin-results'), 'a') as file:
+            file.write(json.dumps([case, kind, report.outcome, message]) + '\n')
     return report
-
-
-def pytest_sessionfinish(session):
-    path = session.config.getoption('--twin-results')
-    if path:
-        with open(path, 'w') as file:
-            json.dump(session.config.twin_results, file, indent=1)
