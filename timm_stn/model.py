@@ -1,6 +1,7 @@
 """A timm model with spatial transformers in it: looks first, then asks the backbone."""
 import re
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -292,13 +293,14 @@ class SpatialTransformerNetwork(nn.Module):
         return seen
 
     def _each(self, fn: Callable[[Any, Any], Any], x: Any) -> Any:
-        """Run ``fn(backbone, image)`` over the glimpses of x, (N, G, ...); outputs get a dimension G after N."""
+        """Run ``fn(backbone, x)`` over the glimpses of x, (N, G, ...) or nests of such; so is what comes out."""
         if self.glimpses == 1:
             return fn(self.backbone, x)
         if 'towers' in self._modules:
-            outs = [fn(tower, x[:, g]) for g, (_, tower) in enumerate(self._all_backbones())]
+            towers = [tower for _, tower in self._all_backbones()]
+            outs = [fn(tower, _map(itemgetter((slice(None), g)), x)) for g, tower in enumerate(towers)]
             return _map(lambda *ts: torch.stack(ts, 1), *outs)
-        out = fn(self.backbone, x.flatten(0, 1))
+        out = fn(self.backbone, _map(lambda t: t.flatten(0, 1), x))
         return _map(lambda t: t.unflatten(0, (-1, self.glimpses)), out)
 
     def _join(self, x: Tensor) -> Tensor:
