@@ -75,7 +75,7 @@ def test_a_script_shares_the_parameters():
 
 
 def test_scripted_feature_getter():
-    model = create('stn_ghostnet_050')
+    model = create('stn_test_efficientnet')
     getter, x = FeatureGetterNet(model, out_indices=(0, 1, 2)).eval(), images()
     expected = getter(x)
     for ours, theirs in zip(torch.jit.script(getter)(x), expected):
