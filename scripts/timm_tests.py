@@ -52,8 +52,9 @@ def count_params(name: str) -> int:
 
 def run_tests(folder: Path, models: list[str], args: argparse.Namespace) -> dict:
     """Outcomes by case: {case: {'plain': [outcome, message], 'stn': ...}}."""
-    results = CACHE / 'results.jsonl'
-    results.unlink(missing_ok=True)
+    results = CACHE / f'{args.output.stem}.jsonl'
+    if not args.resume:
+        results.unlink(missing_ok=True)
     files = [str(f) for f in sorted(folder.glob('tests/test_*.py')) if 'create_model' in f.read_text()]
     keyword = f'{DOWNLOADS} and ({args.tests})' if args.tests else DOWNLOADS
     env = dict(os.environ, HF_HUB_OFFLINE='1', PYTHONPATH=os.pathsep.join([str(ROOT), str(CONTRACT)]))
@@ -143,6 +144,7 @@ def main() -> int:
     parser.add_argument('--max-params', type=float, default=35e6, help='size of the largest architecture selected')
     parser.add_argument('--tests', default='', help='expression that selects tests, as for pytest -k')
     parser.add_argument('--stages', default='', help='stn_stages of the twins, by comma; default: the input')
+    parser.add_argument('--resume', action='store_true', help='run only what an interrupted run has left')
     parser.add_argument('--output', type=Path, default=ROOT / 'docs' / 'timm_tests.md')
     args = parser.parse_args()
     args.given = sys.argv[1:]

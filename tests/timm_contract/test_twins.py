@@ -62,6 +62,7 @@ def test_slow():
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('suite')
     (folder / 'test_suite.py').write_text(SUITE)
+    (folder / 'results').write_text('["test_suite.py::test_by_helper[1]", "plain", "passed", "before"]\n')
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'timm_contract')]))
     run = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'twins', '--twin-models', 'test_resnet,test_vit',
@@ -84,6 +85,11 @@ def test_selection(outcomes):
     assert set(results) == {f'test_suite.py::{name}' for name in (
         'test_many[test_resnet]', 'test_many[test_vit]', 'test_by_helper[1]', 'test_by_helper[2]', 'test_by_attribute',
         'test_filter', 'test_slow')}
+
+
+def test_an_interrupted_run_goes_on(outcomes):
+    results, _ = outcomes
+    assert results['test_suite.py::test_by_helper[1]'] == dict(plain=['passed', 'before'], stn=['passed', ''])
 
 
 def test_differences(outcomes):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from functools import wraps
+from pathlib import Path
 from types import CodeType, FunctionType
 
 import pytest
@@ -120,11 +121,23 @@ def pytest_collection(session):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep what creates models by name."""
-    keep = [item for item in items if 'twin' in getattr(item, 'fixturenames', ()) and creates_models(item)]
+    """Keep what creates models by name, and has no outcome in the file yet."""
+    path = config.getoption('--twin-results')
+    lines = Path(path).read_text().splitlines() if os.path.isfile(path) else []
+    done = {tuple(json.loads(line)[:2]) for line in lines}
+    keep = [
+        item for item in items
+        if 'twin' in getattr(item, 'fixturenames', ()) and creates_models(item) and case_of(item) not in done
+    ]
     kept = set(keep)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = keep
+
+
+def case_of(item):
+    """What is told apart in the report: (test with its parameters, plain or stn)."""
+    kind = item.callspec.params['twin']
+    return item.nodeid.replace(f'[{kind}]', '').replace(f'[{kind}-', '['), kind
 
 
 def creates_models(item):
@@ -167,9 +180,7 @@ def pytest_runtest_makereport(item, call):
     """One line of JSON an outcome, so that a crash loses nothing: [case, plain or stn, outcome, message]."""
     report = yield
     if report.when == 'call' or not report.passed:
-        kind = item.callspec.params['twin']
-        case = item.nodeid.replace(f'[{kind}]', '').replace(f'[{kind}-', '[')
         message = call.excinfo.exconly().splitlines()[0] if call.excinfo else ''
         with open(item.config.getoption('--twin-results'), 'a') as file:
-            file.write(json.dumps([case, kind, report.outcome, message]) + '\n')
+            file.write(json.dumps([*case_of(item), report.outcome, message]) + '\n')
     return report
