@@ -48,9 +48,10 @@ def test_a_scripted_transformer_takes_batches_of_any_size(transform, settings):
         torch.testing.assert_close(script(x), stn(x))
 
 
-@pytest.mark.parametrize('stages', [('input',), ('input', 1, 'layer3')])
-def test_scripted(stages):
-    model = create(stn_stages=stages)
+@pytest.mark.parametrize('name,stages', [
+    ('stn_test_resnet', ('input',)), ('stn_test_resnet', ('input', 1, 'layer3')), ('stn_test_convnext', (0, 2))])
+def test_scripted(name, stages):
+    model = create(name, stn_stages=stages)
     before = [type(m) for m in model.modules()]
     script = saved_and_loaded(torch.jit.script(model))
     assert [type(m) for m in model.modules()] == before

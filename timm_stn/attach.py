@@ -1,4 +1,5 @@
 """One transformer becomes a child of one stage of a backbone: it travels, copies and checkpoints with the stage."""
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from .layout import Layout, infer_layout
 from .spatial_transformer import SpatialTransformer
 
-__all__ = ['StageTransformer', 'attach', 'detach', 'hooked', 'resolve_stage', 'stage_layouts']
+__all__ = ['StageTransformer', 'attach', 'detach', 'hooked', 'resolve_stage', 'stage_layouts', 'unhook']
 
 CHILD = 'stn'
 
@@ -195,6 +196,17 @@ def _place(backbone: nn.Module, name: str, stn: StageTransformer, way: int) -> s
 def hooked(backbone: nn.Module) -> list[str]:
     """Stages whose transformer runs in a forward hook."""
     return [name for name, module in backbone.named_modules() if _transform in module._forward_hooks.values()]
+
+
+def unhook(backbone: nn.Module) -> None:
+    """Where a stage takes nothing but features, its transformer may as well follow it: no hook, but other keys."""
+    for name in hooked(backbone):
+        module = backbone.get_submodule(name)
+        if len(inspect.signature(module.forward).parameters) == 1:
+            stn = module.get_submodule(CHILD)
+            detach(backbone, f'{name}.{CHILD}')
+            parent, _, last = name.rpartition('.')
+            backbone.get_submodule(parent)._modules[last] = nn.Sequential(module, stn)
 
 
 def detach(backbone: nn.Module, name: str) -> None:

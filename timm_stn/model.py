@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._timm import feature_take_indices
 from .arguments import StnArguments
-from .attach import StageTransformer, attach, feature_infos, hooked, resolve_stage, stage_layouts
+from .attach import StageTransformer, attach, feature_infos, hooked, resolve_stage, stage_layouts, unhook
 from .localization import Localization, shrink
 from .optional import if_backbone_can
 from .spatial_transformer import SpatialTransformer
@@ -319,15 +319,17 @@ class SpatialTransformerNetwork(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script takes in its place."""
+        backbone = share_tensors(self.backbone)
+        unhook(backbone)
         found = {
             'several glimpses': self.glimpses > 1,
             "theta from the backbone's own features": self._source is not None,
-            f"transformers in forward hooks (at {', '.join(hooked(self.backbone))})": bool(hooked(self.backbone)),
+            f"transformers in forward hooks (at {', '.join(hooked(backbone))})": bool(hooked(backbone)),
         }
         for what, is_here in found.items():
             if is_here:
                 raise ValueError(f'torch.jit.script cannot compile {what}; use torch.jit.trace or torch.export.')
-        return ScriptableNetwork(self.stn or nn.Identity(), share_tensors(self.backbone))
+        return ScriptableNetwork(self.stn or nn.Identity(), backbone)
 
     def forward_features(self, x: Tensor, **kwargs: Any) -> Any:
         """Unpooled features of the backbone; (N, G, ...) with glimpses."""
