@@ -7,7 +7,7 @@ OLDEST_VENV ?= .venv-oldest
 OLDEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-all test-oldest lint bench clean
+.PHONY: demo test test-all test-oldest timm-tests lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/timm-stn demo --output demo.png
@@ -21,6 +21,10 @@ test-all: $(VENV)/.tested lint
 test-oldest: $(OLDEST_VENV)/.tested
 	$(OLDEST_VENV)/bin/python -c 'import sys, timm, torch; print("Python", sys.version.split()[0], "timm", timm.__version__, "torch", torch.__version__)'
 	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -q -n $(JOBS) -m "not slow"
+
+timm-tests: $(VENV)/.tested
+	$(BIN)/python -m pip install -q expecttest
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/timm_tests.py
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

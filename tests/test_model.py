@@ -516,3 +516,70 @@ def test_compiles_and_exports_as_one_graph(kwargs):
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)
         exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_init_weights_restores_what_is_not_saved():
+    model = create(device='meta', stn_glimpses=2, stn_scale=0.5).to_empty(device='cpu')
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.fill_(float('nan') if tensor.is_floating_point() else 7)
+    model.init_weights()
+    assert torch.equal(model.stn.base, create(stn_glimpses=2, stn_scale=0.5).stn.base)
+    assert int(model.stn.localization.regression.lr_scale_nano) == 10 ** 9
+
+
+def test_pruning_passes_on_what_the_backbone_takes():
+    model = create('stn_test_efficientnet')
+    assert model.prune_intermediate_layers([0], extra_blocks=True) == [0]
+    assert len(model.backbone.blocks) == 0
+    with pytest.raises(TypeError, match='extra_blocks'):
+        create().prune_intermediate_layers([0], extra_blocks=True)
+
+
+@pytest.mark.parametrize('name,size', [('stn_coat_tiny', 224), ('stn_crossvit_tiny_240', 240)])
+@pytest.mark.parametrize('towers', ['shared', 'separate'])
+def test_glimpses_of_networks_whose_features_are_lists(name, size, towers):
+    model = create(name, stn_glimpses=2, stn_scale=0.5, stn_towers=towers, num_classes=5)
+    x = images(1, size)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert isinstance(features, (list, tuple)) and all(f.shape[:2] == (1, 2) for f in features)
+        torch.testing.assert_close(model.forward_head(features), model(x))
+        assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
+
+
+def test_weights_of_the_whole_network_from_a_url(tmp_path):
+    source = create(num_classes=7)
+    move_theta(source)
+    torch.save(source.state_dict(), tmp_path / 'whole.pth')
+    overlay = dict(url=(tmp_path / 'whole.pth').as_uri(), source='url', num_classes=7)
+    model = create(
+        seed=1, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, cache_dir=str(tmp_path / 'cache'))
+    assert torch.equal(model(images()), source(images()))
+
+
+def test_backbone_weights_that_timm_renames():
+    small = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3)
+    source = create('stn_vit_tiny_patch16_224', use_naflex=False, **small)
+    move_theta(source)
+    cfg = dict(source.pretrained_cfg, state_dict=source.state_dict(), input_size=(3, 32, 32), num_classes=3)
+    model = create('stn_vit_tiny_patch16_224', seed=1, use_naflex=True, pretrained=True, pretrained_cfg=cfg, **small)
+    assert hasattr(model.backbone, 'embeds')
+    torch.testing.assert_close(model(images(2, 32)), source(images(2, 32)))
+
+
+@pytest.mark.parametrize('from_file', [True, False])
+def test_a_localization_network_gets_its_own_weights_only_beside_timms(tmp_path, monkeypatch, from_file):
+    torch.save(timm.create_model('test_resnet').state_dict(), tmp_path / 'plain.pth')
+    asked, create_model = [], timm.create_model
+
+    def offline(name, pretrained=False, **kwargs):
+        if name.startswith('stn_') or (from_file and name == 'test_resnet'):
+            return create_model(name, pretrained=pretrained, **kwargs)
+        asked.append((name, pretrained))
+        return create_model(name, **{k: v for k, v in kwargs.items() if k != 'pretrained_cfg'})
+
+    monkeypatch.setattr(timm, 'create_model', offline)
+    overlay = dict(pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth'))) if from_file else {}
+    create(pretrained=True, stn_localization='timm:test_efficientnet', **overlay)
+    assert asked == ([] if from_file else [('test_resnet', True)]) + [('test_efficientnet', not from_file)]

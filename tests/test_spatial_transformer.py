@@ -560,3 +560,10 @@ class TestModule:
     def test_wrong_arguments(self, arguments, error, message):
         with pytest.raises(error, match=message):
             SpatialTransformer(**{'in_chans': 2, 'input_size': (12, 10), **arguments})
+
+
+@pytest.mark.parametrize('x,got', [
+    (torch.rand(2, 8, 48), r'shape \(2, 8, 48\)'), (dict(patches=torch.rand(2, 8, 48)), 'a dict')])
+def test_what_is_no_batch_of_images_is_refused(x, got):
+    with pytest.raises(ValueError, match=rf'looks at \(N, C, H, W\), got {got}'):
+        SpatialTransformer(3, (32, 32))(x)

@@ -1,4 +1,5 @@
 """One transformer becomes a child of one stage of a backbone: it travels, copies and checkpoints with the stage."""
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -9,7 +10,8 @@ from .layout import Layout
 from .spatial_transformer import SpatialTransformer
 from .stages import dry_forward, feature_infos, name_of, resolve_stage, stage_layouts
 
-__all__ = ['StageTransformer', 'attach', 'detach', 'feature_infos', 'resolve_stage', 'stage_layouts']
+__all__ = [
+    'StageTransformer', 'attach', 'detach', 'feature_infos', 'hooked', 'resolve_stage', 'stage_layouts', 'unhook']
 
 CHILD = 'stn'
 
@@ -25,6 +27,12 @@ class StageTransformer(SpatialTransformer):
         features = self.layout.pick(x)
         seen = super().forward(self.layout.maps(features))
         return self.layout.put(self.layout.restore(seen, features), x)
+
+    def _example_shape(self) -> tuple[int, ...]:
+        channels, *size = super()._example_shape()
+        if self.layout.fmt == 'NLC':
+            return self.layout.prefix + self.layout.size[0] * self.layout.size[1], channels
+        return (channels, *size) if self.layout.fmt == 'NCHW' else (*size, channels)
 
 
 def _transform(module: nn.Module, args: Any, output: Any) -> Any:
@@ -89,6 +97,22 @@ def _place(backbone: nn.Module, name: str, stn: StageTransformer, way: int) -> s
         if child_name == last:
             holder.add_module(f'{last}_{CHILD}', stn)
     return f'{parent}.{last}_{CHILD}'.lstrip('.')
+
+
+def hooked(backbone: nn.Module) -> list[str]:
+    """Stages whose transformer runs in a forward hook."""
+    return [name for name, module in backbone.named_modules() if _transform in module._forward_hooks.values()]
+
+
+def unhook(backbone: nn.Module) -> None:
+    """Where a stage takes nothing but features, its transformer may as well follow it: no hook, but other keys."""
+    for name in hooked(backbone):
+        module = backbone.get_submodule(name)
+        if len(inspect.signature(module.forward).parameters) == 1:
+            stn = module.get_submodule(CHILD)
+            detach(backbone, f'{name}.{CHILD}')
+            parent, _, last = name.rpartition('.')
+            backbone.get_submodule(parent)._modules[last] = nn.Sequential(module, stn)
 
 
 def detach(backbone: nn.Module, name: str) -> None:

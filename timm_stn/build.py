@@ -23,6 +23,7 @@ from timm.models import (
     resolve_pretrained_cfg,
 )
 from torch import Tensor, nn
+from torch.hub import load_state_dict_from_url
 
 from .arguments import StnArguments, split_arguments
 from .features import StnFeatures
@@ -53,7 +54,8 @@ def build_network(
     Args:
         name: Name of the network, ``stn_resnet50``.
         base: Name of the timm architecture in it, ``resnet50``.
-        pretrained: Load weights: of the whole network where the cfg leads to such, else the backbone's.
+        pretrained: Load weights: of the whole network where the cfg leads to such, else the backbone's; where those are
+            timm's own, a ``timm:<arch>`` localization network gets its own, too.
         pretrained_cfg: Tag, dict or cfg, as in ``timm.create_model``.
         pretrained_cfg_overlay: Entries that replace those of the cfg.
         cache_dir: Where downloads are kept.
@@ -86,7 +88,7 @@ def build_network(
     ]
     net = SpatialTransformerNetwork(
         bases[0], arguments, input_size, bases[1:], name=name, num_classes=num_classes,
-        pretrained_localization=pretrained and not whole, device=rest.get('device'), dtype=rest.get('dtype'))
+        pretrained_localization=pretrained and state_dict is None, device=rest.get('device'), dtype=rest.get('dtype'))
     net.pretrained_cfg.update(_cfg_of_weights(cfg))
     if arguments.size is not None:
         net.pretrained_cfg['input_size'] = input_size
@@ -163,9 +165,18 @@ def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> StateDict | 
         return load_state_dict_from_hf(str(cfg.hf_hub_id), cache_dir=cache_dir)  # safetensors where there are any
     if cfg.file and not cfg.custom_load:
         return load_state_dict(str(cfg.file))
+    if _reads_url(cfg) and cfg.url not in {c.url for c in get_arch_pretrained_cfgs(base).values()}:
+        return load_state_dict_from_url(  # type: ignore[no-any-return, no-untyped-call]
+            cfg.url, model_dir=cache_dir, map_location='cpu', weights_only=True)
     if cfg.hf_hub_id and cfg.hf_hub_id not in registered and not cfg.file and not cfg.url:
         return load_state_dict_from_hf(cfg.hf_hub_id, cfg.hf_hub_filename or WEIGHTS, cache_dir=cache_dir)
     return None
+
+
+def _reads_url(cfg: PretrainedCfg) -> bool:
+    """Whether timm would download a checkpoint in its own format from a URL."""
+    chosen = cfg.source == 'url' if cfg.source else not (cfg.file or cfg.hf_hub_id)
+    return bool(cfg.url) and chosen and not cfg.custom_load
 
 
 def _read_folder(folder: Path) -> StateDict:
@@ -243,9 +254,11 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
             own[key] = _adapt_channels(own[key], target[key].shape[1])
     classifiers = as_tuple(net.pretrained_cfg.get('classifier'))
     excused = () if same_classes else ('classifier.', *(f'{name}.' for name in classifiers))
-    asked = {k for k in without_counts(target) if k in own or not k.startswith(excused)} | set(own)
+    if not net._joined and getattr(net.backbone, 'num_classes', None) == cfg.num_classes:
+        excused = ('backbone.',)  # timm has loaded them strictly, under names that it may have changed
+    asked = {k for k in without_counts(target) if IS_STN.search(k) or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
-    unexpected = sorted(k for k in state_dict if k not in target and not k.startswith(excused))
+    unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))
     wrong = sorted(f'{k} {tuple(own[k].shape)}' for k in own if k in target and own[k].shape != target[k].shape)
     if (not isinstance(net.backbone, (FeatureListNet, FeatureDictNet)) and (missing or unexpected)) or wrong:
         raise RuntimeError(

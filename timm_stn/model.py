@@ -3,6 +3,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from ._timm import feature_take_indices
 from .arguments import StnArguments
-from .attach import StageTransformer, attach, feature_infos, resolve_stage, stage_layouts
+from .attach import StageTransformer, attach, feature_infos, hooked, resolve_stage, stage_layouts, unhook
 from .localization import Localization, shrink
+from .optional import if_backbone_can
 from .spatial_transformer import SpatialTransformer
+from .tracing import ScriptableNetwork, share_tensors, traced_signature
 
 __all__ = ['SpatialTransformerNetwork']
 
@@ -324,8 +327,11 @@ class SpatialTransformerNetwork(nn.Module):
         """What the backbone sees: an image, or (N, S, C, H, W) with S > 1 streams, the whole image first."""
         if self.stn is None:
             return x
-        seen, theta = self.look(x)
-        self.stn.remember(theta)
+        if self._source is None:
+            seen: Tensor = self.stn(x)
+        else:
+            seen, theta = self.look(x)
+            self.stn.remember(theta)
         if not self.arguments.whole:
             return seen
         return torch.cat([shrink(x, self._backbone_size[1:]).unsqueeze(1), self._glimpses_of(seen)], 1)
@@ -333,7 +339,7 @@ class SpatialTransformerNetwork(nn.Module):
     def _glimpses_of(self, seen: Tensor) -> Tensor:
         return seen.unsqueeze(1) if self.glimpses == 1 else seen
 
-    def _glance(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def _glance(self, x: Tensor, **kwargs: Any) -> Any:
         """Features of all streams, where those of the whole image also tell where to look: they are computed once."""
         stn, finals = cast(SpatialTransformer, self.stn), []
 
@@ -346,23 +352,23 @@ class SpatialTransformerNetwork(nn.Module):
         seen, theta = stn.look(x, localize)
         stn.remember(theta)
         glimpses = self._each(lambda b, image: b.forward_features(image, **kwargs), self._glimpses_of(seen), first=1)
-        return torch.cat([finals[0].unsqueeze(1), glimpses], 1)
+        return _map(lambda whole, parts: torch.cat([whole.unsqueeze(1), parts], 1), finals[0], glimpses)
 
     def _each(self, fn: Callable[[Any, Any], Any], x: Any, first: int = 0) -> Any:
-        """Run ``fn(backbone, image)`` over the streams of x, (N, S, ...); outputs get a dimension S after N.
+        """Run ``fn(backbone, x)`` over the streams of x, (N, S, ...) or nests of such; so is what comes out.
 
         Args:
             fn: What to run.
-            x: An image where there is one stream.
+            x: Without S where there is one stream.
             first: Number of streams that come before those of x.
         """
         if self.streams == 1:
             return fn(self.backbone, x)
         if 'towers' in self._modules:
-            towers = self._all_backbones()[first:]
-            outs = [fn(tower, x[:, s]) for s, (_, tower) in enumerate(towers)]
+            towers = [tower for _, tower in self._all_backbones()[first:]]
+            outs = [fn(tower, _map(itemgetter((slice(None), s)), x)) for s, tower in enumerate(towers)]
             return _map(lambda *ts: torch.stack(ts, 1), *outs)
-        out = fn(self.backbone, x.flatten(0, 1))
+        out = fn(self.backbone, _map(lambda t: t.flatten(0, 1), x))
         return _map(lambda t: t.unflatten(0, (-1, self.streams - first)), out)
 
     def _join(self, x: Tensor) -> Tensor:
@@ -378,6 +384,22 @@ class SpatialTransformerNetwork(nn.Module):
             return self.backbone(x, **kwargs)
         out = self._each(lambda backbone, image: backbone(image, **kwargs), x)
         return self.classifier(self._join(out)) if self._joined else out
+
+    forward.__wrapped__ = traced_signature  # type: ignore[attr-defined]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script takes in its place."""
+        backbone = share_tensors(self.backbone)
+        unhook(backbone)
+        found = {
+            'several streams': self.streams > 1,
+            "theta from the backbone's own features": self._source is not None,
+            f"transformers in forward hooks (at {', '.join(hooked(backbone))})": bool(hooked(backbone)),
+        }
+        for what, is_here in found.items():
+            if is_here:
+                raise ValueError(f'torch.jit.script cannot compile {what}; use torch.jit.trace or torch.export.')
+        return ScriptableNetwork(self.stn or nn.Identity(), backbone)
 
     def forward_features(self, x: Tensor, **kwargs: Any) -> Any:
         """Unpooled features of the backbone; (N, S, ...) with streams."""
@@ -408,26 +430,32 @@ class SpatialTransformerNetwork(nn.Module):
             intermediates_only=intermediates_only)
         return self._each(lambda b, image: b.forward_intermediates(image, **kwargs), self._see(x))
 
+    @if_backbone_can
     def prune_intermediate_layers(
             self,
             indices: int | list[int] | None = 1,
             prune_norm: bool = False,
             prune_head: bool = True,
+            **kwargs: Any,
     ) -> list[int]:
-        """Remove what comes after the last of the features that are asked for."""
-        kept = list(feature_take_indices(len(feature_infos(self.backbone)), indices)[0])
-        needed = kept if self._source is None else [*kept, self._source]
+        """Remove what comes after the last of the features that are asked for; ``kwargs`` go to the backbone."""
+        kept = None
+        if self._source is not None:
+            kept = list(feature_take_indices(len(feature_infos(self.backbone)), indices)[0])
+            indices = [*kept, self._source]
         for _, backbone in self._all_backbones():
-            backbone.prune_intermediate_layers(needed, prune_norm, prune_head)
+            taken = backbone.prune_intermediate_layers(indices, prune_norm, prune_head, **kwargs)
         if prune_head and self._joined:
             self.reset_classifier(0)
         modules = dict(self.named_modules())
         self._stage_names = {s: names for s, names in self._stage_names.items() if all(n in modules for n in names)}
-        return kept
+        return list(taken) if kept is None else kept
 
+    @if_backbone_can
     def get_classifier(self) -> nn.Module:
         return self.classifier if self._joined else self.backbone.get_classifier()
 
+    @if_backbone_can
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for other classes; 0 for none. ``global_pool`` None keeps the pooling."""
         pool = () if global_pool is None else (global_pool,)
@@ -440,10 +468,12 @@ class SpatialTransformerNetwork(nn.Module):
             probe = next(self.parameters())
             self.classifier = self._make_classifier(num_classes).to(device=probe.device, dtype=probe.dtype)
 
+    @if_backbone_can
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for _, backbone in self._all_backbones():
             backbone.set_grad_checkpointing(enable)
 
+    @if_backbone_can
     def set_input_size(self, img_size: int | Sequence[int] | None = None, **kwargs: Any) -> None:
         """Change the size of what enters; with ``stn_size`` the backbone keeps its own."""
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or self._input_size[1:])
@@ -472,9 +502,11 @@ class SpatialTransformerNetwork(nn.Module):
                 backbone.init_weights(*args, **kwargs)
         own: list[Any] = [m for name, m in self.named_modules() if _is_own(name + '.') and name]
         for module in own:
-            if hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
+            for initialize in ('reset_parameters', 'init_non_persistent_buffers'):
+                if hasattr(module, initialize):
+                    getattr(module, initialize)()
 
+    @if_backbone_can
     def group_matcher(self, coarse: bool = False) -> Any:
         """Layer groups of the backbone; transformers and joined classifier are new layers and group with the head."""
         matcher = self.backbone.group_matcher(coarse=coarse)
@@ -482,9 +514,8 @@ class SpatialTransformerNetwork(nn.Module):
             return lambda name: matcher(_base_name(name)) if _base_name(name) else float('inf')
         return {group: _prefix_pattern(pattern) for group, pattern in matcher.items()}
 
+    @if_backbone_can
     def no_weight_decay(self) -> set[str]:
-        if not hasattr(self.backbone, 'no_weight_decay'):
-            return set()
         return {p + n for p, b in self._all_backbones() for n in b.no_weight_decay()}
 
     def init_non_persistent_buffers(self) -> None:

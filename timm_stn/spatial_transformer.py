@@ -10,6 +10,7 @@ from .functional import unwarp
 from .grid import coordinate_dtype
 from .localization import Localization, are_sides, is_count
 from .sampler import check_options, sample_finite
+from .tracing import trace
 from .training import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .transforms import Transform, compose_matrices, get_transform, guard, map_points_matrix, matrix_grid
 from .transforms.compose import chain
@@ -107,6 +108,7 @@ class SpatialTransformer(nn.Module):
             **localization_settings: Any,
     ) -> None:
         super().__init__()
+        self.in_chans, self.input_size = in_chans, tuple(input_size)
         self.transform = get_transform(transform)
         ndim = self.transform.ndim
         accepted = f'{ndim} positive integers for transform {self.transform.name!r}'
@@ -196,7 +198,14 @@ class SpatialTransformer(nn.Module):
         Args:
             x: (N, C, H, W) or (N, C, D, H, W).
             localize: From x to the parameters (N, G * P). Default: the localization network.
+
+        Raises:
+            ValueError: x is no such batch, but patches or tokens of one, say.
         """
+        if not isinstance(x, Tensor) or x.ndim != self.transform.ndim + 2:
+            expected = '(N, C, H, W)' if self.transform.ndim == 2 else '(N, C, D, H, W)'
+            got = f'shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'a {type(x).__name__}'
+            raise ValueError(f'a spatial transformer looks at {expected}, got {got}')
         theta = self._refine(x, self.localization if localize is None else localize)
         return self._sample(x, theta), self._unflatten(theta)
 
@@ -207,7 +216,8 @@ class SpatialTransformer(nn.Module):
 
     def remember(self, theta: Tensor) -> None:
         """Keep theta for pictures and logs in ``last_theta``: detached, in eager mode only."""
-        if not torch.compiler.is_compiling():
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not (torch.compiler.is_compiling() or tracing):
             self.last_theta = theta.detach()
             if self.recorder is not None:
                 self.recorder(theta)
@@ -290,6 +300,16 @@ class SpatialTransformer(nn.Module):
 
     def _unflatten(self, theta: Tensor) -> Tensor:
         return theta if self.glimpses == 1 else theta.reshape(-1, self.glimpses, *theta.shape[1:])
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script takes in its place: a trace, which holds for batches and sizes of any kind."""
+        return trace(self, self._example_shape())
+
+    def _example_shape(self) -> tuple[int, ...]:
+        """Of an image that is neither of the usual size nor of the localization network's: nothing is left out."""
+        taken = getattr(self.localization, 'size', None)
+        larger = [tuple(side + more for side in self.input_size) for more in (1, 2)]
+        return (self.in_chans, *(larger[0] if larger[0] != taken else larger[1]))
 
     def extra_repr(self) -> str:
         settings = dict(size=self.size, glimpses=self.glimpses, scale=self.scale, bound=self.bound)

@@ -156,7 +156,7 @@ class _Planes(torch.autograd.Function):
         with full_precision(grad):
             for axis in axes:
                 moments = torch.matmul(axis, grad.flatten(2))
-                columns.append(moments.reshape(len(moments), moments.shape[1] // rows, rows).sum(1))
+                columns.append(moments.reshape(moments.shape[0], moments.shape[1] // rows, rows).sum(1))
                 grad = grad.sum(1)
         return torch.stack([*reversed(columns), grad], -1), *[None for _ in axes]
 

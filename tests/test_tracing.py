@@ -1,0 +1,115 @@
+"""torch.fx and torch.jit.script: what they make of a network gives what the network gives, at any size."""
+import io
+
+import pytest
+import timm
+import torch
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import nn
+
+import timm_stn
+from timm_stn._timm import FeatureGetterNet
+
+pytestmark = pytest.mark.filterwarnings('ignore')  # torch.jit is deprecated, and its traces warn of what they fix
+
+
+def moved(model):
+    """Transformers that are not at the identity."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, timm_stn.SpatialTransformer):
+            nn.init.normal_(module.localization.regression.weight, std=0.3)
+            nn.init.normal_(module.localization.regression.bias, std=0.1)
+    return model.eval()
+
+
+def create(name='stn_test_resnet', **kwargs):
+    torch.manual_seed(0)
+    return moved(timm.create_model(name, **kwargs))
+
+
+def saved_and_loaded(script):
+    buffer = io.BytesIO()
+    torch.jit.save(script, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
+def images(n=2, size=(96, 80)):
+    return torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('transform', ['affine', 'projective', 'tps', 'diffeomorphic', 'attention+tps'])
+@pytest.mark.parametrize('settings', [dict(), dict(glimpses=2, scale=0.6), dict(iterations=2, size=(20, 30))])
+def test_a_scripted_transformer_takes_batches_of_any_size(transform, settings):
+    stn = moved(timm_stn.SpatialTransformer(3, (64, 64), transform, **settings))
+    script = torch.jit.script(nn.Sequential(stn))
+    for x in (images(1, (64, 64)), images(3, (65, 65)), images(2, (33, 50)), images(2, (32, 32))):
+        torch.testing.assert_close(script(x), stn(x))
+
+
+@pytest.mark.parametrize('name,stages', [
+    ('stn_test_resnet', ('input',)), ('stn_test_resnet', ('input', 1, 'layer3')), ('stn_test_convnext', (0, 2))])
+def test_scripted(name, stages):
+    model = create(name, stn_stages=stages)
+    before = [type(m) for m in model.modules()]
+    script = saved_and_loaded(torch.jit.script(model))
+    assert [type(m) for m in model.modules()] == before
+    for x in (images(), images(1, (160, 160))):
+        torch.testing.assert_close(script(x), model(x))
+        assert (model(x) - model.backbone(x)).abs().max() > 1e-3 or 'input' not in stages
+
+
+def test_scripted_tokens_at_the_input():
+    model, x = create('stn_test_vit'), images(2, (160, 160))
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+def test_a_script_shares_the_parameters():
+    model, x = create(stn_stages=('input', 1)), images()
+    script = torch.jit.script(model)
+    with torch.no_grad():
+        before = script(x)
+        model.backbone.layer1.stn.localization.regression.bias.add_(0.2)
+    torch.testing.assert_close(script(x), model(x))
+    assert (script(x) - before).abs().max() > 1e-5
+
+
+def test_scripted_feature_getter():
+    model = create('stn_test_efficientnet')
+    getter, x = FeatureGetterNet(model, out_indices=(0, 1, 2)).eval(), images()
+    expected = getter(x)
+    for ours, theirs in zip(torch.jit.script(getter)(x), expected):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize('name,kwargs,what', [
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5), 'several streams'),
+    ('stn_test_resnet', dict(stn_localization='shared:2'), "backbone's own features"),
+    ('stn_test_vit', dict(stn_stages=(1,)), r'hooks \(at blocks.1\)'),
+])
+def test_what_cannot_be_scripted_says_so(name, kwargs, what):
+    with pytest.raises(ValueError, match=f'torch.jit.script cannot compile .*{what}.*use torch.jit.trace'):
+        torch.jit.script(create(name, **kwargs))
+
+
+@pytest.mark.parametrize('name,stages', [
+    ('stn_test_resnet', ('input',)), ('stn_test_vit', ('input',)), ('stn_test_resnet', ('input', 1, 'layer3'))])
+def test_fx(name, stages):
+    extraction = pytest.importorskip('torchvision.models.feature_extraction')
+    model = create(name, stn_stages=stages)
+    tracer = dict(
+        leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions(), param_shapes_constant=True)
+    nodes = extraction.get_graph_node_names(model, tracer_kwargs=tracer)[1]
+    graph = extraction.create_feature_extractor(model, nodes[-1:], tracer_kwargs=tracer).eval()
+    x = images(3, model.pretrained_cfg['input_size'][1:])
+    torch.testing.assert_close(next(iter(graph(x).values())), model(x))
+    torch.testing.assert_close(next(iter(torch.jit.script(graph)(x).values())), model(x))
+
+
+def test_keyword_arguments_reach_the_backbone():
+    model, x = create('stn_test_vit'), images(2, (160, 160))
+    tokens = model.backbone.patch_embed.num_patches + model.backbone.num_prefix_tokens
+    mask = torch.zeros(1, 1, tokens, tokens)
+    mask[..., -100:] = float('-inf')
+    assert (model(x, attn_mask=mask) - model(x)).abs().max() > 1e-4
