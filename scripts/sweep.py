@@ -135,8 +135,8 @@ def numbers(
     """Identity logits, response and gradients, with real numbers."""
     with PooledInit():
         plain = contract.make(arch, size)
-    contract.wake_classifier(plain)
     x = contract.images(size)
+    contract.wake(plain)
     with torch.no_grad():
         expected = contract.first(plain(x))
     twin = timm_stn.wrap(plain, stages=('input', *stages))
@@ -378,12 +378,13 @@ def _figures(real: list[Record], responses: list[float]) -> list[str]:
     if not errors or not responses:
         return []
     silent = sum(bool(r.get('silent')) for r in real)
-    deaf = sum(r < 10 * contract.RELATIVE for r in responses)
+    deaf = [r['arch'] for r in real if r.get('response') is not None and r['response'] < 10 * r['error']]
     return [
         f'Logits differ by {errors[len(errors) // 2]:.1e} of their range in the median, {errors[-1]:.1e} at most. '
         f'Transformers that look elsewhere change them by {responses[len(responses) // 2]:.2g} of their range in the '
-        f'median; in {deaf} networks by less than {10 * contract.RELATIVE:g}, where identity says little, as their '
-        f'random weights hardly answer to the image. In {silent} networks the transformer at the last block has no '
+        f'median; by less than ten times the difference at the identity, so that the random weights hardly answer to '
+        f'the image and the identity says little, in {len(deaf)} networks'
+        f"{': ' + ', '.join(deaf) if deaf else ''}. In {silent} networks the transformer at the last block has no "
         'gradient: only the class token goes on from there.']
 
 

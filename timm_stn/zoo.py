@@ -30,7 +30,7 @@ def _mnist(kind: str, side: int, **arguments: Any) -> Own:
 
 
 _ZOO = dict(
-    stn_mnist_cnn_rts=_mnist('RTS', 42, stn_size=24, channels=(64, 128)),
+    stn_mnist_cnn_rts=_mnist('RTS', 42, stn_size=24, stn_iterations=2, channels=(64, 128)),
     stn_mnist_cnn_tc=_mnist('TC', 60, stn_size=28),
     stn_resnet50_cub=Own(  # the paper's birds network, section 4.3
         base='resnet50',

@@ -55,12 +55,16 @@ def survey(plain: nn.Module, size: tuple[int, int, int]) -> tuple[Holding, dict[
     return holding, refused
 
 
-def wake_classifier(model: nn.Module) -> None:
-    """Some networks start with zero logits, which would tell nothing and let no gradient through."""
+@torch.no_grad()
+def wake(model: nn.Module) -> None:
+    """Make the logits those of the image alone: some networks start with zero logits, which would tell nothing and let
+    no gradient through, and in others, with random weights, the classifier's bias drowns what comes of the image."""
     classifier = getattr(model, 'get_classifier', nn.Identity)()
     modules = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-    for p in (p for m in modules if isinstance(m, nn.Module) for p in m.parameters()):
-        if not p.is_meta and p.abs().max() == 0:
+    for name, p in (found for m in modules if isinstance(m, nn.Module) for found in m.named_parameters()):
+        if name.endswith('bias'):
+            nn.init.zeros_(p)
+        elif p.abs().max() == 0:
             nn.init.normal_(p, std=0.02)
 
 

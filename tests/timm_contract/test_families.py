@@ -19,7 +19,7 @@ from contract import (
     input_size,
     make,
     survey,
-    wake_classifier,
+    wake,
 )
 
 import timm_stn  # noqa: F401
@@ -52,10 +52,10 @@ def test_family(arch, side):
     stages, refused = survey(plain, size)
     assert all("use 'input' or another stage" in reason or 'name it once' in reason for reason in refused.values())
     twin = make('stn_' + arch, size, stn_stages=('input', *stages))
-    wake_classifier(plain)
+    x = images(size)
+    wake(plain)
     check_loads(plain, twin)
     check_keys(plain.state_dict(), twin)
-    x = images(size)
     with torch.no_grad():
         expected = first(plain(x))
     identity_error(expected, twin, x)
