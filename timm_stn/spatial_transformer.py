@@ -108,7 +108,6 @@ class SpatialTransformer(nn.Module):
             **localization_settings: Any,
     ) -> None:
         super().__init__()
-        self.in_chans, self.input_size = in_chans, tuple(input_size)
         self.transform = get_transform(transform)
         ndim = self.transform.ndim
         accepted = f'{ndim} positive integers for transform {self.transform.name!r}'
@@ -120,6 +119,7 @@ class SpatialTransformer(nn.Module):
         _check(isinstance(penalty, (int, float)) and 0 <= penalty < math.inf, 'penalty', penalty, 'a number, 0 or more')
         _check(freeze_steps == 0 or is_count(freeze_steps), 'freeze_steps', freeze_steps, 'an integer, 0 or more')
         check_options(torch.empty(1, in_chans, *[1] * ndim, device='meta'), mode, padding_mode, fill, antialias)
+        self.in_chans, self.input_size = in_chans, tuple(input_size)
         linear = self.transform.linear
         if bound is True and not linear:
             raise ValueError(f'bound=True needs a transform with a matrix, got transform={self.transform.name!r}.')
