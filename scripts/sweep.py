@@ -349,7 +349,7 @@ def table(records: Iterable[Record], total: int) -> str:
         'Every architecture is built by its `stn_` name with a transformer at the input and at all stages that can '
         'have one, all at once. Checked are the keys, a plain checkpoint, logits with untouched transformers against '
         f"the plain network's (at most {contract.RELATIVE:g} of their range, or what 1e-6 of input noise does), and "
-        "gradients: finite for all of a transformer's parameters, not zero at its last layer. ", '',
+        "gradients: finite for all of a transformer's parameters, not zero at its last layer.", '',
         *_figures(real, responses), '',
         '| family | architectures | hold at the input | stages that hold | layouts |',
         '| --- | --- | --- | --- | --- |',
