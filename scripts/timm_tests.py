@@ -60,6 +60,7 @@ def run_tests(folder: Path, models: list[str], args: argparse.Namespace) -> dict
     env = dict(os.environ, HF_HUB_OFFLINE='1', PYTHONPATH=os.pathsep.join([str(ROOT), str(CONTRACT)]))
     status = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'twins', '-p', 'no:cacheprovider', '-W', 'ignore', '--tb=no',
+         '--rootdir', str(folder), '-c', str(folder / 'pyproject.toml'),
          '-k', keyword, '--twin-models', ','.join(models), '--twin-stages', args.stages,
          '--twin-results', str(results), *files], cwd=folder, env=env).returncode
     if status not in (0, 1, 5):  # passed, some failed, none were left
