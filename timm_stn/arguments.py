@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = dict(
     stn_freeze_steps=0,
 )
 NETWORK = ('stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'target')  # of the network, not of one stage
+FROM_FEATURES = ('saliency:', 'shared:')  # localization networks on the backbone's own features
 CHOICES = dict(
     stn_towers=('shared', 'separate'), stn_join=('concat', 'mean'), stn_whole=(False, True),
     stn_target=('stage', 'input'),
@@ -82,9 +83,11 @@ class StnArguments:
         if self.to_input and (len(self.stages) != 1 or 'input' in self.stages):
             raise ValueError(f"stn_target='input' takes one feature stage in stn_stages, got {list(self.stages)}.")
         stages = [s for s in self.stages if s != 'input']
-        shared = [s for s in stages if str(self.settings(s)['localization']).startswith('shared:')]
-        if shared:
-            raise ValueError(f"stn_localization='shared:<stage>' is for the input, not for stage {shared[0]!r}.")
+        for stage in stages:
+            kind = str(self.settings(stage)['localization'])
+            if kind.startswith(FROM_FEATURES):
+                name = kind.split(':')[0]
+                raise ValueError(f"stn_localization='{name}:<stage>' is for the input, not for stage {stage!r}.")
 
     @property
     def streams(self) -> int:
@@ -98,7 +101,7 @@ class StnArguments:
     @property
     def shared(self) -> bool:
         """theta comes from the backbone's own features."""
-        return self.to_input or any(str(self.settings(s)['localization']).startswith('shared:') for s in self.stages)
+        return self.to_input or any(str(self.settings(s)['localization']).startswith(FROM_FEATURES) for s in self.stages)
 
     @property
     def json(self) -> dict[str, Any]:

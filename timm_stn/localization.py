@@ -315,12 +315,12 @@ def _check_kind(kind: Any, ndim: int) -> None:
             if ndim != 2:
                 raise ValueError(f"localization {kind!r} looks at images, volumes take one of {', '.join(_BODIES)}.")
             return
-        if kind.startswith('shared:'):
+        if kind.startswith(('shared:', 'saliency:')):
             raise ValueError(f'localization {kind!r} needs the backbone of a network around it; here it must be one of '
                              f"{', '.join(_BODIES)}, timm:<arch>.")
     near = get_close_matches(str(kind), _BODIES, 1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>'])
+    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>'])
     raise ValueError(f'localization must be one of {accepted}; got {kind!r}.{hint}')
 
 

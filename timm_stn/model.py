@@ -11,10 +11,11 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ._timm import feature_take_indices
-from .arguments import StnArguments
+from .arguments import FROM_FEATURES, StnArguments
 from .attach import StageTransformer, attach, feature_infos, hooked, resolve_stage, stage_layouts, unhook
 from .localization import Localization, shrink
 from .optional import if_backbone_can
+from .saliency import Saliency
 from .spatial_transformer import SpatialTransformer
 from .tracing import ScriptableNetwork, share_tensors, traced_signature
 
@@ -106,13 +107,19 @@ class SpatialTransformerNetwork(nn.Module):
         stage = 'input' if 'input' in stages else next(iter(stages))
         settings = self.arguments.settings(stage)
         source = stage if self.arguments.to_input else None
-        if str(settings['localization']).startswith('shared:'):
-            source, settings['localization'] = settings['localization'][7:], 'moments'
+        kind = str(settings['localization'])
+        if kind.startswith(FROM_FEATURES):
+            source, settings['localization'] = kind.split(':', 1)[1], 'moments'
         input_size = self._input_size
         extra = dict(self._dd, size=self.arguments.size, glimpses=self.glimpses)
         if source is None:
             return SpatialTransformer(input_size[0], input_size[1:], **settings, **extra, **self._extra(settings))
-        return self._make_shared(backbone, source, settings, extra)
+        stn = self._make_shared(backbone, source, settings, extra)
+        if kind.startswith('saliency:'):
+            if stn.scale >= 1:
+                raise ValueError(f'stn_localization={kind!r} is for glimpses: stn_scale must be below 1, got {stn.scale}.')
+            stn.localization = Saliency(stn.localization, stn.tiles, stn.scale, stn.reach)
+        return stn
 
     def _make_shared(self, backbone: nn.Module, source: int | str, settings: dict, extra: dict) -> SpatialTransformer:
         """theta from the backbone's own features (Finnveden 2020): ``shared:<stage>``, ``stn_target='input'``."""
@@ -122,7 +129,7 @@ class SpatialTransformerNetwork(nn.Module):
         index = int(source) if str(source).lstrip('-').isdigit() else source
         name, info = resolve_stage(backbone, index)
         if 'index' not in info and 'num_chs' not in info:
-            raise ValueError(f'stn_stages: {name} is no feature stage, and stn_target or shared:<stage> needs one.')
+            raise ValueError(f'stn_stages: {name} is no feature stage, and stn_target, shared:<stage> and saliency:<stage> need one.')
         names = [resolve_stage(backbone, i)[0] for i in range(len(feature_infos(backbone)))]
         self._source = names.index(name)
         layout = stage_layouts(backbone, [index], (self._input_size[0], *size))[index][1]

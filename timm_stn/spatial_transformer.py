@@ -17,7 +17,7 @@ from .transforms.compose import chain
 
 __all__ = ['SpatialTransformer', 'tile_offsets']
 
-Localize = Callable[[Tensor], Tensor]
+Localize = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]  # parameters, or also where glimpses start
 TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge, where a smooth bound has no slope
 
 
@@ -184,6 +184,16 @@ class SpatialTransformer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
+    def tiles(self) -> Tensor:
+        """(G, 2): centres of the glimpses over the image, before anything is looked at."""
+        return self.base[:, :2, -1]
+
+    @property
+    def reach(self) -> float:
+        """How far from the middle a glimpse may start: where it still lies inside, if it is to stay there."""
+        return TILE_REACH * max(1 - self.scale, 0.0) if self.bound else 1.0
+
+    @property
     def theta_transform(self) -> Transform:
         """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
         return list(self._chains.values())[-1]
@@ -245,8 +255,11 @@ class SpatialTransformer(nn.Module):
     def _refine(self, x: Tensor, localize: Localize) -> Tensor:
         """theta, (N * G, ...); each iteration after the first looks through the theta so far."""
         n = x.shape[0]
-        params = self._held(localize(x)).reshape(n * self.glimpses, self.transform.num_params)
+        params, starts = _with_starts(localize(x))
+        params = self._held(params).reshape(n * self.glimpses, self.transform.num_params)
         base = self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1)
+        if starts is not None:
+            base = torch.cat([base[:, :, :-1], guard(starts.flatten(0, 1)).to(base.dtype).unsqueeze(-1)], 2)
         theta = self._compose(self._start(base), params)
         for _ in range(self.iterations - 1):
             params = self._look_again(x, self._keep_inside(theta, base), localize)
@@ -284,7 +297,7 @@ class SpatialTransformer(nn.Module):
     def _look_again(self, x: Tensor, theta: Tensor, localize: Localize) -> Tensor:
         """Each glimpse is looked at by itself, and moved by its own part of what that gives."""
         seen = self._sample(x, theta).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))
-        params = self._held(localize(seen)).reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
+        params = self._held(_with_starts(localize(seen))[0]).reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
         return torch.diagonal(params, dim1=1, dim2=2).transpose(1, 2).flatten(0, 1)
 
     def _sample(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -314,6 +327,11 @@ class SpatialTransformer(nn.Module):
     def extra_repr(self) -> str:
         settings = dict(size=self.size, glimpses=self.glimpses, scale=self.scale, bound=self.bound)
         return ', '.join([f'transform={self.transform.name}', *(f'{k}={v}' for k, v in settings.items())])
+
+
+def _with_starts(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """What a localization network gives: parameters, and where it says so, the centres that glimpses start from."""
+    return (found, None) if isinstance(found, Tensor) else found
 
 
 def _bounded(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:

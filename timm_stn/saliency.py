@@ -1,0 +1,57 @@
+"""Where features respond: the start of glimpses that look at what is there, before anything is learned."""
+import torch
+from torch import Tensor, nn
+
+from .grid import centers, coordinate_dtype
+from .precision import full_precision
+
+__all__ = ['Saliency']
+
+
+class Saliency(nn.Module):
+    """Feature maps to the place near each glimpse's tile where they respond most, and what ``localization`` regresses.
+
+    The activations above zero, summed over the channels, less their mean over the map, and what remains above zero
+    (Wei et al. 2017, Selective Convolutional Descriptor Aggregation) are weighed by a Gaussian around each tile, whose
+    standard deviation is the glimpse's half-width; the centre of mass is where the glimpse starts. Of a pretrained
+    backbone that is the object, in parts. The localization network moves glimpses from there.
+
+    Args:
+        localization: From the same maps to parameters (N, G * P).
+        tiles: (G, 2), xy in [-1, 1]: where the tiles are, the centres of the Gaussians.
+        scale: Half-width of a glimpse, in [-1, 1].
+        reach: Centres stay within plus or minus this.
+
+    Shape:
+        (N, C, H, W) to parameters (N, G * P) and centres (N, G, 2), xy in [-1, 1]; the tiles themselves where a map
+        responds nowhere.
+    """
+
+    def __init__(self, localization: nn.Module, tiles: Tensor, scale: float, reach: float) -> None:
+        super().__init__()
+        self.localization = localization
+        self.tiles, self.scale, self.reach = tiles.tolist(), scale, reach
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(H, W) that the localization network sees."""
+        return self.localization.size  # type: ignore[no-any-return, union-attr]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.localization(x), self.find(x)
+
+    def find(self, x: Tensor) -> Tensor:
+        """Centres (N, G, 2) for feature maps (N, C, H, W)."""
+        x = x.to(coordinate_dtype(x.dtype))
+        with full_precision(x):
+            energy = x.relu().mean(1)
+            energy = (energy - energy.mean((1, 2), keepdim=True)).relu()
+            tiles = torch.tensor(self.tiles, device=x.device, dtype=x.dtype)
+            axes = [centers(x.shape[3], x.device, x.dtype), centers(x.shape[2], x.device, x.dtype)]
+            near_x, near_y = (
+                torch.exp(-((axis - tiles[:, i, None]) / self.scale).square() / 2) for i, axis in enumerate(axes))
+            mass = energy.unsqueeze(1) * near_y.unsqueeze(-1) * near_x.unsqueeze(1)  # (N, G, H, W)
+            by_axis = mass.sum(2), mass.sum(3)
+            shift = [(m * (axis - tiles[:, i, None])).sum(2) for i, (m, axis) in enumerate(zip(by_axis, axes))]
+            total = mass.sum((2, 3)).clamp_min(torch.finfo(x.dtype).tiny)
+            return (tiles + torch.stack(shift, 2) / total.unsqueeze(2)).clamp(-self.reach, self.reach)
