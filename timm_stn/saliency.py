@@ -14,7 +14,8 @@ class Saliency(nn.Module):
     The activations above zero, summed over the channels, less their mean over the map, and what remains above zero
     (Wei et al. 2017, Selective Convolutional Descriptor Aggregation) are weighed by a Gaussian around each tile, whose
     standard deviation is the glimpse's half-width; the centre of mass is where the glimpse starts. Of a pretrained
-    backbone that is the object, in parts. The localization network moves glimpses from there.
+    backbone that is the object, in parts. The localization network moves glimpses from there. No gradient takes this
+    way: it would reach the backbone many times larger than that of what the glimpses show, and move glimpses to the edge.
 
     Args:
         localization: From the same maps to parameters (N, G * P).
@@ -42,7 +43,7 @@ class Saliency(nn.Module):
 
     def find(self, x: Tensor) -> Tensor:
         """Centres (N, G, 2) for feature maps (N, C, H, W)."""
-        x = x.to(coordinate_dtype(x.dtype))
+        x = x.detach().to(coordinate_dtype(x.dtype))
         with full_precision(x):
             energy = x.relu().mean(1)
             energy = (energy - energy.mean((1, 2), keepdim=True)).relu()
