@@ -101,3 +101,22 @@ def test_it_is_for_glimpses_of_the_image():
         timm.create_model('stn_test_resnet', stn_localization='saliency:2')
     with pytest.raises(ValueError, match='saliency:<stage>.* is for the input, not for stage 1'):
         timm.create_model('stn_test_resnet', stn_stages=(1,), stn_localization='saliency:2')
+
+
+def test_a_glance_of_its_own_size(tmp_path):
+    arguments = dict(stn_localization='saliency:2', stn_localization_size=32, **GLIMPSES)
+    model = timm.create_model('stn_test_resnet', **arguments).eval()
+    sizes = []
+    next(model.backbone.children()).register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape[2:])))
+    images = torch.randn(2, 3, 128, 128)
+    logits = model(images)
+    assert sizes == [(32, 32), (64, 64)]
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    assert torch.equal(logits, timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(images))
+    sizes.clear()
+    model(torch.randn(2, 3, 96, 96))
+    assert sizes == [(32, 32), (64, 64)]
+    with pytest.raises(ValueError, match=r'stn_localization_size=32: with stn_whole, .* of \(64, 64\)'):
+        timm.create_model('stn_test_resnet', stn_whole=True, **arguments)
+    with pytest.raises(ValueError, match='stn_localization_size must be 2 positive integers, or one, got -3'):
+        timm.create_model('stn_test_resnet', **{**arguments, 'stn_localization_size': -3})

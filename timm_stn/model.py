@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ._timm import feature_take_indices
 from .arguments import FROM_FEATURES, StnArguments
 from .attach import StageTransformer, attach, feature_infos, hooked, resolve_stage, stage_layouts, unhook
-from .localization import Localization, shrink
+from .localization import Localization, are_sides, shrink
 from .optional import if_backbone_can
 from .saliency import Saliency
 from .spatial_transformer import SpatialTransformer
@@ -78,6 +78,7 @@ class SpatialTransformerNetwork(nn.Module):
         self._localization_extra = dict(pretrained=True) if pretrained_localization else {}
         self._dd = dict(device=device, dtype=dtype)
         self._source: int | None = None
+        self._keeps_glance = False  # of one size, whatever the streams are
         self._joined = self.streams > 1 and hasattr(backbone, 'reset_classifier')  # one classifier over all streams
         self.stn = self._make_input_transformer(backbone)
         self._glances = arguments.whole and self._source is not None  # the whole image's features say where to look
@@ -86,13 +87,19 @@ class SpatialTransformerNetwork(nn.Module):
             self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
         self._stage_names = self._attach_stages()
         for stage, transformer in self.spatial_transformers().items():
-            self.arguments.resolve(stage, bound=transformer.bound, localization_size=transformer.localization.size)
+            self.arguments.resolve(stage, bound=transformer.bound, **self._side_of_localization(transformer))
         if self._joined:
             self._own_classifier(backbone.num_classes if num_classes is None else num_classes)
         self._describe(name)
         self.register_load_state_dict_pre_hook(_load_plain)  # type: ignore[no-untyped-call]
 
     # construction
+
+    def _side_of_localization(self, transformer: SpatialTransformer) -> dict[str, Any]:
+        """To record; nothing where a glance is of the size of the streams."""
+        if transformer is not self.stn or self._source is None or self.arguments.to_input:
+            return dict(localization_size=transformer.localization.size)
+        return dict(localization_size=self._shared_size) if self._keeps_glance else {}
 
     @property
     def _backbone_size(self) -> tuple[int, int, int]:
@@ -123,13 +130,12 @@ class SpatialTransformerNetwork(nn.Module):
 
     def _make_shared(self, backbone: nn.Module, source: int | str, settings: dict, extra: dict) -> SpatialTransformer:
         """theta from the backbone's own features (Finnveden 2020): ``shared:<stage>``, ``stn_target='input'``."""
-        size = self.arguments.size
-        size = (size, size) if isinstance(size, int) else tuple(size or self._input_size[1:])
-        self._shared_size = size
+        size = self._shared_size = self._size_of_glance(settings)
         index = int(source) if str(source).lstrip('-').isdigit() else source
         name, info = resolve_stage(backbone, index)
         if 'index' not in info and 'num_chs' not in info:
-            raise ValueError(f'stn_stages: {name} is no feature stage, and stn_target, shared:<stage> and saliency:<stage> need one.')
+            raise ValueError(
+                f'stn_stages: {name} is no feature stage; stn_target, shared:<stage> and saliency:<stage> need one.')
         names = [resolve_stage(backbone, i)[0] for i in range(len(feature_infos(backbone)))]
         self._source = names.index(name)
         layout = stage_layouts(backbone, [index], (self._input_size[0], *size))[index][1]
@@ -137,9 +143,23 @@ class SpatialTransformerNetwork(nn.Module):
             self._input_size[0], self._input_size[1:], **{**settings, 'localization': nn.Identity()}, **extra)
         localization = Localization(
             settings['localization'], layout.channels, layout.size, self.glimpses * probe.transform.num_params,
-            size=settings['localization_size'], lr_scale=settings['lr_scale'], **self._dd)
+            size=settings.get('localization_size'), lr_scale=settings['lr_scale'], **self._dd)
         probe.localization = localization
         return probe
+
+    def _size_of_glance(self, settings: dict[str, Any]) -> tuple[int, int]:
+        """What the backbone is shown to tell where to look, (H, W): as its streams, or of ``stn_localization_size``."""
+        streams = _two(self.arguments.size or self._input_size[1:])
+        if self.arguments.to_input or settings['localization_size'] is None:
+            return cast(tuple[int, int], streams)
+        size = settings.pop('localization_size')
+        if not are_sides(_two(size), 2):
+            raise ValueError(f'stn_localization_size must be 2 positive integers, or one, got {size!r}.')
+        if self.arguments.whole and _two(size) != streams:
+            raise ValueError(f'stn_localization_size={size!r}: with stn_whole, features of the whole image tell where to '
+                             f'look, and those are of {streams}; leave it out.')
+        self._keeps_glance = True
+        return cast(tuple[int, int], _two(size))
 
     def _extra(self, settings: dict[str, Any]) -> dict[str, Any]:
         return self._localization_extra if str(settings['localization']).startswith('timm:') else {}
@@ -487,7 +507,7 @@ class SpatialTransformerNetwork(nn.Module):
         if self.arguments.size is None:
             for _, backbone in self._all_backbones():
                 backbone.set_input_size(img_size=img_size, **kwargs)
-            self._shared_size = size
+            self._shared_size = self._shared_size if self._keeps_glance else size
         self._input_size = (self._input_size[0], *size)
         self._traits = {**self._traits, 'img_size': size}
         self._refresh_layouts()
@@ -531,6 +551,10 @@ class SpatialTransformerNetwork(nn.Module):
         for module in modules:
             if module is not self and hasattr(module, 'init_non_persistent_buffers'):
                 module.init_non_persistent_buffers()
+
+
+def _two(size: Any) -> Any:
+    return (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else size
 
 
 def _load_plain(net: SpatialTransformerNetwork, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
