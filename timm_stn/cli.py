@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .data import DISTORTIONS, load_mnist, test_set
 from .data.mnist import DATA_VARIABLE
 from .diagnostics import observe, report, self_check, weights_of, wrong_answers
+from .hub import Pushed, PushError, push_to_hub
 from .picture import best_answers, class_names, data_config, draw, read_images, short_name
 from .run import ScriptNotFound, find_script, run_script
 from .version import __version__
@@ -73,6 +74,7 @@ def _parser() -> Parser:
             (_demo, 'classify held-out digits and draw where the transformer looked; works offline', _demo_arguments),
             (_show, 'draw where the transformers of any stn_ model look in images', _show_arguments),
             (_eval, 'error over a fixed test set of 10,000 distorted digits', _eval_arguments),
+            (_push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', _push_arguments),
             (_list, 'names of models', _list_arguments),
             (_doctor, 'versions, devices, what was found of timm, and a self-check', lambda add: None),
     ):
@@ -339,6 +341,57 @@ def _digit_kwargs(name: str, kind: str) -> dict[str, Any]:
 
 def _error(wrong: int, count: int) -> str:
     return f'test error {100 * wrong / count:.2f} % ({wrong} of {count:,} wrong)'
+
+
+# push
+
+
+def _push_arguments(add: Callable[..., Any]) -> None:
+    add('model', nargs='?', metavar='CHECKPOINT|NAME',
+        help="checkpoint of timm's train.py, name as in `timm-stn list`, or folder as a repository holds it")
+    add('--repo', required=True, metavar='ORG/NAME', help='where to; with --all ORG alone')
+    add('--all', action='store_true', help='all trained networks of this package, as they stand, with their cards')
+    add('--private', action='store_true', help='create it as a private repository')
+    add('--revision', metavar='BRANCH', help='branch, created if it is missing (default: main)')
+    add('--message', help='of the commit')
+    add('--card', metavar='FILE', help='a README.md to use (default: one that tells of the run)')
+    add('--replace-card', action='store_true', help='replace the README.md that the repository has; else it is kept')
+    add('--images', nargs='+', metavar='IMAGE',
+        help="for the card's picture of where it looks; they become public "
+             '(default: some of the validation images of the run, if they are still there)')
+    add('--no-picture', action='store_true', help='no picture')
+    add('--license', metavar='ID', help="of the weights, for the card (default: the model's)")
+    add('--dry-run', action='store_true', help='write it, try it out, print the card, and send nothing')
+
+
+def _push(args: argparse.Namespace) -> int:
+    if bool(args.model) == args.all:
+        raise Refused('argument CHECKPOINT|NAME: takes one, or else --all')
+    given = {k: getattr(args, k) for k in ('revision', 'private', 'message', 'card', 'license', 'dry_run')}
+    given['images'] = [] if args.no_picture else args.images
+    if not args.all:
+        _report_push(_try_push(args.model, args.repo, replace_card=args.replace_card, **given))
+        return 0
+    for folder in sorted(file.parent for file in card_folder(DEMO).parent.glob('*/model.safetensors')):
+        _report_push(_try_push(folder, f'{args.repo}/{folder.name}', replace_card=True, **given))
+    return 0
+
+
+def _try_push(model: str | Path, repo: str, **given: Any) -> Pushed:
+    try:
+        return push_to_hub(model, repo, **given)
+    except (PushError, ValueError) as error:
+        raise Refused(str(error)) from error
+
+
+def _report_push(pushed: Pushed) -> None:
+    if pushed.commit is None:
+        print(f'{pushed.card}\n{pushed.url}: nothing sent (--dry-run); it would be {", ".join(pushed.sent)}')
+        return
+    print(f'{pushed.url}: {", ".join(pushed.sent) or "nothing"} sent, {len(pushed.same)} there already; '
+          f'checked in commit {pushed.commit}')
+    if pushed.kept_card:
+        print('its README.md is not this one and was kept; --replace-card replaces it')
 
 
 # list, doctor
