@@ -109,6 +109,7 @@ class Hub:
         self.parts: dict[tuple[str, int], bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
+        self.ranges: list[str] = []  # that were asked for
         self.unknown: list[str] = []
         self.key = secrets.token_hex(8)  # signs addresses of the storage
         self.lock = threading.RLock()
@@ -489,6 +490,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get('Range')
         if asked is None:
             return self.answer(None, 200, content, **headers)
+        self.hub.ranges.append(asked)
         match = re.fullmatch(r'bytes=(\d+)-(\d*)', asked)
         start = int(match.group(1)) if match else len(content)
         if start >= len(content):

@@ -22,7 +22,8 @@ __all__ = ['Run', 'read_run', 'write_card']
 MACHINE = {  # options that say where a run was, not what it was
     'config', 'data', 'data_dir', 'output', 'experiment', 'class_map', 'log_wandb', 'wandb_project', 'wandb_tags',
     'wandb_resume_id', 'local_rank', 'rank', 'world_size', 'distributed', 'workers', 'pin_mem', 'log_interval',
-    'recovery_interval', 'checkpoint_hist', 'device_modules', 'prefetcher', 'no_prefetcher', 'model', 'resume'}
+    'recovery_interval', 'checkpoint_hist', 'device', 'device_modules', 'prefetcher', 'no_prefetcher',
+    'model', 'resume'}
 FILES = ('initial_checkpoint', 'pretrained_path')  # of which only the name is told
 METRICS = dict(top1=('accuracy', 'Top-1 accuracy'), top5=('top_5_accuracy', 'Top-5 accuracy'))
 SHOWN = 6  # images in the card's picture
@@ -89,7 +90,7 @@ def write_card(model: Any, at: str, run: Run, license: str | None = None, pictur
         tags=['image-classification', 'timm', 'timm-stn', 'spatial-transformer'],
         eval_results=_results(run, model.num_classes) or None)
     parts = [f'---\n{data.to_yaml()}\n---\n# {name}', _what(model), _usage(at), _looks(model, picture)]
-    parts += [_measured(run), _recipe(run), f'## Licence\n\nWeights: {license}.']
+    parts += [_measured(run, model.num_classes), _recipe(run), f'## Licence\n\nWeights: {license}.']
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 
@@ -150,8 +151,11 @@ def _results(run: Run, num_classes: int) -> list[EvalResult]:
             task_type='image-classification', task_name='Image classification', dataset_type=kind, dataset_name=name,
             dataset_split=str(run.args.get('val_split') or 'validation'), metric_type=metric, metric_name=title,
             metric_value=round(run.metrics[key] / 100, 6))
-        for key, (metric, title) in METRICS.items()
-        if key in run.metrics and (key == 'top1' or num_classes > 5)]
+        for key, (metric, title) in METRICS.items() if key in _told(run, num_classes)]
+
+
+def _told(run: Run, num_classes: int) -> dict[str, float]:
+    return {k: v for k, v in run.metrics.items() if k != 'top5' or num_classes > 5}
 
 
 def _what(model: Any) -> str:
@@ -202,20 +206,15 @@ def _looks(model: Any, picture: str | None) -> str:
     return '\n\n'.join(parts)
 
 
-def _measured(run: Run) -> str:
+def _measured(run: Run, num_classes: int) -> str:
     if not run.metrics:
         return ''
-    rows = '\n'.join(f'| {METRICS[k][1] + ", %" if k in METRICS else k} | {v:.6g} |' for k, v in run.metrics.items())
+    told = _told(run, num_classes)
+    rows = '\n'.join(f'| {METRICS[k][1] + ", %" if k in METRICS else k} | {v:.6g} |' for k, v in told.items())
     weights = 'the moving average of the weights' if run.averaged else 'the weights'
     split, data = run.args.get('val_split') or 'validation', _dataset(run.args)[1]
-    return f'''## Results
-
-| | |
-| --- | --- |
-{rows}
-
-As timm's `train.py` measured {weights} after epoch {run.epoch} on the split `{split}` of {data}. The same split may
-have served to choose the epoch.'''
+    return (f'## Results\n\n| | |\n| --- | --- |\n{rows}\n\nMeasured by timm\'s `train.py` of {weights} after epoch '
+            f'{run.epoch}, on the split `{split}` of {data}; the same split may have served to choose the epoch.')
 
 
 def _recipe(run: Run) -> str:
@@ -226,12 +225,12 @@ def _recipe(run: Run) -> str:
     kept = {k: v for k, v in kept.items() if not (isinstance(v, str) and Path(v).is_absolute())}
     text = yaml.safe_dump(kept, sort_keys=True).strip()
     devices = int(run.args.get('world_size') or 1)
+    on = f'On {devices} devices, with' if devices > 1 else 'With'
     return f'''## Recipe
 
     timm-stn train --data-dir DATA --model {run.args.get('model', '')} --config args.yaml
 
-{f"on {devices} devices, " if devices > 1 else ""}with timm {timm.__version__}, timm_stn {__version__} at the time of
-publishing, and this args.yaml:
+{on} this args.yaml. Published with timm {timm.__version__}, timm_stn {__version__}.
 
 <details><summary>args.yaml</summary>
 

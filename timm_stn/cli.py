@@ -367,6 +367,8 @@ def _push_arguments(add: Callable[..., Any]) -> None:
 def _push(args: argparse.Namespace) -> int:
     if bool(args.model) == args.all:
         raise Refused('argument CHECKPOINT|NAME: takes one, or else --all')
+    if args.all and '/' in args.repo:
+        raise Refused(f'argument --repo: with --all takes ORG alone, got {args.repo!r}')
     given = {k: getattr(args, k) for k in ('revision', 'private', 'message', 'card', 'license', 'dry_run')}
     given['images'] = [] if args.no_picture else args.images
     if not args.all:

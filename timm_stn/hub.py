@@ -97,6 +97,8 @@ def push_to_hub(
         TypeError: ``model`` is no timm model.
         ValueError: ``model``, or another argument, cannot be used; the message says why.
     """
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
+        raise ValueError(f'repo must be ORG/NAME, as acme/stn_birds, got {repo!r}.')
     if revision and re.fullmatch(r'[0-9a-f]{40}', revision):
         raise ValueError(f'revision must be the name of a branch, got the commit {revision!r}.')
     pictures = None if images is None else [Path(p) for p in images]
