@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .data import DISTORTIONS, load_mnist, test_set
 from .data.mnist import DATA_VARIABLE
 from .diagnostics import observe, report, self_check, weights_of, wrong_answers
-from .hub import Pushed, PushError, push_to_hub
+from .hub import PICTURE, Pushed, PushError, push_to_hub
 from .picture import best_answers, class_names, data_config, draw, read_images, short_name
 from .run import ScriptNotFound, find_script, run_script
 from .version import __version__
@@ -392,6 +392,8 @@ def _report_push(pushed: Pushed) -> None:
         return
     print(f'{pushed.url}: {", ".join(pushed.sent) or "nothing"} sent, {len(pushed.same)} there already; '
           f'checked in commit {pushed.commit}')
+    if PICTURE in pushed.sent:
+        print(f'{PICTURE} shows images that you have chosen, or of the run; --no-picture leaves it out')
     if pushed.kept_card:
         print('its README.md is not this one and was kept; --replace-card replaces it')
 

@@ -101,6 +101,8 @@ def push_to_hub(
         raise ValueError(f'repo must be ORG/NAME, as acme/stn_birds, got {repo!r}.')
     if revision and re.fullmatch(r'[0-9a-f]{40}', revision):
         raise ValueError(f'revision must be the name of a branch, got the commit {revision!r}.')
+    if token is not None and not re.fullmatch('[!-~]+', token):  # the HTTP library's error would show it
+        raise ValueError('token must be one word of ASCII characters; what was given is not shown here.')
     pictures = None if images is None else [Path(p) for p in images]
     for path in (*([Path(card)] if card else []), *(pictures or [])):
         if not path.is_file():
@@ -136,6 +138,8 @@ def _source(model: str | Path | nn.Module) -> tuple[Path | None, Run]:
     name = str(model)
     own = card_folder(name) if path.name == name else path
     if not path.exists() and timm.is_model(name.partition('.')[0]) and not (own / WEIGHTS).is_file():
+        if not timm.is_model_pretrained(name):
+            raise ValueError(f'model: {name} has no trained weights; name a checkpoint, or give a trained model.')
         return None, Run(timm.create_model(name, pretrained=True))
     folder = path if path.is_dir() else own
     if path.is_file():
@@ -166,13 +170,21 @@ def _write(
     save_for_hf(model, str(folder), model_args=args, safe_serialization=True)
     x, logits = _answer(model)
     _try(f'local-dir:{folder}', x, logits)
-    paths = run.images() if images is None else images
-    if with_card and paths and hasattr(model, 'spatial_transformers'):
-        save_picture(picture_of(model, paths, at.partition('/')[2]), folder / PICTURE)
     if with_card:
+        _draw(model, run.images() if images is None else images, images is None, folder / PICTURE)
         text = write_card(model, at, run, license, PICTURE if (folder / PICTURE).is_file() else None)
         (folder / CARD).write_text(text, encoding='utf-8')
     return x, logits
+
+
+def _draw(model: Any, paths: list[Path], optional: bool, target: Path) -> None:
+    if not paths or not hasattr(model, 'spatial_transformers') or not model.num_classes:
+        return
+    try:
+        save_picture(picture_of(model, paths, model.pretrained_cfg['architecture']), target)
+    except (ValueError, OSError) as error:  # no image, or a network that does not take images
+        if not optional:
+            raise ValueError(f'images: {error}') from error
 
 
 def _answer(model: Any, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -293,6 +305,8 @@ def _hint(error: BaseException, repo: str) -> str:
     if isinstance(error, HfHubHTTPError):
         return _hint_of_status(error, repo)
     said = ' '.join(str(error).split()).rstrip('.')
+    if isinstance(error, RuntimeError):
+        return said
     if isinstance(error, HFValidationError):
         return f'repo must be ORG/NAME, got {repo!r}: {said}'
     if isinstance(error, LocalTokenNotFoundError):
