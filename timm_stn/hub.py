@@ -1,31 +1,23 @@
 """Push to the Hugging Face Hub: write and try out, commit in one piece, download and try again."""
 import copy
-import errno
+import filecmp
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token, hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-from safetensors import SafetensorError
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from .build import WEIGHTS
 from .card import Run, read_run, write_card
+from .hub_errors import PushError, explained, hint
 from .picture import picture_of
 from .version import __version__
 from .visualize import save_picture
@@ -35,14 +27,6 @@ __all__ = ['PushError', 'Pushed', 'push_to_hub']
 
 CARD, CONFIG, PICTURE = 'README.md', 'config.json', 'look.png'
 PICKLES = ('.bin', '.pt', '.pth', '.tar', '.pkl', '.pickle', '.ckpt')
-EXPLAINED: tuple[type[Exception], ...] = (  # the last: what the HTTP library raises
-    HFValidationError, OSError, RuntimeError, SafetensorError, *HfHubHTTPError.__bases__)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TOKENS = 'https://huggingface.co/settings/tokens'
-
-
-class PushError(RuntimeError):
-    """The Hub refused or could not be reached, or what it holds is not what was sent; the message says what to do."""
 
 
 class Pushed(NamedTuple):
@@ -107,14 +91,14 @@ def push_to_hub(
     for path in (*([Path(card)] if card else []), *(pictures or [])):
         if not path.is_file():
             raise ValueError(f'card and images must be files; there is no {str(path)!r}.')
-    with TemporaryDirectory(prefix='timm-stn-push-') as beside, _explained(repo, token):
+    with TemporaryDirectory(prefix='timm-stn-push-') as beside, explained(repo, token):
         folder, run = _source(model)
         if folder is None:
             folder, at = Path(beside), repo if revision in (None, 'main') else f'{repo}@{revision}'
             x, logits = _write(run, folder, at, pictures, license, card is None)
         else:
             x, logits = _try(f'local-dir:{folder}')
-        files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob('*')) if path.is_file()}
+        files = _files(folder)
         if card is not None:
             files[CARD] = Path(card)
         text = _checked_card(files.get(CARD))
@@ -128,6 +112,12 @@ def push_to_hub(
 
 
 # what is pushed
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All but what is hidden, by their names in the repository."""
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {name.as_posix(): path for name, path in found.items() if not any(p.startswith('.') for p in name.parts)}
 
 
 def _source(model: str | Path | nn.Module) -> tuple[Path | None, Run]:
@@ -147,7 +137,7 @@ def _source(model: str | Path | nn.Module) -> tuple[Path | None, Run]:
     if not folder.is_dir():
         raise ValueError(f'model must be a checkpoint, a folder, a registered name or a timm model, got {name!r}.')
     missing = [file for file in (WEIGHTS, CONFIG) if not (folder / file).is_file()]
-    pickles = [file.name for file in folder.rglob('*') if file.suffix in PICKLES]
+    pickles = [name for name, file in _files(folder).items() if file.suffix in PICKLES]
     if missing or pickles:
         raise ValueError(f'model: a folder to push has {WEIGHTS} and {CONFIG} and no pickles; {str(folder)!r} lacks '
                          f'{missing} and has {pickles}. For a run of train.py, name its checkpoint.')
@@ -261,8 +251,12 @@ def _commit(
 
 def _hashes(path: Path) -> tuple[str, str]:
     """As the Hub names contents: git's hash of a small file, sha256 of a large one."""
-    content = path.read_bytes()
-    return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest(), hashlib.sha256(content).hexdigest()
+    git, large = hashlib.sha1(b'blob %d\0' % path.stat().st_size), hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(1 << 20):
+            git.update(chunk)
+            large.update(chunk)
+    return git.hexdigest(), large.hexdigest()
 
 
 def _url(api: HfApi, repo: str, revision: str | None) -> str:
@@ -274,67 +268,9 @@ def _download(api: HfApi, pushed: Pushed, files: dict[str, Path], token: str | N
     try:
         for name in [*pushed.sent, *pushed.same]:
             path = hf_hub_download(pushed.repo, name, revision=pushed.commit, token=token, cache_dir=f'{beside}/hub')
-            if Path(path).read_bytes() != files[name].read_bytes():
+            if not filecmp.cmp(path, files[name], shallow=False):
                 raise PushError(f'{name} at {pushed.url}, commit {pushed.commit}, is not what was sent: push it again.')
     except (HfHubHTTPError, OSError) as error:
         raise PushError(f'{pushed.repo} has it all in commit {pushed.commit}, but it could not be downloaded to be '
-                        f'compared: {_hint(error, pushed.repo)}') from error
+                        f'compared: {hint(error, pushed.repo)}') from error
     return str(pushed.commit)
-
-
-# errors
-
-
-@contextmanager
-def _explained(repo: str, token: str | None) -> Iterator[None]:
-    """Errors of the client, the network and the disk as one that says what to do; a token is never part of it."""
-    try:
-        yield
-    except PushError:
-        raise
-    except EXPLAINED as error:
-        text = _hint(error, repo)
-        for secret in filter(None, (token, get_token())):
-            text = text.replace(secret, '<token>')
-        raise PushError(f'push to {repo}: {text}') from error
-
-
-def _hint(error: BaseException, repo: str) -> str:
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # of the client's upload threads
-        error = error.__cause__
-    if isinstance(error, HfHubHTTPError):
-        return _hint_of_status(error, repo)
-    said = ' '.join(str(error).split()).rstrip('.')
-    if isinstance(error, RuntimeError):
-        return said
-    if isinstance(error, HFValidationError):
-        return f'repo must be ORG/NAME, got {repo!r}: {said}'
-    if isinstance(error, LocalTokenNotFoundError):
-        return f'no token: log in with `hf auth login`, or set HF_TOKEN; {TOKENS}'
-    if isinstance(error, OfflineModeIsEnabled):
-        return 'HF_HUB_OFFLINE is set, and nothing is sent: unset it'
-    if getattr(error, 'errno', None) in DISK_FULL or 'os error 28' in said or 'os error 27' in said:
-        return f'no room on the disk: make some in {gettempdir()}, or set TMPDIR to another folder ({said})'
-    return (f'{type(error).__name__}: {said}. What was there is as it was, unless only the answer was lost: push '
-            'again, what has arrived is not sent twice.')
-
-
-def _hint_of_status(error: HfHubHTTPError, repo: str) -> str:
-    status = error.response.status_code
-    url = f'{HfApi().endpoint}/{repo}'
-    said = ' '.join((error.server_message or str(error)).split())
-    if isinstance(error, GatedRepoError):
-        return f'the repository is gated: accept its conditions at {url} with the account of your token ({said})'
-    if status == 401:
-        who = 'the Hub does not know your token' if get_token() else 'you are not logged in'
-        return f'{who}: log in with `hf auth login`, or set HF_TOKEN to a token that may write; {TOKENS} ({said})'
-    if isinstance(error, RepositoryNotFoundError):
-        return f'there is no such repository, or your token may not see it: {url} ({said})'
-    if status == 403:
-        space = repo.partition('/')[0]
-        return f'your token may not write to {space!r}: make one that may at {TOKENS}, or name another ORG ({said})'
-    if status in (409, 412):
-        return f'somebody else has pushed meanwhile, and this was not committed: see {url}, and push again ({said})'
-    if status == 429 or status >= 500:
-        return f'the Hub is out of order (status {status}); what was there is as it was: push again later ({said})'
-    return f'the Hub refused it (status {status}): {said}'
