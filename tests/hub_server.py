@@ -170,6 +170,7 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
     is_storage: bool
     protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True
 
     def log_message(self, *args: Any) -> None:
         pass
