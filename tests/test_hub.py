@@ -302,8 +302,9 @@ def test_what_is_no_checkpoint(hub, tmp_path, capsys, monkeypatch):
             ('other.pth.tar', {**held, 'args': argparse.Namespace(model='stn_nothing')})):
         torch.save(content, name)
     Path('text.pt').write_text('not a checkpoint')
-    assert 'cannot be read safely' not in refused(capsys, 'list.pt', '--repo', REPO)
-    assert 'no checkpoint that can be read safely' in refused(capsys, 'evil.pth.tar', '--repo', REPO)
+    assert 'it lacks state_dict or arch' in refused(capsys, 'list.pt', '--repo', REPO)
+    assert 'no checkpoint that can be read safely: it holds posix.system' in refused(
+        capsys, 'evil.pth.tar', '--repo', REPO)
     assert not Path('evil').exists()
     assert 'it lacks state_dict or arch' in refused(capsys, 'bare.pth.tar', '--repo', REPO)
     assert 'Unknown model (stn_nothing)' in refused(capsys, 'other.pth.tar', '--repo', REPO)

@@ -59,7 +59,7 @@ def read_run(path: Path) -> Run:
         with torch.serialization.safe_globals([argparse.Namespace]):
             held = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f'model: {str(path)!r} is no checkpoint that can be read safely: {error}') from error
+        raise ValueError(f'model: {str(path)!r} is no checkpoint that can be read safely{_unsafe(path)}.') from error
     args = dict(vars(held.get('args') or argparse.Namespace())) if isinstance(held, dict) else {}
     if not isinstance(held, dict) or 'state_dict' not in held or not (args.get('model') or held.get('arch')):
         raise ValueError(f"model: {str(path)!r} is no checkpoint of timm's train.py, it lacks state_dict or arch: load "
@@ -95,6 +95,15 @@ def write_card(model: Any, at: str, run: Run, license: str | None = None, pictur
 
 
 # reading a run
+
+
+def _unsafe(path: Path) -> str:
+    """What a checkpoint holds that is neither a tensor nor plain data."""
+    try:
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {'argparse.Namespace'}
+    except Exception:  # it is no checkpoint at all
+        return ''
+    return f': it holds {", ".join(sorted(names))}' if names else ''
 
 
 def _create(held: dict[str, Any], args: dict[str, Any]) -> Any:
