@@ -127,7 +127,7 @@ def test_round_trip_to_a_fresh_process(hub, tmp_path):
             torch.save(model(torch.load('x.pt')), 'logits.pt')'''
     torch.save(digits(model), tmp_path / 'x.pt')
     env = dict(environment(hub, tmp_path / 'home'), PYTHONPATH=str(Path(timm_stn.__file__).parents[1]))
-    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True, timeout=120)
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True, timeout=400)
     assert torch.equal(torch.load(tmp_path / 'logits.pt'), logits(model))
 
 
@@ -332,7 +332,7 @@ def test_a_real_run(hub, tmp_path):
     options += ' --data-dir data --device cpu --output out --experiment run --model-kwargs stn_transform=attention'
     command = [sys.executable, '-m', 'timm_stn.run', 'train.py', *options.split()]
     env = dict(environment(hub, tmp_path / 'home'), PYTHONPATH=str(Path(timm_stn.__file__).parents[1]))
-    subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=200, capture_output=True)
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=400, capture_output=True)
     pushed = timm_stn.push_to_hub(tmp_path / 'out' / 'run' / 'model_best.pth.tar', REPO)
     assert pushed.sent == ['README.md', 'config.json', 'model.safetensors']  # data_dir is relative: no picture
     model = load(REPO).eval()
@@ -502,7 +502,7 @@ def test_somebody_else_was_faster(hub):
 def test_two_pushes_at_once(hub):
     """Both have looked at the same commit before either makes its own: one gets through, whole."""
     timm_stn.push_to_hub(network(0), REPO)
-    meet, results, models = threading.Barrier(2, timeout=30), {}, [network(1), network(2)]
+    meet, results, models = threading.Barrier(2, timeout=120), {}, [network(1), network(2)]
 
     def push(i):
         try:
