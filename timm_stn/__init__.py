@@ -14,3 +14,4 @@ from .version import __version__ as __version__
 _register_twins()
 
 from . import zoo as zoo  # noqa: E402  (names of its own come after the twins)
+from .hub import push_to_hub as push_to_hub  # noqa: E402  (reads the names of the zoo)

@@ -14,23 +14,23 @@ from typing import Any, NoReturn
 import timm
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
 from .data import DISTORTIONS, load_mnist, test_set
 from .data.mnist import DATA_VARIABLE
-from .diagnostics import Look, observe, report, self_check, weights_of, wrong_answers
+from .diagnostics import observe, report, self_check, weights_of, wrong_answers
+from .hub import PICTURE, Pushed, PushError, push_to_hub
+from .picture import best_answers, class_names, data_config, draw, read_images, short_name
 from .run import ScriptNotFound, find_script, run_script
 from .version import __version__
-from .visualize import GOOD, WRONG, Caption, draw_look, heat, save_picture
+from .visualize import GOOD, WRONG, Caption, draw_look, save_picture
 from .zoo import card_folder, zoo_names
 
 __all__ = ['main']
 
 DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
 EXAMPLES = 'examples.png'  # in the card's folder: a sheet of held-out digits, as scripts/make_examples.py writes it
-FEW = 10  # up to so many classes the best answer is shown alone
 FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
 SCRIPTS = ('train', 'validate', 'inference', 'benchmark', 'onnx_export')  # timm's own, found by TIMM_SCRIPTS
 
@@ -74,6 +74,7 @@ def _parser() -> Parser:
             (_demo, 'classify held-out digits and draw where the transformer looked; works offline', _demo_arguments),
             (_show, 'draw where the transformers of any stn_ model look in images', _show_arguments),
             (_eval, 'error over a fixed test set of 10,000 distorted digits', _eval_arguments),
+            (_push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', _push_arguments),
             (_list, 'names of models', _list_arguments),
             (_doctor, 'versions, devices, what was found of timm, and a self-check', lambda add: None),
     ):
@@ -190,36 +191,20 @@ def _show(args: argparse.Namespace) -> int:
         raise Refused(f'argument --model: {args.model} has no spatial transformer')
     if not model.num_classes:
         raise Refused(f'argument --model: {args.model} has no classifier (num_classes=0)')
-    stage, config = _stage(model, args.stage), _data_config(model)
-    images = _read_images(paths[:args.count], config).to(args.device)
+    stage, config = _stage(model, args.stage), _attempt(f'--model {args.model}', data_config, model)
+    images = _attempt('IMAGE', read_images, paths[:args.count], config).to(args.device)
     look = _attempt('IMAGE', observe, model, images, stage)
-    answers = _answers(look.logits, names or _class_names(model))
+    answers = _attempt(f'--model {args.model}', best_answers, look.logits, names or class_names(model))
     for i, (path, answer) in enumerate(zip(paths, answers)):
         print(json.dumps({
             'file': str(path), 'answer': answer[0][0], 'probability': round(answer[0][1], 6),
             'stage': look.stage, 'theta': _numbers(look.theta[i])}))
-    picture = _draw(images, look, [Caption(a, _short(p.name)) for a, p in zip(answers, paths)], config, args.model)
+    captions = [Caption(a, short_name(p.name)) for a, p in zip(answers, paths)]
+    picture = draw(images, look, captions, config, args.model)
     _attempt(f'--output {args.output}', save_picture, picture, args.output)
     skipped = f', {len(paths) - args.count} more not shown (--count)' if len(paths) > args.count else ''
     print(f'{args.output}: {len(images)} images{skipped}', file=sys.stderr)
     return 0
-
-
-def _draw(images: Tensor, look: Look, captions: Sequence[Caption], config: dict[str, Any], name: str) -> Image.Image:
-    glimpses = look.outlines.shape[1]
-    shown = _denormalize(images, config)
-    if look.before is None:
-        many = [f'glimpse {g + 1}' for g in range(glimpses)] if glimpses > 1 else ['what it saw']
-        return draw_look(
-            shown, _denormalize(look.seen, config), look.outlines, captions, ('where it looked', *many, 'answer'),
-            footer=f'{name}: the outline is where it looked, the dot the top left corner of what it saw.', tile=176)
-    maps = heat(torch.stack((look.before, look.seen), 2).flatten(1, 2))
-    frames = [g if after else None for g in range(glimpses) for after in (False, True)]
-    titles = ('where it looked', *['features before', 'after'] * glimpses, 'answer')
-    return draw_look(
-        shown, maps, look.outlines, captions, titles, frames, tile=176,
-        footer=f'{name}: at stage {look.stage!r} features are moved (drawn: the mean over channels), not the image; '
-               'the outline of the look lies over the input.')
 
 
 def _check_output(path: str) -> None:
@@ -254,64 +239,10 @@ def _stage(model: Any, text: str | None) -> int | str | None:
     return stages[text] if text is not None else None
 
 
-def _data_config(model: Any) -> dict[str, Any]:
-    """How timm prepares images for the model; for 1 channel with the mean of the colours' means."""
-    cfg = model.pretrained_cfg
-    channels = getattr(model, 'in_chans', None) or cfg['input_size'][0]
-    if channels not in (1, 3):
-        raise Refused(f'argument --model: images have 1 or 3 channels, and the model takes {channels}')
-    size = getattr(model, '_traits', {}).get('img_size') or cfg['input_size'][1:]
-    config = resolve_model_data_config(model, args={'input_size': (channels, *size)})
-    if channels == 1:
-        config.update({key: (sum(config[key]) / len(config[key]),) for key in ('mean', 'std')})
-    return config
-
-
-def _read_images(paths: Sequence[Path], config: dict[str, Any]) -> Tensor:
-    transform = create_transform(**config)
-    mode = 'L' if config['input_size'][0] == 1 else 'RGB'
-
-    def read(path: Path) -> Tensor:
-        with Image.open(path) as image:
-            return transform(image.convert(mode))
-
-    return torch.stack([_attempt(f'IMAGE {path}', read, path) for path in paths])
-
-
-def _denormalize(x: Tensor, config: dict[str, Any]) -> Tensor:
-    mean, std = (x.new_tensor(config[key])[:, None, None] for key in ('mean', 'std'))
-    return (x * std + mean).clamp(0, 1)
-
-
-def _answers(logits: Tensor, names: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """Names and probabilities, best first: three where there are many classes."""
-    if not logits.isfinite().all():
-        raise Refused("argument --model: the network's answers are not finite numbers")
-    best = logits.float().softmax(1).topk(3 if logits.shape[1] > FEW else 1)
-    rows = zip(best.indices.tolist(), best.values.tolist())
-    return [[(names[c] if c < len(names) else str(c), p) for c, p in zip(*row)] for row in rows]
-
-
-def _class_names(model: Any) -> list[str]:
-    """Those that the model's cfg has, else ImageNet's where the number of classes says so, else numbers."""
-    names = model.pretrained_cfg.get('label_names')
-    if names and len(names) == model.num_classes:
-        return list(names)
-    subset = infer_imagenet_subset(model)
-    if subset:
-        info = ImageNetInfo(subset)
-        return [info.index_to_description(i).partition(',')[0] for i in range(model.num_classes)]
-    return [str(i) for i in range(model.num_classes)]
-
-
 def _numbers(theta: Tensor) -> Any:
     """The glimpses' thetas as nested lists; that of a single glimpse by itself."""
     rounded = (theta.double().cpu() * 1e6).round() / 1e6
     return (rounded[0] if len(rounded) == 1 else rounded).tolist()
-
-
-def _short(name: str, length: int = 26) -> str:
-    return name if len(name) <= length else f'{name[:12]}...{name[-11:]}'
 
 
 # digits
@@ -330,7 +261,7 @@ def _demo(args: argparse.Namespace) -> int:
     images, labels, source = _demo_digits(args.data, args.download)
     shown, truth = images[:args.count], labels[:args.count].tolist()
     look = observe(model, shown)
-    answers = _answers(look.logits, '0123456789')
+    answers = _attempt(f'--model {DEMO}', best_answers, look.logits, '0123456789')
     right = [int(a[0][0]) == t for a, t in zip(answers, truth)]
     captions = [
         Caption(a, '' if ok else f'is a {t}', GOOD if ok else WRONG) for a, ok, t in zip(answers, right, truth)]
@@ -410,6 +341,61 @@ def _digit_kwargs(name: str, kind: str) -> dict[str, Any]:
 
 def _error(wrong: int, count: int) -> str:
     return f'test error {100 * wrong / count:.2f} % ({wrong} of {count:,} wrong)'
+
+
+# push
+
+
+def _push_arguments(add: Callable[..., Any]) -> None:
+    add('model', nargs='?', metavar='CHECKPOINT|NAME',
+        help="checkpoint of timm's train.py, name as in `timm-stn list`, or folder as a repository holds it")
+    add('--repo', required=True, metavar='ORG/NAME', help='where to; with --all ORG alone')
+    add('--all', action='store_true', help='all trained networks of this package, as they stand, with their cards')
+    add('--private', action='store_true', help='create it as a private repository')
+    add('--revision', metavar='BRANCH', help='branch, created if it is missing (default: main)')
+    add('--message', help='of the commit')
+    add('--card', metavar='FILE', help='a README.md to use (default: one that tells of the run)')
+    add('--replace-card', action='store_true', help='replace the README.md that the repository has; else it is kept')
+    add('--images', nargs='+', metavar='IMAGE',
+        help="for the card's picture of where it looks; they become public "
+             '(default: some of the validation images of the run, if they are still there)')
+    add('--no-picture', action='store_true', help='no picture')
+    add('--license', metavar='ID', help="of the weights, for the card (default: the model's)")
+    add('--dry-run', action='store_true', help='write it, try it out, print the card, and send nothing')
+
+
+def _push(args: argparse.Namespace) -> int:
+    if bool(args.model) == args.all:
+        raise Refused('argument CHECKPOINT|NAME: takes one, or else --all')
+    if args.all and '/' in args.repo:
+        raise Refused(f'argument --repo: with --all takes ORG alone, got {args.repo!r}')
+    given = {k: getattr(args, k) for k in ('revision', 'private', 'message', 'card', 'license', 'dry_run')}
+    given['images'] = [] if args.no_picture else args.images
+    if not args.all:
+        _report_push(_try_push(args.model, args.repo, replace_card=args.replace_card, **given))
+        return 0
+    for folder in sorted(file.parent for file in card_folder(DEMO).parent.glob('*/model.safetensors')):
+        _report_push(_try_push(folder, f'{args.repo}/{folder.name}', replace_card=True, **given))
+    return 0
+
+
+def _try_push(model: str | Path, repo: str, **given: Any) -> Pushed:
+    try:
+        return push_to_hub(model, repo, **given)
+    except (PushError, ValueError) as error:
+        raise Refused(str(error)) from error
+
+
+def _report_push(pushed: Pushed) -> None:
+    if pushed.commit is None:
+        print(f'{pushed.card}\n{pushed.url}: nothing sent (--dry-run); it would be {", ".join(pushed.sent)}')
+        return
+    print(f'{pushed.url}: {", ".join(pushed.sent) or "nothing"} sent, {len(pushed.same)} there already; '
+          f'checked in commit {pushed.commit}')
+    if PICTURE in pushed.sent:
+        print(f'{PICTURE} shows images that you have chosen, or of the run; --no-picture leaves it out')
+    if pushed.kept_card:
+        print('its README.md is not this one and was kept; --replace-card replaces it')
 
 
 # list, doctor

@@ -1,0 +1,84 @@
+"""What the Hub's client, the network and the disk raise, as one error that says what to do about it."""
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import gettempdir
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+
+__all__ = ['PushError', 'explained', 'hint']
+
+EXPLAINED: tuple[type[Exception], ...] = (  # the last: what the HTTP library raises
+    HFValidationError, OSError, RuntimeError, SafetensorError, *HfHubHTTPError.__bases__)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+AGAIN = 'What was there is as it was, unless only the answer was lost: push again'
+TOKENS = 'https://huggingface.co/settings/tokens'
+
+
+class PushError(RuntimeError):
+    """The Hub refused or could not be reached, or what it holds is not what was sent; the message says what to do."""
+
+
+@contextmanager
+def explained(repo: str, token: str | None) -> Iterator[None]:
+    """Errors of the client, the network and the disk as one that says what to do; a token is never part of it."""
+    try:
+        yield
+    except PushError:
+        raise
+    except EXPLAINED as error:
+        text = hint(error, repo)
+        for secret in filter(None, (token, get_token())):
+            text = text.replace(secret, '<token>')
+        raise PushError(f'push to {repo}: {text}') from error
+
+
+def hint(error: BaseException, repo: str) -> str:
+    """What an error means for somebody who pushes, and what to do."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # of the client's upload threads
+        error = error.__cause__
+    if isinstance(error, HfHubHTTPError):
+        return _hint_of_status(error, repo)
+    said = ' '.join(str(error).split()).rstrip('.')
+    if isinstance(error, RuntimeError):
+        return said
+    if isinstance(error, HFValidationError):
+        return f'repo must be ORG/NAME, got {repo!r}: {said}'
+    if isinstance(error, LocalTokenNotFoundError):
+        return f'no token: log in with `hf auth login`, or set HF_TOKEN; {TOKENS}'
+    if isinstance(error, OfflineModeIsEnabled):
+        return 'HF_HUB_OFFLINE is set, and nothing is sent: unset it'
+    if getattr(error, 'errno', None) in DISK_FULL or 'os error 28' in said or 'os error 27' in said:
+        return f'no room on the disk: make some in {gettempdir()}, or set TMPDIR to another folder ({said})'
+    return f'{type(error).__name__}: {said}. {AGAIN}, what has arrived is not sent twice.'
+
+
+def _hint_of_status(error: HfHubHTTPError, repo: str) -> str:
+    status = error.response.status_code
+    url = f'{HfApi().endpoint}/{repo}'
+    said = ' '.join((error.server_message or str(error)).split())
+    if isinstance(error, GatedRepoError):
+        return f'the repository is gated: accept its conditions at {url} with the account of your token ({said})'
+    if status == 401:
+        known = 'authorization' in error.response.request.headers
+        who = 'the Hub does not know your token' if known else 'you are not logged in'
+        return f'{who}: log in with `hf auth login`, or set HF_TOKEN to a token that may write; {TOKENS} ({said})'
+    if isinstance(error, RepositoryNotFoundError):
+        return f'there is no such repository, or your token may not see it: {url} ({said})'
+    if status == 403:
+        space = repo.partition('/')[0]
+        return f'your token may not write to {space!r}: make one that may at {TOKENS}, or name another ORG ({said})'
+    if status in (409, 412):
+        return f'somebody else has pushed meanwhile, and this was not committed: see {url}, and push again ({said})'
+    if status == 429 or status >= 500:
+        return f'the Hub is out of order (status {status}: {said}). {AGAIN} later.'
+    return f'the Hub refused it (status {status}): {said}'
