@@ -101,7 +101,8 @@ class StnArguments:
     @property
     def shared(self) -> bool:
         """theta comes from the backbone's own features."""
-        return self.to_input or any(str(self.settings(s)['localization']).startswith(FROM_FEATURES) for s in self.stages)
+        kinds = [str(self.settings(stage)['localization']) for stage in self.stages]
+        return self.to_input or any(kind.startswith(FROM_FEATURES) for kind in kinds)
 
     @property
     def json(self) -> dict[str, Any]:

@@ -124,7 +124,8 @@ class SpatialTransformerNetwork(nn.Module):
         stn = self._make_shared(backbone, source, settings, extra)
         if kind.startswith('saliency:'):
             if stn.scale >= 1:
-                raise ValueError(f'stn_localization={kind!r} is for glimpses: stn_scale must be below 1, got {stn.scale}.')
+                raise ValueError(
+                    f'stn_localization={kind!r} is for glimpses: stn_scale must be below 1, got {stn.scale}.')
             stn.localization = Saliency(stn.localization, stn.tiles, stn.scale, stn.reach)
         return stn
 
@@ -156,8 +157,8 @@ class SpatialTransformerNetwork(nn.Module):
         if not are_sides(_two(size), 2):
             raise ValueError(f'stn_localization_size must be 2 positive integers, or one, got {size!r}.')
         if self.arguments.whole and _two(size) != streams:
-            raise ValueError(f'stn_localization_size={size!r}: with stn_whole, features of the whole image tell where to '
-                             f'look, and those are of {streams}; leave it out.')
+            raise ValueError(f'stn_localization_size={size!r}: with stn_whole, features of the whole image tell where '
+                             f'to look, and those are of {streams}; leave it out.')
         self._keeps_glance = True
         return cast(tuple[int, int], _two(size))
 
@@ -507,7 +508,7 @@ class SpatialTransformerNetwork(nn.Module):
         if self.arguments.size is None:
             for _, backbone in self._all_backbones():
                 backbone.set_input_size(img_size=img_size, **kwargs)
-            self._shared_size = self._shared_size if self._keeps_glance else size
+            self._shared_size = self._shared_size if self._keeps_glance else cast(tuple[int, int], size)
         self._input_size = (self._input_size[0], *size)
         self._traits = {**self._traits, 'img_size': size}
         self._refresh_layouts()

@@ -15,7 +15,7 @@ class Saliency(nn.Module):
     (Wei et al. 2017, Selective Convolutional Descriptor Aggregation) are weighed by a Gaussian around each tile, whose
     standard deviation is the glimpse's half-width; the centre of mass is where the glimpse starts. Of a pretrained
     backbone that is the object, in parts. The localization network moves glimpses from there. No gradient takes this
-    way: it would reach the backbone many times larger than that of what the glimpses show, and move glimpses to the edge.
+    way: the backbone would get one many times larger than that of what glimpses show, and glimpses move to the edge.
 
     Args:
         localization: From the same maps to parameters (N, G * P).
@@ -32,11 +32,6 @@ class Saliency(nn.Module):
         super().__init__()
         self.localization = localization
         self.tiles, self.scale, self.reach = tiles.tolist(), scale, reach
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """(H, W) that the localization network sees."""
-        return self.localization.size  # type: ignore[no-any-return, union-attr]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.localization(x), self.find(x)

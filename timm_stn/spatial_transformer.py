@@ -297,7 +297,8 @@ class SpatialTransformer(nn.Module):
     def _look_again(self, x: Tensor, theta: Tensor, localize: Localize) -> Tensor:
         """Each glimpse is looked at by itself, and moved by its own part of what that gives."""
         seen = self._sample(x, theta).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))
-        params = self._held(_with_starts(localize(seen))[0]).reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
+        params = self._held(_with_starts(localize(seen))[0])
+        params = params.reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
         return torch.diagonal(params, dim1=1, dim2=2).transpose(1, 2).flatten(0, 1)
 
     def _sample(self, x: Tensor, theta: Tensor) -> Tensor:
