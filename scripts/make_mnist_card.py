@@ -36,6 +36,17 @@ tags:
 - spatial-transformer
 datasets:
 - mnist
+model-index:
+- name: {name}
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      type: mnist
+      name: MNIST, {kind}
+    metrics:
+    - type: accuracy
+      value: {accuracy:.4f}
 ---
 # {name}
 
@@ -106,7 +117,8 @@ def card(args: argparse.Namespace, side: int) -> str:
     kind = first['args']['set']
     rows = [row(f'**{args.name}**', runs), *(row(label, group) for label, group in baselines.items())]
     return CARD.format(
-        name=args.name, side=side, what=SETS[kind], kind=kind, seed=first['args']['seed'], rows='\n'.join(rows),
+        name=args.name, accuracy=1 - first['test_error'] / 100, side=side,
+        what=SETS[kind], kind=kind, seed=first['args']['seed'], rows='\n'.join(rows),
         paper=PAPER[kind], note=args.note, command=command(first['args']),
         baseline_commands='\n\n    '.join(command(group[0]['args']) for group in baselines.values()),
         hardware=args.hardware, minutes=sum(first['seconds']) / 60, threads=first['args']['threads'] or 'all',
