@@ -1,4 +1,5 @@
 """The command line: what it prints, what it draws, and how it refuses."""
+import argparse
 import json
 import subprocess
 import sys
@@ -105,6 +106,17 @@ def test_show_what_a_folder_holds(photos, tmp_path, capsys):
     assert 'has no spatial transformer' in message
 
 
+def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path):
+    model = timm.create_model('stn_test_resnet', stn_transform='similarity', num_classes=3)
+    args = argparse.Namespace(model='stn_test_resnet', num_classes=3, model_kwargs=dict(stn_transform='similarity'))
+    held = dict(arch='stn_test_resnet', state_dict=model.state_dict(), args=args, epoch=0)
+    torch.save(held, tmp_path / 'c.pth.tar')
+    line, = show(capsys, photos / 'a.png', '--checkpoint', tmp_path / 'c.pth.tar', '--output', tmp_path / 'f.png')
+    assert line['stage'] == 'input' and (tmp_path / 'f.png').is_file()
+    message = refused(capsys, 'show', photos / 'a.png', '--checkpoint', tmp_path / 'c.pth.tar', '--model-kwargs', 'a=1')
+    assert 'argument --model: it takes a name' in message
+
+
 @pytest.mark.parametrize('argv,message', [
     (['nowhere.png', *MODEL], "IMAGE: no file or folder 'nowhere.png'"),
     (['more/..', *MODEL[:1], 'stn_test_resnt'], "unknown model 'stn_test_resnt', the nearest are stn_test_resnet"),
@@ -122,7 +134,7 @@ def test_show_what_a_folder_holds(photos, tmp_path, capsys):
     (['a.png', *MODEL, '--labels', 'no.txt'], '--labels no.txt: FileNotFoundError'),
     (['a.png', *MODEL, '--device', 'abacus'], '--device abacus'),
     (['a.png', *MODEL, '--count', '0'], "--count: takes a positive integer, got '0'"),
-    (['a.png'], 'arguments are required: --model'),
+    (['a.png'], 'argument --model: it takes a name; only --checkpoint alone'),
 ])
 def test_show_refuses(photos, capsys, monkeypatch, argv, message):
     monkeypatch.chdir(photos)

@@ -17,6 +17,7 @@ from PIL import Image
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
+from .card import read_run
 from .data import DISTORTIONS, load_mnist, test_set
 from .data.mnist import DATA_VARIABLE
 from .diagnostics import observe, report, self_check, weights_of, wrong_answers
@@ -99,7 +100,8 @@ def _script(name: str, *args: str) -> int:
 
 
 def _model_arguments(add: Callable[..., Any]) -> None:
-    add('--model', required=True, metavar='NAME', help='as in `timm-stn list`, or hf-hub:USER/NAME, local-dir:FOLDER')
+    add('--model', metavar='NAME', help='as in `timm-stn list`, or hf-hub:USER/NAME, local-dir:FOLDER; '
+        "default: that of --checkpoint, if it is one of timm's train.py")
     add('--checkpoint', metavar='FILE', help='weights to load; default: the trained ones that the name stands for')
     add('--model-kwargs', nargs='+', type=_keyword, default=[], metavar='KEY=VALUE', help='arguments of the model')
     add('--no-pretrained', action='store_true', help='random weights, unless --checkpoint is given')
@@ -118,15 +120,26 @@ def _keyword(text: str) -> tuple[str, Any]:
 
 def _load(args: argparse.Namespace, **defaults: Any) -> Any:
     """The model that ``_model_arguments`` describe, in eval mode on its device."""
+    if args.checkpoint and not Path(args.checkpoint).is_file():
+        raise Refused(f'argument --checkpoint: no file {args.checkpoint!r}')
+    if args.model is None:
+        return _attempt(f'--device {args.device}', _load_run(args).to, args.device).eval()
     pretrained = not args.checkpoint and not args.no_pretrained
     if not args.model.startswith(FROM_CONFIG):
         _check_name(args.model, pretrained)
-    if args.checkpoint and not Path(args.checkpoint).is_file():
-        raise Refused(f'argument --checkpoint: no file {args.checkpoint!r}')
     model = _attempt(f'--model {args.model}', _create, args.model, pretrained, {**defaults, **dict(args.model_kwargs)})
     if args.checkpoint:
         _attempt(f'--checkpoint {args.checkpoint}', load_checkpoint, model, args.checkpoint)
     return _attempt(f'--device {args.device}', model.to, args.device).eval()
+
+
+def _load_run(args: argparse.Namespace) -> Any:
+    """The model of a checkpoint, as train.py made it; its name becomes that of the command line."""
+    if not args.checkpoint or args.model_kwargs:
+        raise Refused("argument --model: it takes a name; only --checkpoint alone, of timm's train.py, needs none")
+    model = _attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint)).model
+    args.model = model.pretrained_cfg['architecture']
+    return model
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -183,7 +196,7 @@ def _positive(text: str) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     _check_output(args.output)
-    _check_transformers(args.model)
+    _check_transformers(args.model or '')
     paths = _image_files(args.images)
     names = _read_labels(args.labels) if args.labels else None
     model = _load(args)
@@ -320,7 +333,8 @@ def _eval_arguments(add: Callable[..., Any]) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     """Pixels go in as they are, in [0, 1], as in scripts/train_mnist.py."""
-    model = _load(args, **({} if args.model.startswith(FROM_CONFIG) else _digit_kwargs(args.model, args.set)))
+    as_it_is = args.model is None or args.model.startswith(FROM_CONFIG)
+    model = _load(args, **({} if as_it_is else _digit_kwargs(args.model, args.set)))
     for name, value, needed in (('in_chans', getattr(model, 'in_chans', 1), 1), ('num_classes', model.num_classes, 10)):
         if value != needed:
             raise Refused(f'argument --model: digits need {name}={needed}, and {args.model} has {value}')

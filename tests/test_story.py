@@ -1,0 +1,74 @@
+"""From images to a published model, as the README tells it: its own commands, on tiny data and a loopback Hub."""
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import Hub, User
+from PIL import Image
+
+from timm_stn.run import TIMM_SCRIPTS
+
+ROOT = Path(__file__).resolve().parents[1]
+STORY = (ROOT / 'README.md').read_text().split('## From images to a published model')[1].split('\n## ')[0]
+COMMANDS = [
+    line for block in re.findall(r'```bash\n(.*?)```', STORY, re.DOTALL)
+    for line in block.replace('\\\n', ' ').splitlines()]
+TINY = dict(BIRDS='birds', MORE='more', ORG='acme', stn_resnet50='stn_test_resnet')
+TINY.update({'--num-classes 200': '--num-classes 2', '--num-classes 20': '--num-classes 3', '--epochs 12': '--epochs 1',
+             '--epochs 5': '--epochs 1', ' --pretrained --model-kwargs': ' --model-kwargs'})
+OPTIONS = ['--device', 'cpu', '--batch-size', '2', '--workers', '0']
+
+
+def draw(folder, classes):
+    rng = np.random.default_rng(0)
+    for split in ('train', 'validation'):
+        for label in range(classes):
+            (folder / split / f'bird{label}').mkdir(parents=True)
+            for i in range(2):
+                image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+                image.save(folder / split / f'bird{label}' / f'{i}.png')
+
+
+def tell(command, folder, env):
+    """Run a line of the README, made small."""
+    for large, small in TINY.items():
+        command = command.replace(large, small)
+    program, *argv = shlex.split(command, comments=True)
+    if program == 'timm-stn':
+        argv = ['-m', 'timm_stn', *argv, *(OPTIONS if argv[0] == 'train' else [])]
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=folder, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_is_short():
+    assert len(STORY.strip().splitlines()) < 30
+
+
+@pytest.mark.skipif(TIMM_SCRIPTS not in os.environ, reason=f"{TIMM_SCRIPTS} names no checkout of timm's scripts")
+def test_the_story(tmp_path):
+    draw(tmp_path / 'birds', 2)
+    draw(tmp_path / 'more', 3)
+    clone, train, show, login, push, load, train_on = COMMANDS
+    assert clone.startswith('git clone') and login == 'hf auth login'  # no network here; the token below stands for it
+    with Hub() as hub:
+        hub.users = {'hf_AnnWrites': User('ann', ('ann', 'acme'))}
+        env = {k: v for k, v in os.environ.items() if not k.lower().endswith('_proxy')}
+        env.update(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'home'), HF_HUB_DISABLE_XET='1', HF_TOKEN='hf_AnnWrites',
+                   HF_HUB_DISABLE_TELEMETRY='1', PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+        tell(train, tmp_path, env)
+        tell(show, tmp_path, env)
+        assert Image.open(tmp_path / 'look.png').size[0] > 100
+        assert f'{hub.url}/acme/stn_birds' in tell(push, tmp_path, env)
+        assert {'README.md', 'config.json', 'model.safetensors'} <= set(hub.files('acme/stn_birds'))
+        env['HF_HOME'] = str(tmp_path / 'elsewhere')  # of somebody else
+        assert "SpatialTransformer(\n    transform=attention" in tell(load, tmp_path, env)
+        tell(train_on, tmp_path, env)
+        assert not hub.unknown
+    assert list((tmp_path / 'output' / 'train').glob('*/last.pth.tar'))
