@@ -38,7 +38,7 @@ run() {  # NAME MODEL SIDE [stn_argument=value...]
 }
 
 plain=tf_efficientnet_lite0
-glimpses="stn_size=112 stn_transform=translation stn_scale=0.5 stn_lr_scale=10.0 stn_localization=saliency:3"
+glimpses="stn_size=112 stn_transform=translation stn_scale=0.5 stn_join=mean stn_lr_scale=10.0 stn_localization=saliency:3"
 one="stn_size=160 stn_transform=translation stn_scale=0.72 stn_lr_scale=10.0 stn_localization=saliency:3"
 (($#)) || set -- plain112 plain224 whole2 whole4 glimpses2 glimpses4 one160
 for name; do

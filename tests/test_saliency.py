@@ -14,7 +14,7 @@ GLIMPSES = dict(stn_glimpses=2, stn_scale=0.5, stn_size=64, img_size=128, stn_tr
 
 
 def saliency(tiles, scale=0.5, reach=0.4):
-    return Saliency(nn.Identity(), torch.as_tensor(tiles, dtype=torch.float64), scale, reach)
+    return Saliency(torch.as_tensor(tiles, dtype=torch.float64), scale, reach, 'moments', 3, (5, 5), 4)
 
 
 def reference(maps, tiles, scale, reach):
@@ -84,7 +84,7 @@ def test_every_family_starts_there_and_learns(transform):
     starts = model._localize(images)[1]
     torch.testing.assert_close(points.reshape(2, 2, 2), starts, atol=1e-4, rtol=0)
     model(images).square().sum().backward()
-    regression = model.stn.localization.localization.regression
+    regression = model.stn.localization.regression
     assert regression.weight.grad.isfinite().all() and regression.weight.grad.abs().max() > 0
 
 

@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = dict(
     stn_scale=1.0,
     stn_bound='auto',
     stn_size=None,
-    stn_localization='conv',
+    stn_localization='auto',
     stn_localization_size=None,
     stn_target='stage',
     stn_iterations=1,
@@ -102,7 +102,14 @@ class StnArguments:
     def shared(self) -> bool:
         """theta comes from the backbone's own features."""
         kinds = [str(self.settings(stage)['localization']) for stage in self.stages]
-        return self.to_input or any(kind.startswith(FROM_FEATURES) for kind in kinds)
+        return self.to_input or any(kind.startswith(FROM_FEATURES) for kind in kinds) or self.wants_saliency('input')
+
+    def wants_saliency(self, stage: int | str) -> bool:
+        """``auto`` stands for ``saliency:<stage>`` for glimpses of the image, where the backbone has such a stage."""
+        if stage != 'input' or stage not in self.stages:
+            return False
+        settings = self.settings(stage)
+        return settings['localization'] == 'auto' and isinstance(settings['scale'], float) and settings['scale'] < 1
 
     @property
     def json(self) -> dict[str, Any]:

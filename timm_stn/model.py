@@ -1,7 +1,7 @@
 """A timm model with spatial transformers in it: looks first, then asks the backbone."""
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import itemgetter
 from typing import Any, cast
@@ -80,6 +80,8 @@ class SpatialTransformerNetwork(nn.Module):
         self._source: int | None = None
         self._keeps_glance = False  # of one size, whatever the streams are
         self._joined = self.streams > 1 and hasattr(backbone, 'reset_classifier')  # one classifier over all streams
+        for stage in arguments.stages:
+            self._resolve_localization(backbone, stage)
         self.stn = self._make_input_transformer(backbone)
         self._glances = arguments.whole and self._source is not None  # the whole image's features say where to look
         self.backbone = backbone
@@ -121,16 +123,34 @@ class SpatialTransformerNetwork(nn.Module):
         extra = dict(self._dd, size=self.arguments.size, glimpses=self.glimpses)
         if source is None:
             return SpatialTransformer(input_size[0], input_size[1:], **settings, **extra, **self._extra(settings))
-        stn = self._make_shared(backbone, source, settings, extra)
-        if kind.startswith('saliency:'):
-            if stn.scale >= 1:
-                raise ValueError(
-                    f'stn_localization={kind!r} is for glimpses: stn_scale must be below 1, got {stn.scale}.')
-            stn.localization = Saliency(stn.localization, stn.tiles, stn.scale, stn.reach)
-        return stn
+        return self._make_shared(backbone, source, settings, extra, kind.startswith('saliency:'))
 
-    def _make_shared(self, backbone: nn.Module, source: int | str, settings: dict, extra: dict) -> SpatialTransformer:
-        """theta from the backbone's own features (Finnveden 2020): ``shared:<stage>``, ``stn_target='input'``."""
+    def _resolve_localization(self, backbone: nn.Module, stage: int | str) -> None:
+        """What ``auto`` stands for: glimpses look where the backbone responds, in its deepest map of 7 x 7 at least."""
+        if self.arguments.settings(stage)['localization'] == 'auto':
+            stage_of_map = self._deepest_map(backbone, 7) if self.arguments.wants_saliency(stage) else None
+            kind = 'conv' if stage_of_map is None else f'saliency:{stage_of_map}'
+            self.arguments.resolve(stage, localization=kind)
+
+    def _deepest_map(self, backbone: nn.Module, side: int) -> int | None:
+        """Index of the last stage that yields one map of ``side`` x ``side`` at least from what a stream shows."""
+        size = _two(self.arguments.size or self._input_size[1:])
+        for i, info in reversed(list(enumerate(feature_infos(backbone)))):
+            if min(size) >= side * info.get('reduction', min(size)):
+                with suppress(ValueError):
+                    stage_layouts(backbone, [i], (self._input_size[0], *size))
+                    return i
+        return None
+
+    def _make_shared(
+            self,
+            backbone: nn.Module,
+            source: int | str,
+            settings: dict[str, Any],
+            extra: dict[str, Any],
+            salient: bool,
+    ) -> SpatialTransformer:
+        """theta from the backbone's features (Finnveden 2020): ``shared:``, ``saliency:``, ``stn_target='input'``."""
         size = self._shared_size = self._size_of_glance(settings)
         index = int(source) if str(source).lstrip('-').isdigit() else source
         name, info = resolve_stage(backbone, index)
@@ -142,10 +162,13 @@ class SpatialTransformerNetwork(nn.Module):
         layout = stage_layouts(backbone, [index], (self._input_size[0], *size))[index][1]
         probe = SpatialTransformer(
             self._input_size[0], self._input_size[1:], **{**settings, 'localization': nn.Identity()}, **extra)
-        localization = Localization(
+        if salient and probe.scale >= 1:
+            raise ValueError(f"stn_localization='saliency:{source}' is for glimpses: stn_scale must be below 1, "
+                             f'got {probe.scale}.')
+        kind = partial(Saliency, probe.tiles, probe.scale, probe.reach) if salient else Localization
+        probe.localization = kind(
             settings['localization'], layout.channels, layout.size, self.glimpses * probe.transform.num_params,
             size=settings.get('localization_size'), lr_scale=settings['lr_scale'], **self._dd)
-        probe.localization = localization
         return probe
 
     def _size_of_glance(self, settings: dict[str, Any]) -> tuple[int, int]:

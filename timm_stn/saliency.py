@@ -1,15 +1,18 @@
 """Where features respond: the start of glimpses that look at what is there, before anything is learned."""
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .grid import centers, coordinate_dtype
+from .localization import Localization
 from .precision import full_precision
 
 __all__ = ['Saliency']
 
 
-class Saliency(nn.Module):
-    """Feature maps to the place near each glimpse's tile where they respond most, and what ``localization`` regresses.
+class Saliency(Localization):
+    """Feature maps to the place near each glimpse's tile where they respond most, and to parameters.
 
     The activations above zero, summed over the channels, less their mean over the map, and what remains above zero
     (Wei et al. 2017, Selective Convolutional Descriptor Aggregation) are weighed by a Gaussian around each tile, whose
@@ -18,23 +21,22 @@ class Saliency(nn.Module):
     way: the backbone would get one many times larger than that of what glimpses show, and glimpses move to the edge.
 
     Args:
-        localization: From the same maps to parameters (N, G * P).
         tiles: (G, 2), xy in [-1, 1]: where the tiles are, the centres of the Gaussians.
         scale: Half-width of a glimpse, in [-1, 1].
         reach: Centres stay within plus or minus this.
+        *args, **kwargs: Of the localization network from the same maps to parameters.
 
     Shape:
         (N, C, H, W) to parameters (N, G * P) and centres (N, G, 2), xy in [-1, 1]; the tiles themselves where a map
         responds nowhere.
     """
 
-    def __init__(self, localization: nn.Module, tiles: Tensor, scale: float, reach: float) -> None:
-        super().__init__()
-        self.localization = localization
+    def __init__(self, tiles: Tensor, scale: float, reach: float, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.tiles, self.scale, self.reach = tiles.tolist(), scale, reach
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.localization(x), self.find(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), self.find(x)
 
     def find(self, x: Tensor) -> Tensor:
         """Centres (N, G, 2) for feature maps (N, C, H, W)."""

@@ -148,7 +148,7 @@ class SpatialTransformer(nn.Module):
         ndim = self.transform.ndim
         base = torch.zeros(self.glimpses, ndim, ndim + 1)
         base[:, range(ndim), range(ndim)] = self.scale
-        base[:, :2, -1] = tile_offsets(self.glimpses, self.scale, self.bound)
+        base[:, :2, -1] = self.tiles
         return base.to(device)
 
     def _make_chains(self) -> dict[int, Transform]:
@@ -186,7 +186,7 @@ class SpatialTransformer(nn.Module):
     @property
     def tiles(self) -> Tensor:
         """(G, 2): centres of the glimpses over the image, before anything is looked at."""
-        return self.base[:, :2, -1]
+        return tile_offsets(self.glimpses, self.scale, self.bound)
 
     @property
     def reach(self) -> float:
