@@ -119,7 +119,7 @@ class SpatialTransformerNetwork(nn.Module):
         size = self.arguments.size
         size = (size, size) if isinstance(size, int) else tuple(size or self._input_size[1:])
         self._shared_size = size
-        index = int(source) if str(source).lstrip('-').isdigit() else source
+        index = int(source) if re.fullmatch(r'-?\d+', str(source)) else source
         name, info = resolve_stage(backbone, index)
         if 'index' not in info and 'num_chs' not in info:
             raise ValueError(f'stn_stages: {name} is no feature stage, and stn_target or shared:<stage> needs one.')

@@ -11,7 +11,8 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub.utils import (
+from huggingface_hub import constants
+from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -25,14 +26,14 @@ from torch.hub import load_state_dict_from_url
 
 from .version import __version__
 
-__all__ = ['WEIGHTS', 'MissingWeights', 'StateDict', 'check_kinds', 'naming', 'place_of', 'read_weights']
+__all__ = ['WEIGHTS', 'MissingWeights', 'StateDict', 'check_kinds', 'location_of', 'naming', 'place_of', 'read_weights']
 
 WEIGHTS = 'model.safetensors'
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 CONVERT = (
-    'Only safetensors are read from the Hub and from folders. To convert weights that you trust: `timm.models.save_for_hf('
-    'model, FOLDER, safe_serialization=True)`, with model = timm.create_model(NAME, checkpoint_path=FILE).')
+    'Only safetensors are read from the Hub and from folders. To convert a file that you trust: `model = '
+    'timm.create_model(NAME, checkpoint_path=FILE); timm.models.save_for_hf(model, FOLDER, safe_serialization=True)`.')
 StateDict = dict[str, Tensor]
 
 
@@ -40,15 +41,21 @@ class MissingWeights(RuntimeError):
     """A folder or a Hub repository was looked at, and holds no weights."""
 
 
+def location_of(cfg: PretrainedCfg) -> str:
+    """The folder, Hub repository, file or URL that a cfg's weights are in, as errors name it."""
+    if cfg.source != 'hf-hub' and cfg.source != 'local-dir' and cfg.state_dict:
+        return 'the state_dict in pretrained_cfg'
+    if cfg.source == 'hf-hub' or (cfg.source != 'local-dir' and not cfg.file and not _reads_url(cfg)):
+        return f'hf-hub:{cfg.hf_hub_id}'
+    return str(cfg.url if _reads_url(cfg) else cfg.file)
+
+
 def place_of(cfg: PretrainedCfg) -> str:
-    """The file that a cfg's weights are in, as errors name it."""
+    """The file that a cfg's weights are in."""
+    location = location_of(cfg)
     if cfg.source == 'local-dir':
-        return str(Path(str(cfg.file)) / WEIGHTS)
-    if cfg.source != 'hf-hub' and (cfg.state_dict or cfg.file):
-        return str(cfg.file) if not cfg.state_dict else 'the state_dict in pretrained_cfg'
-    if cfg.hf_hub_id and not _reads_url(cfg):
-        return f'hf-hub:{cfg.hf_hub_id}/{cfg.hf_hub_filename or WEIGHTS}'
-    return str(cfg.url)
+        return str(Path(location) / WEIGHTS)
+    return f'{location}/{cfg.hf_hub_filename or WEIGHTS}' if location == f'hf-hub:{cfg.hf_hub_id}' else location
 
 
 def read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any = None) -> StateDict | None:
@@ -128,10 +135,8 @@ def _download(repo: str, name: str, revision: str | None, cache_dir: Path | None
     except RevisionNotFoundError as error:
         raise MissingWeights(f'{where}: the repository has no revision {revision!r}') from error
     except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too
-        offline = huggingface_hub.constants.HF_HUB_OFFLINE
-        why = 'HF_HUB_OFFLINE is set' if offline else f'it cannot be reached: {error.__cause__ or error}'
-        raise RuntimeError(f"{where} is not in the Hub's cache, and the Hub is not asked: {why}." if offline else
-                           f"{where} is not in the Hub's cache, and {why}") from error
+        cause = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else _text(error)
+        raise RuntimeError(f"{where} is not in the cache, and the Hub is not asked or not reached: {cause}") from error
     except EntryNotFoundError as error:
         others = [n for n in ('pytorch_model.bin',) if _exists(repo, n, revision)]
         raise MissingWeights(f'{where}: the repository has no {name}{_but(others)}. {CONVERT}') from error
@@ -200,15 +205,15 @@ def _dtype(value: Tensor) -> str:
 
 
 @contextmanager
-def naming(where: str | None, what: str = '') -> Iterator[None]:
-    """Errors raised within it name a file; their type stays a TypeError, ValueError or RuntimeError."""
+def naming(location: str | None, what: str = '') -> Iterator[None]:
+    """Errors raised within it name where weights and config are; they stay a TypeError, ValueError or RuntimeError."""
     try:
         yield
     except Exception as error:
-        if where is None or where in str(error) or isinstance(error, MissingWeights):
+        if location is None or location in str(error):
             raise
         kind = next((k for k in (TypeError, ValueError) if type(error) is k), RuntimeError)
-        raise kind(f"{where}: {what}{_text(error) if what or kind is RuntimeError else error}") from error
+        raise kind(f"{location}: {what}{error if type(error) is kind else _text(error)}") from error
 
 
 def _text(error: Exception) -> str:
