@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.models import PretrainedCfg
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from ._timm import TorchDispatchMode
 from .arguments import StnArguments
 
 __all__ = ['Budget', 'check_config', 'comes_from_config', 'config_place']
@@ -30,6 +31,10 @@ DEPTH, VALUES, LENGTH = 6, 4096, 1000  # of model_args: nesting, values in all, 
 LARGEST = 2 ** 20  # integer; stn_ arguments have limits of their own
 SIDE = 2 ** 13  # pixels of a side
 SLACK = 2 ** 28  # elements that a network may have beside four times those of its checkpoint: classes, channels
+FACTORIES = {
+    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.linspace, torch.arange, torch.eye,
+    Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
+}
 brief = Repr()
 brief.maxlevel, brief.maxstring, brief.maxother, brief.maxlong = 2, 60, 60, 40
 
@@ -174,7 +179,7 @@ def _values(name: str, args: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]
             pending += [(f'{path}.{str(k)[:LENGTH]}', v, depth + 1) for k, v in pairs]
 
 
-class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Budget(TorchFunctionMode):
     """Within it, tensors that are newly made may have so many elements in all; what is too large is never allocated.
 
     Args:
@@ -186,21 +191,20 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, where: str, state_dict: Mapping[str, Any] | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.where = where
         elements = None if state_dict is None else sum(int(v.numel()) for v in state_dict.values())
         self.elements = 2 ** 33 if elements is None else 4 * elements + SLACK
         self.tensors = 2 ** 20 if state_dict is None else 64 * len(state_dict) + 2 ** 16
         self.made = self.count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(a.name == 'device' for a in func._schema.arguments):
-            plan = {k: v for k, v in kwargs.items() if k != 'pin_memory'}
-            self._charge(func(*args, **{**plan, 'device': torch.device('meta')}))
+        if func in FACTORIES:
+            self._charge(func(*args, **{**kwargs, 'device': 'meta', 'pin_memory': False}))
         return func(*args, **kwargs)
 
-    def _charge(self, made: torch.Tensor) -> None:
+    def _charge(self, made: Tensor) -> None:
         self.made, self.count = self.made + made.numel(), self.count + 1
         for what, n, most in (('elements', self.made, self.elements), ('tensors', self.count, self.tensors)):
             if n > most:
