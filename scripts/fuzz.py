@@ -3,8 +3,9 @@
     pip install atheris && python scripts/fuzz.py config -max_total_time=300 -rss_limit_mb=4096 -timeout=60
     python scripts/fuzz.py weights -max_total_time=300 -rss_limit_mb=4096 -timeout=60
 
-A finding is a crash, a hang, memory beyond the limit, or an error raised within timm_stn that is no TypeError, ValueError
-or RuntimeError, or does not name the folder. What timm raises before it calls timm_stn is timm's (docs/loading.md).
+A finding is a crash, a hang, memory beyond the limit, or an error raised within timm_stn that is no TypeError,
+ValueError or RuntimeError, or does not name the folder. What timm raises before it calls timm_stn is timm's: see
+docs/loading.md.
 """
 import json
 import logging
@@ -17,27 +18,32 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=['timm_stn', 'timm.models._hub', 'timm.models._builder', 'timm.models._factory']):
+with atheris.instrument_imports(include=['timm_stn', 'timm.models']):
     import timm
     import timm.models
 
-    import timm_stn  # noqa: F401
+    import timm_stn
 import torch
 
 NAME, ARGUMENTS = 'stn_mnist_cnn_rts', dict(
     channels=(1, 2), num_classes=2, stn_localization='linear', stn_localization_size=4, stn_freeze_steps=1)
-NUMBERS = (0, 1, -1, 2, 3, 7, 24, 64, 65, 10 ** 4, 2 ** 20, 2 ** 31, 2 ** 63, 10 ** 9, 10 ** 12, 10 ** 30, 0.5, -0.0, 1e-300,
-           1e308, float('nan'), float('inf'))
+NUMBERS = (
+    0, 1, -1, 2, 3, 7, 24, 64, 65, 10 ** 4, 2 ** 20, 2 ** 31, 2 ** 63, 10 ** 9, 10 ** 12, 10 ** 30, 0.5, -0.0, 1e-300,
+    1e308, float('nan'), float('inf'))
 TEXTS = (
-    '', 'input', 'affine', 'tps', 'tps:1000x1000', 'tps:5x5', 'affine+' * 40, 'conv', 'linear', 'timm:test_resnet', 'timm:resnet18',
-    'timm:vit_7b_patch16_dinov3', 'timm:hf-hub:a/b', 'timm:stn_test_resnet', 'shared:0', 'shared:²', 'shared:--1', 'shared:layer1',
-    'layer1', 'fc', '-1', '../../etc/passwd', '/etc/passwd', '__import__("os").system("id")', '{0.__class__}', '\x00', '9' * 5000,
-    'separate', 'mean', 'fill', 'nearest', 'auto', 'cpu', 'cuda', 'float16', 'relu', 'flatten', 'avg', 'fx', 'getter')
-ARCHITECTURES = ('stn_mnist_cnn_tc', 'stn_mnist_fcn', 'stn_test_resnet', 'stn_test_vit', 'stn_resnet18', 'stn_resnet50_cub', 'resnet18')
+    '', 'input', 'affine', 'tps', 'tps:1000x1000', 'tps:5x5', 'affine+' * 40, 'conv', 'linear', 'timm:test_resnet',
+    'timm:resnet18', 'timm:vit_7b_patch16_dinov3', 'timm:hf-hub:a/b', 'timm:stn_test_resnet', 'shared:0', 'shared:²',
+    'shared:--1', 'shared:layer1', 'layer1', 'fc', '-1', '../../etc/passwd', '/etc/passwd',
+    '__import__("os").system("id")', '{0.__class__}', '\x00', '9' * 5000, 'separate', 'mean', 'fill', 'nearest',
+    'auto', 'cpu', 'cuda', 'float16', 'relu', 'flatten', 'avg', 'fx', 'getter')
+ARCHITECTURES = (
+    'stn_mnist_cnn_tc', 'stn_mnist_fcn', 'stn_test_resnet', 'stn_test_vit', 'stn_resnet18', 'stn_resnet50_cub',
+    'resnet18')
 KEYS = (
-    'file', 'url', 'hf_hub_id', 'hf_hub_filename', 'state_dict', 'source', 'custom_load', 'checkpoint_path', 'pretrained', 'name', 'base',
-    'pretrained_cfg', 'pretrained_strict', 'cache_dir', 'features_only', 'out_indices', 'feature_cls', 'device', 'dtype', 'img_size',
-    'drop_rate', 'channels', 'pool_input', 'label_offset', 'stn_nothing', 'depths', 'model_name', 'pruned', 'scriptable', 'self', 'x')
+    'file', 'url', 'hf_hub_id', 'hf_hub_filename', 'state_dict', 'source', 'custom_load', 'checkpoint_path',
+    'pretrained', 'name', 'base', 'pretrained_cfg', 'pretrained_strict', 'cache_dir', 'features_only', 'out_indices',
+    'feature_cls', 'device', 'dtype', 'img_size', 'drop_rate', 'channels', 'pool_input', 'label_offset',
+    'stn_nothing', 'depths', 'model_name', 'pruned', 'scriptable', 'self', 'x')
 outcomes: Counter = Counter()
 
 
@@ -71,7 +77,8 @@ def value(data: atheris.FuzzedDataProvider, depth: int = 0) -> object:
     if kind == 8 and depth < 3:
         return [value(data, depth + 1) for _ in range(data.ConsumeIntInRange(0, 4))]
     if depth < 3:
-        return {data.PickValueInList([*KEYS, *TEXTS]): value(data, depth + 1) for _ in range(data.ConsumeIntInRange(0, 3))}
+        keys = [data.PickValueInList([*KEYS, *TEXTS]) for _ in range(data.ConsumeIntInRange(0, 3))]
+        return {key: value(data, depth + 1) for key in keys}
     nested: object = []
     for _ in range(data.ConsumeIntInRange(0, 900)):
         nested = [nested]
