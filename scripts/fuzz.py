@@ -17,13 +17,14 @@ from collections import Counter
 from pathlib import Path
 
 import atheris
+import torch
 
-with atheris.instrument_imports(include=['timm_stn', 'timm.models']):
+LOADING = ['timm_stn', 'timm.models._hub', 'timm.models._builder', 'timm.models._factory']
+with atheris.instrument_imports(include=LOADING):
     import timm
     import timm.models
 
     import timm_stn
-import torch
 
 NAME, ARGUMENTS = 'stn_mnist_cnn_rts', dict(
     channels=(1, 2), num_classes=2, stn_localization='linear', stn_localization_size=4, stn_freeze_steps=1)

@@ -6,8 +6,8 @@ adapt by timm's own code.
 """
 import inspect
 import re
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .arguments import StnArguments, split_arguments
 from .features import StnFeatures
 from .model import SpatialTransformerNetwork, as_tuple, prefixed
 from .training import without_counts
-from .untrusted import Budget, check_config, comes_from_config
+from .untrusted import Budget, check_config, config_location
 from .weights import StateDict, check_kinds, location_of, naming, place_of, read_weights
 
 __all__ = ['build_network', 'whole_network_cfg', 'wrap']
@@ -68,20 +68,18 @@ def build_network(
         ValueError: An argument's value is not accepted.
         RuntimeError: There are no weights, or they do not fit.
     """
-    config = comes_from_config(pretrained_cfg)
-    if config:
+    location = config_location(pretrained_cfg)
+    if location is not None:
         pretrained_cfg = check_config(pretrained_cfg, pretrained_model_args, kwargs)  # type: ignore[arg-type]
-    given, rest = split_arguments(kwargs)
-    arguments = StnArguments(**given)
-    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
-    state_dict = read_weights(cfg, base, cache_dir) if pretrained else None
-    build = partial(
-        _assemble, name, base, cfg, arguments, rest, state_dict, pretrained=pretrained, cache_dir=cache_dir,
-        features_only=features_only, model_args=pretrained_model_args or {})
-    if not config:
-        return build()
-    with naming(location_of(cfg), 'config.json: '), Budget(location_of(cfg), state_dict):
-        return build()
+    with naming(location, 'config.json: '):
+        given, rest = split_arguments(kwargs)
+        arguments = StnArguments(**given)
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
+        state_dict = read_weights(cfg, base, cache_dir) if pretrained else None
+        with nullcontext() if location is None else Budget(location, state_dict):
+            return _assemble(
+                name, base, cfg, arguments, rest, state_dict, pretrained=pretrained, cache_dir=cache_dir,
+                features_only=features_only, model_args=pretrained_model_args or {})
 
 
 def _assemble(

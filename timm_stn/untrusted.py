@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .arguments import StnArguments
 
-__all__ = ['Budget', 'check_config', 'comes_from_config', 'config_place']
+__all__ = ['Budget', 'check_config', 'config_location']
 
 LOCATION = {'hf-hub': 'hf_hub_id', 'local-dir': 'file'}  # set by timm, whatever a config says
 ELSEWHERE = ('url', 'file', 'hf_hub_id', 'hf_hub_filename', 'state_dict')
@@ -90,15 +90,11 @@ MODEL_ARGS = dict(
 )
 
 
-def comes_from_config(cfg: str | Mapping[str, Any] | PretrainedCfg | None) -> bool:
-    """Whether timm read a pretrained cfg from a config.json (``hf-hub:``, ``local-dir:``)."""
-    return isinstance(cfg, Mapping) and cfg.get('source') in LOCATION
-
-
-def config_place(cfg: Mapping[str, Any]) -> str:
-    """The config.json that a cfg was read from, as errors name it."""
-    prefix = 'hf-hub:' if cfg['source'] == 'hf-hub' else ''
-    return f"{prefix}{cfg.get(LOCATION[cfg['source']])}/config.json"
+def config_location(cfg: Any) -> str | None:
+    """The folder or Hub repository whose config.json timm read a pretrained cfg from; None for any other cfg."""
+    if not isinstance(cfg, Mapping) or cfg.get('source') not in LOCATION:
+        return None
+    return ('hf-hub:' if cfg['source'] == 'hf-hub' else '') + str(cfg.get(LOCATION[cfg['source']]))
 
 
 def check_config(
@@ -120,7 +116,7 @@ def check_config(
         ValueError: A value is not accepted; the message has file, key, value and what is accepted.
         TypeError: A key is not accepted.
     """
-    where = config_place(cfg)
+    where = f'{config_location(cfg)}/config.json'
     for key in (*(model_args or {}), *(k for k in kwargs if k not in TYPED)):
         if key in RUNTIME:
             raise TypeError(f'{where}: model_args: {key} is no argument of a network; only its user may give it.')

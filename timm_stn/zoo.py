@@ -8,7 +8,7 @@ from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, register_
 from torch import nn
 
 from .build import build_network, whole_network_cfg
-from .untrusted import comes_from_config
+from .untrusted import config_location
 from .weights import WEIGHTS, MissingWeights
 
 __all__ = ['HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'zoo_names']
@@ -86,7 +86,7 @@ def _cfg(name: str) -> PretrainedCfg:
 
 def _from_hub(name: str, cfg: Any, overlay: Any) -> PretrainedCfg | None:
     """The cfg with the network's own Hub repository, where nothing else says where weights are; else None."""
-    if comes_from_config(cfg):
+    if config_location(cfg) is not None:
         return None
     resolved, registered = resolve_pretrained_cfg(name, cfg, overlay), get_pretrained_cfg(name)
     other = resolved.source or resolved.state_dict or resolved.file or resolved.url
