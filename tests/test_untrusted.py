@@ -464,7 +464,7 @@ def test_any_config(original, scratch, changes):
 
 
 @FUZZ
-@given(changes=st.lists(st.tuples(st.integers(0, 10 ** 6), st.integers(0, 255)), max_size=6), length=st.integers(0, 999))
+@given(changes=st.lists(st.tuples(st.integers(0, 9999), st.integers(0, 255)), max_size=6), length=st.integers(0, 999))
 def test_any_bytes_of_weights(original, scratch, changes, length):
     content = bytearray((original / WEIGHTS).read_bytes())
     for place, value in changes:
