@@ -300,6 +300,37 @@ def test_a_plain_checkpoint_under_a_hub_config(publish):
     assert all(torch.equal(v, plain[k]) for k, v in model.backbone.state_dict().items())
 
 
+def test_a_hub_config_is_checked_and_named(offline, tmp_path):
+    snapshot = fill_cache(tmp_path, 'someone/their-stn', trained(**TINY))
+    config = json.loads((snapshot / 'config.json').read_text())
+    for place, key, value, words in (
+            ('pretrained_cfg', 'url', 'http://127.0.0.1/x.pth', 'pretrained_cfg.url must not be set'),
+            ('pretrained_cfg', 'file', '/etc/passwd', 'pretrained_cfg.file must not be set'),
+            ('pretrained_cfg', 'hf_hub_filename', 'x.bin', 'pretrained_cfg.hf_hub_filename must not be set'),
+            ('model_args', 'stn_glimpses', 10 ** 9, 'model_args: stn_glimpses must be at most 64'),
+            ('model_args', 'stn_nothing', 1, "model_args: unknown argument 'stn_nothing'")):
+        changed = {**config, place: {**config[place], key: value}}
+        (snapshot / 'config.json').write_text(json.dumps(changed))
+        with pytest.raises((ValueError, TypeError), match=f'hf-hub:someone/their-stn@main/config.json: {words}'):
+            timm.create_model('hf-hub:someone/their-stn@main', pretrained=True, cache_dir=tmp_path)
+    (snapshot / 'config.json').write_text(json.dumps(config))
+    rotten = {k: v * torch.nan if v.is_floating_point() else v for k, v in load_file(snapshot / WEIGHTS).items()}
+    save_file(rotten, snapshot / WEIGHTS)
+    with pytest.raises(RuntimeError, match=f'hf-hub:someone/their-stn/{WEIGHTS}: .* has numbers that are not finite'):
+        timm.create_model('hf-hub:someone/their-stn', pretrained=True, cache_dir=tmp_path)
+
+
+def test_a_hub_repository_of_pickles_is_refused(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    asked.error = RemoteEntryNotFoundError
+    snapshot = fill_cache(tmp_path, 'someone/their-stn', trained(**TINY))
+    torch.save(load_file(snapshot / WEIGHTS), snapshot / 'pytorch_model.bin')
+    (snapshot / WEIGHTS).unlink()
+    monkeypatch.setattr(torch, 'load', lambda *args, **kwargs: pytest.fail('unpickled'))
+    with pytest.raises(RuntimeError, match='hf-hub:someone/their-stn/.* but pytorch_model.bin. Only safetensors are read'):
+        timm.create_model('hf-hub:someone/their-stn', pretrained=True, cache_dir=tmp_path)
+
+
 def test_published_is_what_has_a_card(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, 'card_folder', lambda name: tmp_path / name)
     assert not zoo.is_published(NAME)
