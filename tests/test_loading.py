@@ -327,7 +327,7 @@ def test_a_hub_repository_of_pickles_is_refused(asked, tmp_path, monkeypatch):
     torch.save(load_file(snapshot / WEIGHTS), snapshot / 'pytorch_model.bin')
     (snapshot / WEIGHTS).unlink()
     monkeypatch.setattr(torch, 'load', lambda *args, **kwargs: pytest.fail('unpickled'))
-    with pytest.raises(RuntimeError, match='hf-hub:someone/their-stn/.* but pytorch_model.bin. Only safetensors are read'):
+    with pytest.raises(RuntimeError, match='hf-hub:someone/their-stn/.* but pytorch_model.bin. Only safetensors'):
         timm.create_model('hf-hub:someone/their-stn', pretrained=True, cache_dir=tmp_path)
 
 
