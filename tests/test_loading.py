@@ -258,6 +258,13 @@ def test_a_revision_is_taken_from_the_cache(offline, tmp_path):
         timm.create_model('hf-hub:someone/their-stn@v3', pretrained=True, cache_dir=tmp_path)
 
 
+def test_a_state_dict_of_a_user_comes_before_what_lies_beside_the_config(publish):
+    name, extra = publish(trained(**TINY))
+    mine = trained(seed=2, **TINY)
+    overlay = dict(state_dict=mine.state_dict())
+    assert same(timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **extra), mine)
+
+
 @pytest.mark.parametrize('change', [
     dict(num_classes=3), dict(in_chans=3), dict(num_classes=0), dict(num_classes=3, in_chans=2)])
 def test_other_classes_and_channels(publish, change):

@@ -43,7 +43,7 @@ class MissingWeights(RuntimeError):
 
 def location_of(cfg: PretrainedCfg) -> str:
     """The folder, Hub repository, file or URL that a cfg's weights are in, as errors name it."""
-    if cfg.source != 'hf-hub' and cfg.source != 'local-dir' and cfg.state_dict:
+    if cfg.state_dict:
         return 'the state_dict in pretrained_cfg'
     if cfg.source == 'hf-hub' or (cfg.source != 'local-dir' and not cfg.file and not _reads_url(cfg)):
         return f'hf-hub:{cfg.hf_hub_id}'
@@ -53,7 +53,7 @@ def location_of(cfg: PretrainedCfg) -> str:
 def place_of(cfg: PretrainedCfg) -> str:
     """The file that a cfg's weights are in."""
     location = location_of(cfg)
-    if cfg.source == 'local-dir':
+    if cfg.source == 'local-dir' and not cfg.state_dict:
         return str(Path(location) / WEIGHTS)
     return f'{location}/{cfg.hf_hub_filename or WEIGHTS}' if location == f'hf-hub:{cfg.hf_hub_id}' else location
 
@@ -80,12 +80,12 @@ def read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any = None) -> StateD
 
 
 def _reader(cfg: PretrainedCfg, base: str, cache_dir: Any) -> Callable[[], StateDict] | None:
+    if cfg.state_dict:
+        return lambda: dict(cfg.state_dict or {})
     if cfg.source == 'local-dir':
         return lambda: _read_folder(Path(str(cfg.file)))
     if cfg.source == 'hf-hub':
         return lambda: _read_hub(cfg, cache_dir)
-    if cfg.state_dict:
-        return lambda: dict(cfg.state_dict or {})
     registered = get_arch_pretrained_cfgs(base).values()
     if cfg.file and not cfg.custom_load:
         return lambda: _read_file(Path(str(cfg.file)).expanduser())
