@@ -117,10 +117,10 @@ def check_config(
         TypeError: A key is not accepted.
     """
     where = f'{config_location(cfg)}/config.json'
-    for key in (*(model_args or {}), *(k for k in kwargs if k not in TYPED)):
-        if key in RUNTIME:
-            raise TypeError(f'{where}: model_args: {key} is no argument of a network; only its user may give it.')
     for name, args in (('model_args', model_args or {}), ('arguments', kwargs)):
+        for key in args:
+            if key in RUNTIME and (name == 'model_args' or key not in TYPED):
+                raise TypeError(f'{where}: {name}: {key} is no argument of a network; only its user may give it.')
         _check_plain(where, name, args)
         _check_fields(where, name, args, MODEL_ARGS)
     _check_fields(where, 'pretrained_cfg', _check_keys(where, cfg), FIELDS)
@@ -165,13 +165,14 @@ def _check_plain(where: str, name: str, args: Mapping[str, Any]) -> None:
 
 
 def _values(name: str, args: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
-    """(path, value, depth) of all that is in nests of lists and dicts, the outermost first."""
+    """(path, value, depth) of all that is in nests of lists and dicts, keys too, the outermost first."""
     pending: list[tuple[str, Any, int]] = [(name, args, 0)]
     for path, value, depth in pending:  # grows
         yield path, value, depth
         if depth <= DEPTH:
-            pairs = value.items() if isinstance(value, Mapping) else enumerate(
-                value if isinstance(value, (list, tuple)) else ())
+            keys = list(value) if isinstance(value, Mapping) else []
+            pairs = value.items() if keys else enumerate(value if isinstance(value, (list, tuple)) else ())
+            pending += [(f'the name of a value in {path}', k, depth + 1) for k in keys]
             pending += [(f'{path}.{str(k)[:LENGTH]}', v, depth + 1) for k, v in pairs]
 
 
@@ -195,10 +196,9 @@ class Budget(TorchFunctionMode):
         self.made = self.count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func in FACTORIES:
-            self._charge(func(*args, **{**kwargs, 'device': 'meta', 'pin_memory': False}))
-        return func(*args, **kwargs)
+            self._charge(func(*args, **{**(kwargs or {}), 'device': 'meta', 'pin_memory': False}))
+        return func(*args, **(kwargs or {}))
 
     def _charge(self, made: Tensor) -> None:
         self.made, self.count = self.made + made.numel(), self.count + 1
