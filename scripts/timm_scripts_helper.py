@@ -23,7 +23,7 @@ def prepare(folder: Path) -> None:
         torch.manual_seed(123)
         net = timm.create_model(model, num_classes=len(COLORS))
         torch.save(net.state_dict(), folder / file)
-        save_for_hf(net, str(folder / hub))
+        save_for_hf(net, str(folder / hub), safe_serialization=True)
 
 
 def _draw(folder: Path) -> None:

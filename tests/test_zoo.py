@@ -6,9 +6,9 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg, load_state_dict
 
-from timm_stn.build import WEIGHTS
 from timm_stn.data import test_set as held_out
 from timm_stn.diagnostics import wrong_answers
+from timm_stn.weights import WEIGHTS
 from timm_stn.zoo import card_folder, zoo_names
 
 TRAINED = [n for n in zoo_names() if (card_folder(n) / WEIGHTS).is_file()]
@@ -69,9 +69,3 @@ def test_the_birds_network_is_the_papers():
     assert model.pretrained_cfg['input_size'] == (3, 448, 448)
     seen, theta = model.look(torch.empty(1, 3, 448, 448, device='meta'))
     assert seen.shape == (1, 2, 3, 224, 224) and theta.shape == (1, 2, 2, 3)
-
-
-def test_what_has_no_weights_says_how_to_train_it():
-    assert not timm.is_model_pretrained('stn_resnet50_cub')
-    with pytest.raises(RuntimeError, match='no trained weights yet.*train.py --device-modules timm_stn'):
-        timm.create_model('stn_resnet50_cub', pretrained=True)

@@ -1,6 +1,7 @@
 """The flat, JSON-able ``stn_`` arguments: their defaults, their checks, and what each stage makes of them."""
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
@@ -35,6 +36,9 @@ CHOICES = dict(
     stn_towers=('shared', 'separate'), stn_join=('concat', 'mean'), stn_whole=(False, True),
     stn_target=('stage', 'input'),
 )
+# Upper limits, so that no value from a config.json makes a network that exhausts memory or time.
+MOST = dict(glimpses=64, scale=1e6, size=8192, localization_size=1024, iterations=64, freeze_steps=2 ** 53)
+STAGES, CHARACTERS = 64, 200
 
 
 def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,6 +71,8 @@ class StnArguments:
         for key, accepted in CHOICES.items():
             if self.values[key] not in accepted:
                 raise ValueError(f'{key} must be one of {accepted}, got {self.values[key]!r}.')
+        for key, value in self.values.items():
+            _check_most(key, value, key[4:])
         self.stages = _parse_stages(self.values['stn_stages'])
         self.values['stn_stages'] = [[stage, settings] for stage, settings in self.stages.items()]
         self._check_together()
@@ -75,6 +81,9 @@ class StnArguments:
         glimpses = self.values['stn_glimpses']
         if not isinstance(glimpses, int) or isinstance(glimpses, bool) or glimpses < 1:
             raise ValueError(f'stn_glimpses must be a positive integer, got {glimpses!r}.')
+        size = self.values['stn_size']
+        if size is not None and not _are_sides(size):
+            raise ValueError(f'stn_size must be a positive integer, or two of them (height, width), got {size!r}.')
         if 'input' not in self.stages and not self.to_input:
             for key in ('stn_glimpses', 'stn_size', 'stn_towers', 'stn_join', 'stn_whole'):
                 value = self.values[key]
@@ -144,6 +153,8 @@ def _parse_stages(stages: Any) -> dict[int | str, dict[str, Any]]:
     if not isinstance(stages, Iterable):
         raise ValueError(f"stn_stages takes 'input', feature indices or module names, got {stages!r}.")
     pairs = stages.items() if isinstance(stages, Mapping) else [_pair(s) for s in stages]
+    if len(pairs) > STAGES:
+        raise ValueError(f'stn_stages takes at most {STAGES} stages, got {len(pairs)}.')
     out: dict[int | str, dict[str, Any]] = {}
     for stage, settings in pairs:
         stage = _stage(stage)
@@ -166,16 +177,33 @@ def _pair(entry: Any) -> tuple[Any, Any]:
 def _stage(stage: Any) -> int | str:
     if isinstance(stage, bool) or not isinstance(stage, (int, str)):
         raise ValueError(f"stn_stages takes 'input', feature indices or module names, got {stage!r}.")
+    _check_most('stn_stages: the name of a stage', stage, '')
     return int(stage) if isinstance(stage, str) and re.fullmatch(r'-?\d+', stage) else stage
+
+
+def _are_sides(size: Any) -> bool:
+    sides = (size, size) if isinstance(size, int) else size
+    return isinstance(sides, Sequence) and len(sides) == 2 and all(
+        isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sides)
+
+
+def _check_most(name: str, value: Any, key: str) -> None:
+    """Only what is too much: types are checked where values are used."""
+    if isinstance(value, str) and len(value) > CHARACTERS:
+        raise ValueError(f'{name} must have at most {CHARACTERS} characters, got {len(value)}: {value[:40]!r} ...')
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(n, (int, float)) and n > MOST.get(key, math.inf) for n in numbers):
+        raise ValueError(f'{name} must be at most {MOST[key]}, got {value!r}.')
 
 
 def _check_settings(stage: int | str, settings: Any) -> dict[str, Any]:
     accepted = [k[4:] for k in DEFAULTS if k[4:] not in NETWORK]
     if not isinstance(settings, Mapping | None):
         raise ValueError(f'stn_stages takes stages or [stage, settings] pairs, got [{stage!r}, {settings!r}].')
-    for key in settings or {}:
+    for key, value in (settings or {}).items():
         if key not in accepted:
             raise TypeError(f'stn_stages: unknown setting {key!r} of stage {stage!r}.{_hint(key, accepted)}')
+        _check_most(f'stn_stages: {key} of stage {stage!r}', value, key)
     return dict(settings or {})
 
 

@@ -6,6 +6,7 @@ adapt by timm's own code.
 """
 import inspect
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,28 @@ from timm.models import (
     FeatureListNet,
     PretrainedCfg,
     adapt_input_conv,
-    get_arch_pretrained_cfgs,
     get_pretrained_cfg,
-    load_state_dict,
-    load_state_dict_from_hf,
     resolve_pretrained_cfg,
 )
 from torch import Tensor, nn
-from torch.hub import load_state_dict_from_url
 
 from .arguments import StnArguments, split_arguments
 from .features import StnFeatures
 from .model import SpatialTransformerNetwork, as_tuple, prefixed
 from .training import without_counts
+from .untrusted import Budget, check_config, config_location
+from .weights import StateDict, check_kinds, location_of, naming, place_of, read_weights
 
 __all__ = ['build_network', 'whole_network_cfg', 'wrap']
 
-WEIGHTS = 'model.safetensors'
 NO_SOURCE = dict(source=None, file=None, url=None, hf_hub_id=None, hf_hub_filename=None, custom_load=False)
 IS_STN = re.compile(r'(^|[._])stn\.')
-StateDict = dict[str, Tensor]
 
 
 def build_network(
         name: str,
         base: str,
+        /,
         pretrained: bool = False,
         pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
@@ -50,6 +48,8 @@ def build_network(
         **kwargs: Any,
 ) -> nn.Module:
     """Entry point of every ``stn_`` name.
+
+    What a config.json asks for (``hf-hub:``, ``local-dir:``) is checked before anything is built, and errors name it.
 
     Args:
         name: Name of the network, ``stn_resnet50``.
@@ -68,10 +68,34 @@ def build_network(
         ValueError: An argument's value is not accepted.
         RuntimeError: There are no weights, or they do not fit.
     """
-    given, rest = split_arguments(kwargs)
-    arguments = StnArguments(**given)
-    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
-    state_dict = _read_weights(cfg, base, cache_dir) if pretrained else None
+    location = config_location(pretrained_cfg)
+    if location is not None:
+        pretrained_cfg = check_config(pretrained_cfg, pretrained_model_args, kwargs)  # type: ignore[arg-type]
+    with naming(location, 'config.json: '):
+        given, rest = split_arguments(kwargs)
+        arguments = StnArguments(**given)
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
+        state_dict = read_weights(cfg, base, cache_dir) if pretrained else None
+        with nullcontext() if location is None else Budget(location, state_dict):
+            return _assemble(
+                name, base, cfg, arguments, rest, state_dict, pretrained=pretrained, cache_dir=cache_dir,
+                features_only=features_only, model_args=pretrained_model_args or {})
+
+
+def _assemble(
+        name: str,
+        base: str,
+        cfg: PretrainedCfg,
+        arguments: StnArguments,
+        rest: dict[str, Any],
+        state_dict: StateDict | None,
+        *,
+        pretrained: bool,
+        cache_dir: Any,
+        features_only: bool,
+        model_args: dict[str, Any],
+) -> nn.Module:
+    """The network with its weights; ``rest`` are the backbone's arguments."""
     whole = state_dict is not None and any(k.startswith('backbone.') for k in state_dict)
     input_size = _input_size(base, cfg, rest, arguments)
     at_stages = any(s != 'input' for s in arguments.stages) or arguments.shared
@@ -83,7 +107,7 @@ def build_network(
     if whole and arguments.streams > 1:
         rest['num_classes'] = 0
     bases = [
-        _build_base(base, cfg, rest, pretrained, _part(state_dict, prefix, whole), cache_dir, pretrained_model_args)
+        _build_base(base, cfg, rest, pretrained, _part(state_dict, prefix, whole), cache_dir, model_args)
         for prefix in ('backbone.', *(f'towers.{i}.' for i in range(1, _towers(arguments) + 1)))
     ]
     net = SpatialTransformerNetwork(
@@ -92,9 +116,12 @@ def build_network(
     net.pretrained_cfg.update(_cfg_of_weights(cfg))
     if arguments.size is not None:
         net.pretrained_cfg['input_size'] = input_size
-    net.pretrained_model_args = dict(pretrained_model_args or {})
+    net.pretrained_model_args = dict(model_args)
+    if state_dict is not None:
+        check_kinds(state_dict, (net if whole else net.backbone).state_dict(), place_of(cfg))
     if whole and state_dict is not None:
-        _load_own(net, state_dict, cfg)
+        with naming(location_of(cfg)):
+            _load_own(net, state_dict, cfg)
     return StnFeatures(net, **feature_args) if features_only and at_stages else net
 
 
@@ -154,39 +181,6 @@ def _input_size(
     return (rest.get('in_chans', cfg.input_size[0]), *size)
 
 
-def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> StateDict | None:
-    """The state dict that a cfg leads to; None for the backbone's own weights, which timm reads by itself."""
-    if cfg.state_dict:
-        return dict(cfg.state_dict)
-    if cfg.source == 'local-dir':
-        return _read_folder(Path(str(cfg.file)))
-    registered = {c.hf_hub_id for c in get_arch_pretrained_cfgs(base).values()}
-    if cfg.source == 'hf-hub':
-        return load_state_dict_from_hf(str(cfg.hf_hub_id), cache_dir=cache_dir)  # safetensors where there are any
-    if cfg.file and not cfg.custom_load:
-        return load_state_dict(str(cfg.file))
-    if _reads_url(cfg) and cfg.url not in {c.url for c in get_arch_pretrained_cfgs(base).values()}:
-        return load_state_dict_from_url(  # type: ignore[no-any-return, no-untyped-call]
-            cfg.url, model_dir=cache_dir, map_location='cpu', weights_only=True)
-    if cfg.hf_hub_id and cfg.hf_hub_id not in registered and not cfg.file and not cfg.url:
-        return load_state_dict_from_hf(cfg.hf_hub_id, cfg.hf_hub_filename or WEIGHTS, cache_dir=cache_dir)
-    return None
-
-
-def _reads_url(cfg: PretrainedCfg) -> bool:
-    """Whether timm would download a checkpoint in its own format from a URL."""
-    chosen = cfg.source == 'url' if cfg.source else not (cfg.file or cfg.hf_hub_id)
-    return bool(cfg.url) and chosen and not cfg.custom_load
-
-
-def _read_folder(folder: Path) -> StateDict:
-    """Weights that timm's ``save_for_hf`` wrote: safetensors, else its default, read without unpickling code."""
-    for file in (folder / WEIGHTS, folder / 'pytorch_model.bin'):
-        if file.is_file():
-            return load_state_dict(str(file), weights_only=True)
-    raise RuntimeError(f'{folder} has neither {WEIGHTS} nor pytorch_model.bin.')
-
-
 def _part(state_dict: StateDict | None, prefix: str, whole: bool) -> StateDict | None:
     """The backbone's part, with timm's own keys; every tower of a plain checkpoint starts from the whole of it."""
     if state_dict is None or not whole:
@@ -202,17 +196,19 @@ def _build_base(
         pretrained: bool,
         state_dict: StateDict | None,
         cache_dir: Any,
-        model_args: dict[str, Any] | None,
+        model_args: dict[str, Any],
 ) -> nn.Module:
-    base_cfg = _base_cfg(base, cfg, model_args or {})
+    base_cfg = _base_cfg(base, cfg, model_args)
     if state_dict is not None:
         base_cfg = replace(base_cfg, **NO_SOURCE, state_dict=dict(state_dict))
-    args = {k: v for k, v in (model_args or {}).items() if not k.startswith('stn_')}
-    if 'img_size' in args:
-        args['img_size'] = base_cfg.input_size[1:]
-    extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
-    model = timm.create_model(
-        base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
+    args = {k: v for k, v in model_args.items() if not k.startswith('stn_')}
+    where = location_of(cfg) if state_dict is not None else None
+    with naming(where, f"{base} with arguments {', '.join(sorted(rest)) or 'of its own'}: "):
+        if 'img_size' in args:
+            args['img_size'] = base_cfg.input_size[1:]
+        extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
+        model = timm.create_model(
+            base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
     if state_dict is not None:
         model.pretrained_cfg.pop('state_dict', None)
     return model
@@ -259,7 +255,9 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     asked = {k for k in without_counts(target) if IS_STN.search(k) or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
     unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))
-    wrong = sorted(f'{k} {tuple(own[k].shape)}' for k in own if k in target and own[k].shape != target[k].shape)
+    wrong = [
+        f'{k} {tuple(own[k].shape)}, here {tuple(target[k].shape)}'
+        for k in sorted(own) if k in target and own[k].shape != target[k].shape]
     if (not isinstance(net.backbone, (FeatureListNet, FeatureDictNet)) and (missing or unexpected)) or wrong:
         raise RuntimeError(
             f"The checkpoint does not fit this network's stn_ arguments. "

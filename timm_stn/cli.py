@@ -153,7 +153,7 @@ def _check_name(name: str, pretrained: bool) -> None:
     if not timm.is_model(arch):
         near = _nearest(arch, timm.list_models())
         raise Refused(f'argument --model: unknown model {name!r}{near}; see `timm-stn list`')
-    if pretrained and weights_of(name) is None:
+    if pretrained and weights_of(name) is None and arch not in zoo_names():  # those say how to train them
         raise Refused(f'argument --model: {name} has no trained weights; give --checkpoint FILE or --no-pretrained')
 
 

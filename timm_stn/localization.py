@@ -127,6 +127,7 @@ class ThetaRegression(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + 'lr_scale_nano')
         if saved is not None and not saved.is_meta:
+            _check_saved(prefix + 'lr_scale_nano', saved)
             ratio = int(saved) / round(self.lr_scale * 1e9)
             for name, own in self.named_parameters():
                 value = state_dict.get(prefix + name)
@@ -137,6 +138,11 @@ class ThetaRegression(nn.Module):
 
     def extra_repr(self) -> str:
         return f'in_features={self.in_features}, out_features={self.out_features}, lr_scale={self.lr_scale}'
+
+
+def _check_saved(key: str, saved: Tensor) -> None:
+    if saved.numel() != 1 or saved.is_floating_point() or not 1 <= int(saved) <= 10 ** 18:
+        raise ValueError(f'{key} must be one integer, billionths of lr_scale from 1e-9 to 1e9, got {saved}.')
 
 
 def _gain(weight: Tensor, gain: float) -> Tensor:

@@ -152,7 +152,7 @@ class SpatialTransformerNetwork(nn.Module):
     ) -> SpatialTransformer:
         """theta from the backbone's features (Finnveden 2020): ``shared:``, ``saliency:``, ``stn_target='input'``."""
         size = self._shared_size = self._size_of_glance(settings)
-        index = int(source) if str(source).lstrip('-').isdigit() else source
+        index = int(source) if re.fullmatch(r'-?\d+', str(source)) else source
         name, info = resolve_stage(backbone, index)
         if 'index' not in info and 'num_chs' not in info:
             raise ValueError(

@@ -48,6 +48,8 @@ class MnistNet(nn.Module):
             pool_input: The input is first average-pooled by this factor.
         """
         super().__init__()
+        if not isinstance(drop_rate, (int, float)) or not 0 <= drop_rate <= 1:
+            raise ValueError(f'drop_rate must be a number from 0 to 1, got {drop_rate!r}.')
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate

@@ -1,16 +1,20 @@
-"""Names with weights of their own, and where those are found: source checkout or wheel, then the Hub."""
+"""Names with weights of their own, and where those are found: source checkout or wheel, the Hub's cache, the Hub."""
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
-from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, register_model
+from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from .build import WEIGHTS, build_network, whole_network_cfg
+from .build import build_network, whole_network_cfg
+from .untrusted import config_location
+from .weights import WEIGHTS, MissingWeights
 
-__all__ = ['card_folder', 'zoo_names']
+__all__ = ['HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'zoo_names']
 
-NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any. To train it: {recipe}.'
+HUB_ORG = 'timm-stn'  # Hub organisation of these networks' repositories, where TIMM_STN_HUB_ORG names no other
+NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any; {error}. To train it: {recipe}.'
 
 
 class Own(NamedTuple):
@@ -59,24 +63,59 @@ def card_folder(name: str) -> Path:
     return inside if inside.is_dir() else here.parent / 'model_cards' / name
 
 
+def hub_id(name: str) -> str:
+    """The Hub repository of a network's card and weights."""
+    return f"{os.environ.get('TIMM_STN_HUB_ORG') or HUB_ORG}/{name}"
+
+
+def is_published(name: str) -> bool:
+    """Whether a network has weights, here or on the Hub: its card, with a config.json, is part of the package."""
+    return (card_folder(name) / 'config.json').is_file()
+
+
 def _cfg(name: str) -> PretrainedCfg:
     base, input_size, _, settings, _ = _ZOO[name]
     file = card_folder(name) / WEIGHTS
     own = dict(vars(whole_network_cfg(get_pretrained_cfg(base) or PretrainedCfg())))
-    own.update(settings, architecture=name, input_size=input_size, url=None, hf_hub_id=None, tag=None, pool_size=None,
-               file=str(file) if file.is_file() else None)
+    here = file.is_file()
+    own.update(
+        settings, architecture=name, input_size=input_size, url=None, tag=None, pool_size=None,
+        file=str(file) if here else None, hf_hub_id=hub_id(name) if is_published(name) and not here else None)
     return PretrainedCfg(**own)
+
+
+def _from_hub(name: str, cfg: Any, overlay: Any) -> PretrainedCfg | None:
+    """The cfg with the network's own Hub repository, where nothing else says where weights are; else None."""
+    if config_location(cfg) is not None:
+        return None
+    resolved, registered = resolve_pretrained_cfg(name, cfg, overlay), get_pretrained_cfg(name)
+    other = resolved.source or resolved.state_dict or resolved.file or resolved.url
+    if other or registered is None or resolved.hf_hub_id != registered.hf_hub_id:
+        return None
+    return replace(resolved, hf_hub_id=hub_id(name))
 
 
 def _register(name: str) -> None:
     base, _, settings, _, recipe = _ZOO[name]
 
-    def entry(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-        overlay = kwargs.get('pretrained_cfg_overlay') or {}
-        if pretrained and not pretrained_cfg and not overlay and not timm.is_model_pretrained(name):
-            raise RuntimeError(NO_WEIGHTS.format(name=name, folder=card_folder(name), recipe=recipe))
+    def entry(
+            pretrained: bool = False,
+            pretrained_cfg: Any = None,
+            pretrained_cfg_overlay: Any = None,
+            **kwargs: Any,
+    ) -> nn.Module:
+        own = _from_hub(name, pretrained_cfg, pretrained_cfg_overlay) if pretrained else None
+        if own is not None:
+            pretrained_cfg, pretrained_cfg_overlay = own, None
         kwargs.setdefault('pretrained_model_args', dict(settings))
-        return build_network(name, base, pretrained, pretrained_cfg, **{**settings, **kwargs})
+        kwargs.update(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
+        try:
+            return build_network(name, base, pretrained, **{**settings, **kwargs})
+        except MissingWeights as error:
+            if own is None:
+                raise
+            text = NO_WEIGHTS.format(name=name, folder=card_folder(name), error=error, recipe=recipe)
+            raise RuntimeError(text) from error
 
     entry.__name__ = entry.__qualname__ = name
     entry.__module__ = __name__

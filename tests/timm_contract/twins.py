@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import CodeType, FunctionType
 
@@ -66,6 +66,8 @@ def use_twins(patch, module, arguments):
         for place in [*theirs, module]:
             if place.__dict__.get(name) is original:
                 patch.setattr(place, name, twinned(original))
+    if hasattr(module, 'save_for_hf'):  # twins read only safetensors from folders: docs/loading.md
+        patch.setattr(module, 'save_for_hf', partial(timm.models.save_for_hf, safe_serialization=True))
     patch.setattr(module, 'isinstance', isinstance_of_base, raising=False)
     patch.setattr(timm_stn.model, '__getattr__', filter_of_base, raising=False)
 

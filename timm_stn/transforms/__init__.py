@@ -62,6 +62,8 @@ def get_transform(transform: str | Transform, **settings: Any) -> Transform:
         if settings:
             raise ValueError(f'{transform!r} takes no settings any more, got {sorted(settings)}')
         return transform
+    if not isinstance(transform, str):
+        raise ValueError(f'transform must be a name, as in affine+tps, got {transform!r}')
     parts = transform.split('+')
     if settings and len(parts) > 1:
         raise ValueError(f'settings go into the parts of {transform!r} (as in tps:5x5), got {sorted(settings)}')

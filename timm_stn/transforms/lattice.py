@@ -8,6 +8,8 @@ from .base import Transform
 
 __all__ = ['LatticeTransform']
 
+MOST = 32  # points a side
+
 
 class LatticeTransform(Transform):
     """Parameters: (x, y) of every control point, row-major.
@@ -15,12 +17,15 @@ class LatticeTransform(Transform):
     The control points are a regular lattice of rows x columns that spans [-1, 1], corners included: 4 x 4 by default.
 
     Raises:
-        ValueError: Fewer than 2 rows or 2 columns, which would leave the control points on a line.
+        ValueError: Fewer than 2 rows or 2 columns, which would leave the control points on a line, or more than 32, for
+            which a spline's linear system is too large.
     """
 
     def __init__(self, lattice: Sequence[int] = (4, 4)) -> None:
         if len(lattice) != 2 or min(lattice) < 2:
             raise ValueError(f'{self.name!r} takes a lattice of at least 2 x 2 control points, got {tuple(lattice)}')
+        if max(lattice) > MOST:
+            raise ValueError(f'{self.name!r} takes a lattice of at most {MOST} x {MOST} points, got {tuple(lattice)}')
         self.rows, self.columns = lattice
         self.num_params = 2 * self.rows * self.columns
         if (self.rows, self.columns) != (4, 4):

@@ -1,0 +1,346 @@
+"""Where weights come from: checkout or wheel, the Hub's cache, the Hub; names, revisions, organisations, offline."""
+import json
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors.torch import load_file, save_file
+
+import timm_stn
+from timm_stn import zoo
+from timm_stn.weights import WEIGHTS
+
+NAME, NONE = 'stn_mnist_cnn_tc', 'stn_resnet50_cub'
+TINY = dict(channels=(1, 2), stn_localization='linear', stn_localization_size=4)
+
+
+def save_for_hf(model, path, **kwargs):
+    if not hasattr(timm.models, 'get_model_args'):  # timm 1.0.29 does not save them by itself
+        kwargs.update(model_args={**model._model_args, 'num_classes': model.num_classes, 'in_chans': model.in_chans})
+    timm.models.save_for_hf(model, path, safe_serialization=True, **kwargs)
+
+
+def fill_cache(cache, repo, model, commit='a' * 40, ref='main', **kwargs):
+    """A repository in a cache folder, as huggingface_hub lays it out."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = folder / 'snapshots' / commit
+    save_for_hf(model, snapshot, **kwargs)
+    (folder / 'refs').mkdir(exist_ok=True)
+    (folder / 'refs' / ref).write_text(commit)
+    return snapshot
+
+
+def trained(name='stn_mnist_cnn_rts', seed=1, **kwargs):
+    """A network whose parameters are all random, so that nothing of another start could pass for it."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, **kwargs).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1)
+    return model
+
+
+def same(a, b):
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+
+
+@pytest.fixture
+def unplugged(monkeypatch):
+    """Whatever would reach the network raises, below every library."""
+    def refuse(*args, **kwargs):
+        raise AssertionError(f'network: {args}')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    for name in ('connect', 'connect_ex', 'sendto'):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, 'create_connection', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', refuse)
+
+
+@pytest.fixture
+def offline(unplugged, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+
+
+@pytest.fixture
+def asked(unplugged, monkeypatch):
+    """A Hub that has nothing; gives what it was asked for. Set ``asked.error``, or ``asked.give`` for a file."""
+    class Asked(list):
+        error, give = RepositoryNotFoundError, None
+    calls = Asked()
+
+    def download(repo_id, filename, revision=None, cache_dir=None, **kwargs):
+        calls.append((repo_id, filename, revision, cache_dir))
+        if calls.give is not None:
+            return str(calls.give)
+        raise calls.error('the Hub says no', **no_response(calls.error))
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+    monkeypatch.setattr(huggingface_hub, 'file_exists', lambda repo, name, revision=None: name == 'pytorch_model.bin')
+    return calls
+
+
+def no_response(kind):
+    if issubclass(kind, huggingface_hub.errors.HfHubHTTPError):
+        return dict(response=SimpleNamespace(headers={}, status_code=404, request=None))
+    return {}
+
+
+# the order of looking: checkout or wheel, the cache, the Hub
+
+@pytest.mark.parametrize('name', zoo.zoo_names())
+def test_weights_in_the_checkout_come_first_and_nothing_else_is_asked(name, unplugged, tmp_path):
+    file = zoo.card_folder(name) / WEIGHTS
+    if not file.is_file():
+        pytest.skip('weights are on the Hub only')
+    fill_cache(tmp_path, zoo.hub_id(name), trained(name))
+    model = timm.create_model(name, pretrained=True, cache_dir=tmp_path)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in load_file(file).items())
+
+
+@pytest.fixture
+def without_weights(monkeypatch, tmp_path):
+    """As in a wheel whose cards have no weights: a network that is published, but not here."""
+    folder = tmp_path / 'cards' / NAME
+    folder.mkdir(parents=True)
+    (folder / 'config.json').write_bytes((zoo.card_folder(NAME) / 'config.json').read_bytes())
+    monkeypatch.setattr(zoo, 'card_folder', lambda name: tmp_path / 'cards' / name)
+    with pytest.warns(UserWarning, match='Overwriting'):
+        zoo._register(NAME)
+    yield
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match='Overwriting'):
+        zoo._register(NAME)
+
+
+def test_then_the_cache_without_asking_the_hub(without_weights, unplugged, tmp_path):
+    saved = trained(NAME)
+    fill_cache(tmp_path, zoo.hub_id(NAME), saved)
+    assert timm.is_model_pretrained(NAME) and timm.get_pretrained_cfg(NAME).hf_hub_id == zoo.hub_id(NAME)
+    assert same(timm.create_model(NAME, pretrained=True, cache_dir=tmp_path), saved)
+    assert same(timm.create_model(NAME, pretrained=True, cache_dir=str(tmp_path)), saved)
+
+
+def test_then_the_hub(without_weights, asked, tmp_path):
+    saved = trained(NAME)
+    save_for_hf(saved, tmp_path / 'hub')
+    asked.give = tmp_path / 'hub' / WEIGHTS
+    assert same(timm.create_model(NAME, pretrained=True, cache_dir=tmp_path), saved)
+    assert asked == [(zoo.hub_id(NAME), WEIGHTS, None, tmp_path)]
+
+
+def test_the_default_cache_is_the_hubs(without_weights, unplugged, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.file_download.constants, 'HF_HUB_CACHE', str(tmp_path))
+    saved = trained(NAME)
+    fill_cache(tmp_path, zoo.hub_id(NAME), saved)
+    assert same(timm.create_model(NAME, pretrained=True), saved)
+
+
+def test_the_organisation_is_in_one_place_and_in_the_environment(without_weights, asked, tmp_path, monkeypatch):
+    monkeypatch.setenv('TIMM_STN_HUB_ORG', 'somebody')
+    for name in (NAME, NONE):
+        with pytest.raises(RuntimeError, match=f'hf-hub:somebody/{name}'):
+            timm.create_model(name, pretrained=True, cache_dir=tmp_path)
+    monkeypatch.setenv('TIMM_STN_HUB_ORG', '')
+    monkeypatch.setattr(zoo, 'HUB_ORG', 'another')
+    with pytest.raises(RuntimeError, match=f'hf-hub:another/{NAME}'):
+        timm.create_model(NAME, pretrained=True, cache_dir=tmp_path)
+    assert [repo for repo, *_ in asked] == [f'somebody/{NAME}', f'somebody/{NONE}', f'another/{NAME}']
+
+
+# names without weights
+
+def test_a_name_that_was_never_published_is_not_listed_as_pretrained():
+    assert not zoo.is_published(NONE) and not timm.is_model_pretrained(NONE)
+    assert timm.get_pretrained_cfg(NONE).hf_hub_id is None
+    listed = set(timm.list_models('stn_*', pretrained=True)) & set(zoo.zoo_names())
+    assert listed == {n for n in zoo.zoo_names() if zoo.is_published(n)}
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=3), dict(features_only=True)])
+def test_where_the_hub_has_none_either_it_says_how_to_train_it(asked, tmp_path, kwargs):
+    with pytest.raises(RuntimeError, match=r'no trained weights yet.*train\.py --device-modules timm_stn') as error:
+        timm.create_model(NONE, pretrained=True, cache_dir=tmp_path, **kwargs)
+    assert str(zoo.card_folder(NONE)) in str(error.value) and 'no such repository' in str(error.value)
+    assert asked == [(f'{zoo.HUB_ORG}/{NONE}', WEIGHTS, None, tmp_path)]
+
+
+def test_as_timms_scripts_ask_for_it(asked, tmp_path):
+    cfg = timm.get_pretrained_cfg(NONE).to_dict()
+    with pytest.raises(RuntimeError, match='no trained weights yet'):
+        timm.create_model(NONE, pretrained=True, pretrained_cfg=cfg, cache_dir=tmp_path)
+
+
+def test_the_weights_of_a_user_come_before_the_hubs(unplugged, tmp_path):
+    saved = trained()
+    torch.save(saved.state_dict(), tmp_path / 'mine.pth')
+    for overlay in (dict(file=str(tmp_path / 'mine.pth')), dict(file=None, state_dict=saved.state_dict())):
+        model = timm.create_model('stn_mnist_cnn_rts', pretrained=True, pretrained_cfg_overlay=overlay)
+        assert same(model, saved)
+
+
+@pytest.mark.parametrize('kind,words', [
+    (RevisionNotFoundError, "no revision 'v2'"),
+    (RemoteEntryNotFoundError, 'has no model.safetensors, but pytorch_model.bin. Only safetensors.*save_for_hf'),
+    (RepositoryNotFoundError, 'no such repository'),
+    (GatedRepoError, 'access to the repository has not been granted'),
+    (LocalEntryNotFoundError, 'not in the cache'),
+    (OSError, 'cannot be downloaded: OSError: the Hub says no'),
+])
+def test_what_the_hub_refuses_is_said_with_the_repository(asked, tmp_path, kind, words):
+    asked.error = kind
+    overlay = dict(file=None, hf_hub_id='someone/theirs@v2')
+    with pytest.raises(RuntimeError, match=f'hf-hub:someone/theirs@v2.*{words}'):
+        timm.create_model(NAME, pretrained=True, cache_dir=tmp_path, pretrained_cfg_overlay=overlay)
+    assert asked == [('someone/theirs', WEIGHTS, 'v2', tmp_path)]
+
+
+@pytest.mark.parametrize('name', [NONE, NAME])
+def test_offline_without_a_cache_says_so(offline, without_weights, tmp_path, name):
+    with pytest.raises(RuntimeError, match=f'{name}/model.safetensors is not in the cache.*HF_HUB_OFFLINE is set'):
+        timm.create_model(name, pretrained=True, cache_dir=tmp_path)
+
+
+# hf-hub: and local-dir:
+
+@pytest.fixture(params=['hf-hub', 'local-dir'])
+def publish(request, tmp_path, offline):
+    """Saves a network and gives the name to load it by and the arguments to load it with; there is no network."""
+    def save(model, **kwargs):
+        if request.param == 'hf-hub':
+            fill_cache(tmp_path, 'someone/their-stn', model, **kwargs)
+            return 'hf-hub:someone/their-stn', dict(cache_dir=tmp_path)
+        save_for_hf(model, tmp_path / 'theirs', **kwargs)
+        return f"local-dir:{tmp_path / 'theirs'}", {}
+    return save
+
+
+ALL = dict(
+    stn_stages=[['input', {'transform': 'similarity'}], [1, {'transform': 'translation', 'padding_mode': 'zeros'}]],
+    stn_transform='attention', stn_glimpses=2, stn_towers='separate', stn_join='mean', stn_whole=True, stn_scale=0.5,
+    stn_bound=True, stn_size=32, stn_localization='fc', stn_localization_size=[8, 8], stn_iterations=2,
+    stn_mode='bicubic', stn_padding_mode='reflection', stn_antialias=True, stn_lr_scale=0.5, stn_penalty=0.25,
+    stn_freeze_steps=3)
+
+
+def test_a_config_restores_every_argument_and_the_logits_are_bit_equal(publish):
+    assert ALL.keys() | {'stn_target', 'stn_fill'} == timm_stn.arguments.DEFAULTS.keys()
+    for arguments in (ALL, dict(stn_stages=[2], stn_target='input'), dict(stn_padding_mode='fill', stn_fill=0.5)):
+        saved = trained('stn_test_resnet', num_classes=5, img_size=64 if 'stn_size' in arguments else None, **arguments)
+        name, extra = publish(saved)
+        model = timm.create_model(name, pretrained=True, **extra).eval()
+        assert model.arguments.json == saved.arguments.json and same(model, saved)
+        x = torch.rand(2, 3, 64, 64)
+        assert torch.equal(model(x), saved(x))
+
+
+def test_a_revision_is_taken_from_the_cache(offline, tmp_path):
+    old, new = (trained(seed=seed, **TINY) for seed in (1, 2))
+    fill_cache(tmp_path, 'someone/their-stn', old, commit='b' * 40, ref='v1')
+    fill_cache(tmp_path, 'someone/their-stn', new)
+    for suffix, saved in (('@v1', old), ('', new), ('@' + 'b' * 40, old), ('@main', new)):
+        model = timm.create_model('hf-hub:someone/their-stn' + suffix, pretrained=True, cache_dir=tmp_path)
+        assert same(model, saved), suffix
+    with pytest.raises(Exception, match='v3|cache'):
+        timm.create_model('hf-hub:someone/their-stn@v3', pretrained=True, cache_dir=tmp_path)
+
+
+def test_a_state_dict_of_a_user_comes_before_what_lies_beside_the_config(publish):
+    name, extra = publish(trained(**TINY))
+    mine = trained(seed=2, **TINY)
+    overlay = dict(state_dict=mine.state_dict())
+    assert same(timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **extra), mine)
+
+
+@pytest.mark.parametrize('change', [
+    dict(num_classes=3), dict(in_chans=3), dict(num_classes=0), dict(num_classes=3, in_chans=2)])
+def test_other_classes_and_channels(publish, change):
+    saved = trained(channels=(1, 2))
+    name, extra = publish(saved)
+    model = timm.create_model(name, pretrained=True, **extra, **change).eval()
+    out = model(torch.rand(2, change.get('in_chans', 1), 42, 42))
+    assert out.shape[0] == 2 and model.num_classes == change.get('num_classes', 10)
+    assert torch.equal(model.backbone.layer2.conv.weight, saved.backbone.layer2.conv.weight)
+    if 'in_chans' not in change:
+        assert torch.equal(model.stn.localization.regression.weight, saved.stn.localization.regression.weight)
+
+
+@pytest.mark.parametrize('name', ['stn_resnet18', 'stn_resnet18.a1_in1k'])
+def test_no_weights_are_downloaded_that_the_checkpoint_replaces(publish, name):
+    saved = trained(name, stn_localization='timm:mobilenetv3_small_100', stn_localization_size=32, num_classes=4)
+    where, extra = publish(saved)
+    assert timm.is_model_pretrained('resnet18') and timm.is_model_pretrained('mobilenetv3_small_100')
+    assert same(timm.create_model(where, pretrained=True, **extra), saved)
+    timm.create_model(where, pretrained=False, **extra)
+
+
+def test_generic_names_read_the_backbones_own_weights_from_the_hubs_cache(offline, tmp_path):
+    plain = trained('resnet10t')
+    fill_cache(tmp_path, timm.get_pretrained_cfg('resnet10t').hf_hub_id, plain)
+    for name in ('stn_resnet10t', 'stn_resnet10t.c3_in1k'):
+        model = timm.create_model(name, pretrained=True, cache_dir=tmp_path)
+        assert same(model.backbone, plain)
+        assert not model.stn.localization.regression.weight.any()
+    assert timm.create_model('stn_resnet10t', pretrained=True, cache_dir=tmp_path, num_classes=7).num_classes == 7
+
+
+def test_a_plain_checkpoint_under_a_hub_config(publish):
+    saved = trained('stn_test_resnet', num_classes=5)
+    plain = {k.removeprefix('backbone.'): v for k, v in saved.state_dict().items() if k.startswith('backbone.')}
+    name, extra = publish(saved)
+    folder = next(extra['cache_dir'].glob('*/snapshots/*')) if extra else Path(name.removeprefix('local-dir:'))
+    save_file(plain, folder / WEIGHTS)
+    model = timm.create_model(name, pretrained=True, **extra)
+    assert all(torch.equal(v, plain[k]) for k, v in model.backbone.state_dict().items())
+
+
+def test_a_hub_config_is_checked_and_named(offline, tmp_path):
+    snapshot = fill_cache(tmp_path, 'someone/their-stn', trained(**TINY))
+    config = json.loads((snapshot / 'config.json').read_text())
+    for place, key, value, words in (
+            ('pretrained_cfg', 'url', 'http://127.0.0.1/x.pth', 'pretrained_cfg.url must not be set'),
+            ('pretrained_cfg', 'file', '/etc/passwd', 'pretrained_cfg.file must not be set'),
+            ('pretrained_cfg', 'hf_hub_filename', 'x.bin', 'pretrained_cfg.hf_hub_filename must not be set'),
+            ('model_args', 'stn_glimpses', 10 ** 9, 'model_args: stn_glimpses must be at most 64'),
+            ('model_args', 'stn_nothing', 1, "model_args: unknown argument 'stn_nothing'")):
+        changed = {**config, place: {**config[place], key: value}}
+        (snapshot / 'config.json').write_text(json.dumps(changed))
+        with pytest.raises((ValueError, TypeError), match=f'hf-hub:someone/their-stn@main/config.json: {words}'):
+            timm.create_model('hf-hub:someone/their-stn@main', pretrained=True, cache_dir=tmp_path)
+    (snapshot / 'config.json').write_text(json.dumps(config))
+    rotten = {k: v * torch.nan if v.is_floating_point() else v for k, v in load_file(snapshot / WEIGHTS).items()}
+    save_file(rotten, snapshot / WEIGHTS)
+    with pytest.raises(RuntimeError, match=f'hf-hub:someone/their-stn/{WEIGHTS}: .* has numbers that are not finite'):
+        timm.create_model('hf-hub:someone/their-stn', pretrained=True, cache_dir=tmp_path)
+
+
+def test_a_hub_repository_of_pickles_is_refused(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    asked.error = RemoteEntryNotFoundError
+    snapshot = fill_cache(tmp_path, 'someone/their-stn', trained(**TINY))
+    torch.save(load_file(snapshot / WEIGHTS), snapshot / 'pytorch_model.bin')
+    (snapshot / WEIGHTS).unlink()
+    monkeypatch.setattr(torch, 'load', lambda *args, **kwargs: pytest.fail('unpickled'))
+    with pytest.raises(RuntimeError, match='hf-hub:someone/their-stn/.* but pytorch_model.bin. Only safetensors'):
+        timm.create_model('hf-hub:someone/their-stn', pretrained=True, cache_dir=tmp_path)
+
+
+def test_published_is_what_has_a_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, 'card_folder', lambda name: tmp_path / name)
+    assert not zoo.is_published(NAME)
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / 'config.json').write_text(json.dumps({}))
+    assert zoo.is_published(NAME)
