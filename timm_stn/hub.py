@@ -15,12 +15,12 @@ from huggingface_hub.errors import HfHubHTTPError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from .build import WEIGHTS
 from .card import Run, read_run, write_card
 from .hub_errors import PushError, explained, hint
 from .picture import picture_of
 from .version import __version__
 from .visualize import save_picture
+from .weights import WEIGHTS
 from .zoo import card_folder
 
 __all__ = ['PushError', 'Pushed', 'push_to_hub']
