@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 OLDEST_VENV ?= .venv-oldest
+DIST_VENV ?= .venv-dist
 OLDEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-all test-oldest timm-tests lint bench clean
+.PHONY: demo test test-all test-oldest timm-tests lint bench dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/timm-stn demo --output demo.png
@@ -33,6 +34,17 @@ lint: $(VENV)/.tested
 bench: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark.py --check
 
+# wheel and sdist, checked; then the wheel, installed in an environment of its own, runs the demo
+dist: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m pip install -q build twine
+	$(BIN)/python -m build -q
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python scripts/check_dist.py dist
+	rm -rf $(DIST_VENV) && $(PYTHON) -m venv $(DIST_VENV)
+	$(DIST_VENV)/bin/python -m pip install -q dist/*.whl
+	cd $(DIST_VENV) && bin/timm-stn demo --output demo.png
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON=python3.11"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,4 +62,4 @@ $(OLDEST_VENV)/.tested: pyproject.toml tests/oldest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+	rm -rf $(VENV) $(OLDEST_VENV) $(DIST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
