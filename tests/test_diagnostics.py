@@ -46,8 +46,9 @@ def test_look_at_stages_goes_back_through_what_ran_before(images):
     assert observe(model, images).stage == 'input' or next(iter(model.spatial_transformers())) == 3
 
 
-def test_look_at_a_stage_through_glimpses(images):
-    model = network(stn_stages=('input', 2), stn_glimpses=2, stn_scale=0.5, stn_transform='translation')
+@pytest.mark.parametrize('more', [{}, {'stn_localization': 'conv'}, {'stn_size': 64, 'stn_whole': True}])
+def test_look_at_a_stage_through_glimpses(images, more):
+    model = network(stn_stages=('input', 2), stn_glimpses=2, stn_scale=0.5, stn_transform='translation', **more)
     look = observe(model, images, 2)
     assert look.outlines.shape[:2] == look.theta.shape[:2] == look.seen.shape[:2] == (2, 2)
     width = look.outlines.amax(2) - look.outlines.amin(2)

@@ -94,7 +94,7 @@ NETWORKS = [
     ('stn_test_resnet', dict(stn_stages={'input': dict(transform='projective'), 2: dict(transform='translation')})),
     ('stn_test_vit', dict(stn_stages=('input', 0), stn_size=96, img_size=128)),
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_transform='translation', num_classes=5)),
-    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_towers='separate', stn_join='mean')),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_towers='separate', stn_join='concat')),
     ('stn_test_efficientnet', dict(stn_scale=0.5, stn_size=32, stn_whole=True)),
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_whole=True, stn_localization='shared:2')),
     ('stn_test_vit', dict(stn_whole=True, stn_towers='separate', stn_localization='shared:0')),
@@ -240,7 +240,7 @@ def test_joined_classifier_starts_as_the_mean_of_the_glimpses(tmp_path):
     plain = create('test_resnet')
     torch.save(plain.state_dict(), tmp_path / 'plain.pth')
     kwargs = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')))
-    for more in (dict(), dict(stn_towers='separate'), dict(stn_join='mean')):
+    for more in (dict(), dict(stn_towers='separate'), dict(stn_join='concat')):
         model = create(stn_glimpses=2, stn_scale=0.5, stn_transform='translation', **more, **kwargs)
         seen, theta = model.look(images())
         assert seen.shape == (2, 2, 3, SIZE, SIZE) and theta.shape == (2, 2, 2, 3)
@@ -271,7 +271,7 @@ def test_where_the_whole_image_tells_where_to_look_its_features_are_computed_onc
     small = nn.functional.interpolate(x, (32, 32), mode='bilinear', antialias=True)
     views = [small, *model.look(x)[0].unbind(1)]
     hidden = [model.backbone.forward_head(model.backbone.forward_features(v), pre_logits=True) for v in views]
-    torch.testing.assert_close(logits, model.classifier(torch.cat(hidden, 1)))
+    torch.testing.assert_close(logits, model.classifier(torch.stack(hidden).mean(0)))
 
 
 def test_look_and_unwarp_show_where():

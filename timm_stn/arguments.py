@@ -13,7 +13,7 @@ DEFAULTS: dict[str, Any] = dict(
     stn_transform='affine',
     stn_glimpses=1,
     stn_towers='shared',
-    stn_join='concat',
+    stn_join='mean',
     stn_whole=False,
     stn_scale=1.0,
     stn_bound='auto',
@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = dict(
 NETWORK = ('stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'target')  # of the network, not of one stage
 FROM_FEATURES = ('saliency:', 'shared:')  # localization networks on the backbone's own features
 CHOICES = dict(
-    stn_towers=('shared', 'separate'), stn_join=('concat', 'mean'), stn_whole=(False, True),
+    stn_towers=('shared', 'separate'), stn_join=('mean', 'concat'), stn_whole=(False, True),
     stn_target=('stage', 'input'),
 )
 # Upper limits, so that no value from a config.json makes a network that exhausts memory or time.

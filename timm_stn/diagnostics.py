@@ -76,6 +76,7 @@ def _observe_stage(model: Any, stn: Any, images: Tensor, stage: int | str) -> Lo
     finally:
         for handle in handles:
             handle.remove()
+    ran = ran[-len(stages):]  # not when the backbone was only asked where to look
     last = [t for t, _, _ in ran].index(stn)
     points = outline(stn, stn.last_theta)[:, 0]
     for earlier, _, _ in reversed(ran[:last]):
@@ -87,8 +88,8 @@ def _observe_stage(model: Any, stn: Any, images: Tensor, stage: int | str) -> Lo
 
 
 def _through_input(model: Any, points: Tensor) -> Tensor:
-    """Points (N, S, K, 2) in what the backbone saw to points in the images; the whole image comes first, as it is."""
-    first = model.streams - model.glimpses
+    """Points (N, S, K, 2) in what the backbone saw to points in the images; a whole image comes first, as it is."""
+    first = points.shape[1] - model.glimpses
     whole, seen = points[:, :first], points[:, first:]
     theta = model.stn.last_theta
     theta = theta[:, :seen.shape[1]].flatten(0, 1) if model.glimpses > 1 else theta

@@ -41,7 +41,7 @@ _ZOO = dict(
         input_size=(3, 448, 448),
         arguments=dict(
             stn_transform='translation', stn_glimpses=2, stn_scale=0.5, stn_size=224, stn_towers='separate',
-            stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01),
+            stn_join='concat', stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01),
         cfg=dict(num_classes=200, crop_pct=0.875),
         recipe="timm's `train.py --device-modules timm_stn --model stn_resnet50_cub --initial-checkpoint "
                'RESNET50.safetensors --data-dir CUB_200_2011 --input-size 3 448 448`, where a plain checkpoint of '
