@@ -26,7 +26,7 @@ from timm_stn.visualize import save_picture
 NAMES = dict(
     plain112='plain, 112 x 112', plain224='plain, 224 x 224', whole2='the whole image and 2 glimpses',
     whole4='the whole image and 4 glimpses', glimpses2='2 glimpses', glimpses4='4 glimpses',
-    one160='1 glimpse of 160 x 160, half the area', static2='the whole image and 2 glimpses, which stay where they are')
+    one176='1 glimpse of 176 x 176, scale 0.85', static2='the whole image and 2 glimpses, which stay where they are')
 CARD = '''---
 license: apache-2.0
 library_name: timm
@@ -51,9 +51,9 @@ model-index:
 ---
 # {name}
 
-tf_efficientnet_lite0, fine-tuned on 200 species of birds, behind spatial transformers (Jaderberg et al. 2015,
-arXiv:1506.02025): {what}, all through one backbone, features side by side. Where to look comes from the backbone's own
-features of the image at {glance} x {glance} (`stn_localization='{localization}'`).
+tf_efficientnet_lite0, fine-tuned on 200 species of birds, behind a spatial transformer (Jaderberg et al. 2015,
+arXiv:1506.02025): {what}. Where to look comes from the backbone's own features of the whole image, shrunk to
+{glance} x {glance}: first where they respond most, then moved by what is learned (`stn_localization='{localization}'`).
 
 ![Held-out birds: the image with the outlines of the glimpses, what was seen, the answer](look.png)
 
@@ -61,7 +61,8 @@ features of the image at {glance} x {glance} (`stn_localization='{localization}'
 
 ```python
 import timm, timm_stn
-model = timm.create_model('hf-hub:timm-stn/{name}', pretrained=True).eval()
+model = timm.create_model('{name}', pretrained=True).eval()
+seen, theta = model.look(images)  # what it sees of normalised images (N, 3, 224, 224), and the map that made it
 ```
 
 ## Data

@@ -22,7 +22,7 @@ def row(folder: Path) -> str:
     count = sum(t.numel() for t in load_file(weights).values() if t.is_floating_point())
     size = ' x '.join(map(str, config['pretrained_cfg']['input_size']))
     megabytes = weights.stat().st_size / 1e6
-    where = 'in the package' if weights.stat().st_size <= IN_WHEEL else 'on the Hub'
+    where = 'in the package' if weights.stat().st_size <= IN_WHEEL else 'in this repository'
     return (f'| [`{folder.name}`](model_cards/{folder.name}/README.md) | {result.dataset_name} | '
             f'{100 * result.metric_value:.2f} % | {size} | {count / 1e6:.2f} M | {megabytes:.1f} MB, {where} |')
 

@@ -39,8 +39,8 @@ run() {  # NAME MODEL SIDE [stn_argument=value...]
 
 plain=tf_efficientnet_lite0
 glimpses="stn_size=112 stn_transform=translation stn_scale=0.5 stn_join=mean stn_lr_scale=10.0 stn_localization=saliency:3"
-one="stn_size=160 stn_transform=translation stn_scale=0.72 stn_lr_scale=10.0 stn_localization=saliency:3"
-(($#)) || set -- plain112 plain224 whole2 whole4 glimpses2 glimpses4 one160
+one="stn_size=176 stn_transform=translation stn_scale=0.85 stn_lr_scale=10.0 stn_localization=saliency:3"
+(($#)) || set -- plain112 plain224 whole2 whole4 glimpses2 glimpses4 one176
 for name; do
     # shellcheck disable=SC2086  # several arguments each
     case $name in
@@ -50,7 +50,7 @@ for name; do
         whole4) run "$name" stn_$plain 224 $glimpses stn_glimpses=4 stn_whole=True ;;
         glimpses2) run "$name" stn_$plain 224 $glimpses stn_glimpses=2 ;;
         glimpses4) run "$name" stn_$plain 224 $glimpses stn_glimpses=4 ;;
-        one160) run "$name" stn_$plain 224 $one stn_localization_size=96 ;;
+        one176) run "$name" stn_$plain 224 $one stn_localization_size=96 ;;
         *) echo "unknown run $name; see the end of ${BASH_SOURCE[0]}" >&2; exit 2 ;;
     esac
 done

@@ -120,3 +120,21 @@ def test_a_glance_of_its_own_size(tmp_path):
         timm.create_model('stn_test_resnet', stn_whole=True, **arguments)
     with pytest.raises(ValueError, match='stn_localization_size must be 2 positive integers, or one, got -3'):
         timm.create_model('stn_test_resnet', **{**arguments, 'stn_localization_size': -3})
+
+
+@pytest.mark.parametrize('more', [{}, {'stn_whole': True}])
+def test_to_ask_where_to_look_leaves_the_batch_norms_alone(more):
+    torch.manual_seed(0)
+    model = timm.create_model('stn_test_resnet', stn_localization='saliency:2', **more, **GLIMPSES).train()
+    images = torch.randn(4, 3, 128, 128)
+    seen = model.look(images)[0]
+    if more:
+        small = nn.functional.interpolate(images, (64, 64), mode='bilinear', antialias=True)
+        seen = torch.cat([small[:, None], seen], 1)
+    plain = timm.create_model('test_resnet', num_classes=3).train()
+    plain.load_state_dict({**model.backbone.state_dict(), 'fc.weight': plain.fc.weight, 'fc.bias': plain.fc.bias})
+    model(images)
+    plain(seen.flatten(0, 1))  # all that is to be classified, in one batch
+    for (name, own), theirs in zip(model.backbone.named_buffers(), plain.buffers()):
+        torch.testing.assert_close(own, theirs, msg=name)
+    assert all(m.training for m in model.modules())

@@ -1,7 +1,7 @@
 """A timm model with spatial transformers in it: looks first, then asks the backbone."""
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from operator import itemgetter
 from typing import Any, cast
@@ -368,10 +368,11 @@ class SpatialTransformerNetwork(nn.Module):
             raise ValueError(f'thetas must have thetas of transformers {list(found)}, got those of {list(thetas)}.')
         return torch.stack([found[name].placement_penalty(theta).mean() for name, theta in thetas.items()]).sum()
 
-    def _localize(self, x: Tensor) -> Tensor:
+    def _localize(self, x: Tensor) -> Any:
         """Parameters of the input's transform from the backbone's own features."""
-        features = self.backbone.forward_intermediates(
-            shrink(x, self._shared_size), indices=[self._source], intermediates_only=True, stop_early=True)
+        with nullcontext() if self.arguments.to_input else _as_in_evaluation(self.backbone):
+            features = self.backbone.forward_intermediates(
+                shrink(x, self._shared_size), indices=[self._source], intermediates_only=True, stop_early=True)
         return cast(SpatialTransformer, self.stn).localization(features[0])
 
     def _see(self, x: Tensor) -> Tensor:
@@ -391,14 +392,17 @@ class SpatialTransformerNetwork(nn.Module):
         return seen.unsqueeze(1) if self.glimpses == 1 else seen
 
     def _glance(self, x: Tensor, **kwargs: Any) -> Any:
-        """Features of all streams, where those of the whole image also tell where to look: they are computed once."""
+        """Features of all streams, where those of the whole image also tell where to look: they are computed once.
+
+        In evaluation only: in training all streams must be in one batch, of which batch norms take the statistics.
+        """
         stn, finals = cast(SpatialTransformer, self.stn), []
 
         def localize(image: Tensor) -> Tensor:
             final, maps = self.backbone.forward_intermediates(
                 shrink(image, self._shared_size), indices=[self._source], **kwargs)
             finals.append(final)
-            return stn.localization(maps[0])
+            return stn.localization(maps[0].detach())
 
         seen, theta = stn.look(x, localize)
         stn.remember(theta)
@@ -428,7 +432,7 @@ class SpatialTransformerNetwork(nn.Module):
     # timm's interface
 
     def forward(self, x: Tensor, **kwargs: Any) -> Any:
-        if self._glances:
+        if self._glances and not self.backbone.training:
             return self.forward_head(self._glance(x, **kwargs))
         x = self._see(x)
         if self.streams == 1:
@@ -454,7 +458,7 @@ class SpatialTransformerNetwork(nn.Module):
 
     def forward_features(self, x: Tensor, **kwargs: Any) -> Any:
         """Unpooled features of the backbone; (N, S, ...) with streams."""
-        if self._glances:
+        if self._glances and not self.backbone.training:
             return self._glance(x, **kwargs)
         return self._each(lambda backbone, image: backbone.forward_features(image, **kwargs), self._see(x))
 
@@ -575,6 +579,24 @@ class SpatialTransformerNetwork(nn.Module):
         for module in modules:
             if module is not self and hasattr(module, 'init_non_persistent_buffers'):
                 module.init_non_persistent_buffers()
+
+
+@contextmanager
+def _as_in_evaluation(module: nn.Module) -> Iterator[None]:
+    """Without gradients, and with batch norms that use, and leave as they are, the statistics that they have.
+
+    To ask a backbone where to look must not change it: a glance at the whole image, of another size and scale than what
+    it is trained on, would mix its statistics with theirs, which evaluation then uses.
+    """
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m in training:
+            m.training = True
 
 
 def _two(size: Any) -> Any:
