@@ -55,7 +55,7 @@ tf_efficientnet_lite0, fine-tuned on 200 species of birds, behind a spatial tran
 arXiv:1506.02025): {what}. Where to look comes from the backbone's own features of the whole image, shrunk to
 {glance} x {glance}: first where they respond most, then moved by what is learned (`stn_localization='{localization}'`).
 
-![Held-out birds: the image with the outlines of the glimpses, what was seen, the answer](look.png)
+![Held-out birds: the image with the outlines of the glimpses, what was seen, the answer](look.jpg)
 
 *Birds of the test set, one a class: the image with the glimpses' outlines, what the network saw, what it answered.*
 
@@ -156,7 +156,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output) as beside:
         save_for_hf(model, beside, safe_serialization=True)
-        save_picture(picture_of(model.eval(), pictures, args.name), Path(beside) / 'look.png')
+        save_picture(picture_of(model.eval(), pictures, args.name), Path(beside) / 'look.jpg')
         (Path(beside) / 'README.md').write_text(CARD.format(
             name=args.name, accuracy=summary(args.runs / args.best)['eval_top1'] / 100, what=NAMES[args.best],
             glance=glance(model), localization=model.arguments.localization, note=args.note,

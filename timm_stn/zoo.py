@@ -36,6 +36,15 @@ def _mnist(kind: str, side: int, **arguments: Any) -> Own:
 _ZOO = dict(
     stn_mnist_cnn_rts=_mnist('RTS', 42, stn_size=24, stn_iterations=2, channels=(64, 128)),
     stn_mnist_cnn_tc=_mnist('TC', 60, stn_size=28),
+    stn_tf_efficientnet_lite0_cub2010=Own(
+        base='tf_efficientnet_lite0',
+        input_size=(3, 224, 224),
+        arguments=dict(
+            stn_transform='translation', stn_scale=0.85, stn_size=176, stn_localization='saliency:3',
+            stn_localization_size=96, stn_lr_scale=10.0),
+        cfg=dict(num_classes=200, crop_pct=0.875, license='apache-2.0'),
+        recipe='`scripts/train_birds.sh DATA WEIGHTS OUTPUT one176`',
+    ),
     stn_resnet50_cub=Own(  # the paper's birds network, section 4.3
         base='resnet50',
         input_size=(3, 448, 448),
