@@ -1,7 +1,7 @@
 """A timm model with spatial transformers in it: looks first, then asks the backbone."""
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import itemgetter
 from typing import Any, cast
@@ -370,9 +370,10 @@ class SpatialTransformerNetwork(nn.Module):
 
     def _localize(self, x: Tensor) -> Any:
         """Parameters of the input's transform from the backbone's own features."""
-        with nullcontext() if self.arguments.to_input else _as_in_evaluation(self.backbone):
-            features = self.backbone.forward_intermediates(
-                shrink(x, self._shared_size), indices=[self._source], intermediates_only=True, stop_early=True)
+        ask = partial(
+            self.backbone.forward_intermediates, shrink(x, self._shared_size), indices=[self._source],
+            intermediates_only=True, stop_early=True)
+        features = ask() if self.arguments.to_input else _as_in_evaluation(self.backbone, ask)
         return cast(SpatialTransformer, self.stn).localization(features[0])
 
     def _see(self, x: Tensor) -> Tensor:
@@ -581,8 +582,7 @@ class SpatialTransformerNetwork(nn.Module):
                 module.init_non_persistent_buffers()
 
 
-@contextmanager
-def _as_in_evaluation(module: nn.Module) -> Iterator[None]:
+def _as_in_evaluation(module: nn.Module, ask: Callable[[], Any]) -> Any:
     """Without gradients, and with batch norms that use, and leave as they are, the statistics that they have.
 
     To ask a backbone where to look must not change it: a glance at the whole image, of another size and scale than what
@@ -591,9 +591,9 @@ def _as_in_evaluation(module: nn.Module) -> Iterator[None]:
     training = [m for m in module.modules() if m.training]
     for m in training:
         m.training = False
-    try:
+    try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
         with torch.no_grad():
-            yield
+            return ask()
     finally:
         for m in training:
             m.training = True
