@@ -5,6 +5,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_model import save_for_hf
 from torch import nn
 
 import timm_stn  # noqa: F401
@@ -90,7 +91,7 @@ def test_every_family_starts_there_and_learns(transform):
 
 def test_a_saved_network_looks_at_the_same_places(tmp_path):
     model = timm.create_model('stn_test_resnet', stn_localization='saliency:2', **GLIMPSES).eval()
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     images = torch.randn(2, 3, 128, 128)
     assert torch.equal(model(images), again(images)) and torch.equal(model.look(images)[1], again.look(images)[1])
@@ -111,7 +112,7 @@ def test_a_glance_of_its_own_size(tmp_path):
     images = torch.randn(2, 3, 128, 128)
     logits = model(images)
     assert sizes == [(32, 32), (64, 64)]
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    save_for_hf(model, tmp_path, safe_serialization=True)
     assert torch.equal(logits, timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(images))
     sizes.clear()
     model(torch.randn(2, 3, 96, 96))

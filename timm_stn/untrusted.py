@@ -117,6 +117,8 @@ def check_config(
         TypeError: A key is not accepted.
     """
     where = f'{config_location(cfg)}/config.json'
+    if not isinstance(model_args, Mapping | None):  # older timm passes on what a config says
+        raise TypeError(f'{where}: arguments: pretrained_model_args is no argument of a network.')
     for name, args in (('model_args', model_args or {}), ('arguments', kwargs)):
         for key in args:
             if key in RUNTIME and (name == 'model_args' or key not in TYPED):
