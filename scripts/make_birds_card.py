@@ -9,14 +9,13 @@ value that is sampled or shrunk adds eight.
 """
 import argparse
 import csv
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import clean_state_dict, save_for_hf
+from card_files import HEAD, write_folder
+from timm.models import clean_state_dict
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_stn.card import read_run
@@ -26,18 +25,8 @@ from timm_stn.visualize import save_picture
 NAMES = dict(
     plain112='plain, 112 x 112', plain224='plain, 224 x 224', whole2='the whole image and 2 glimpses',
     whole4='the whole image and 4 glimpses', glimpses2='2 glimpses', glimpses4='4 glimpses',
-    one176='1 glimpse of 176 x 176, scale 0.85', static2='the whole image and 2 glimpses, which stay where they are')
-CARD = '''---
-license: apache-2.0
-library_name: timm
-pipeline_tag: image-classification
-base_model: timm/tf_efficientnet_lite0.in1k
-tags:
-- image-classification
-- timm
-- timm-stn
-- spatial-transformer
-model-index:
+    one176='1 glimpse of 176 x 176, scale 0.85')
+CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:') + '''model-index:
 - name: {name}
   results:
   - task:
@@ -152,19 +141,16 @@ def main() -> None:
     classes = sorted(p for p in (args.data / 'test').iterdir() if p.is_dir())
     model.pretrained_cfg['label_names'] = [p.name.partition('.')[2].replace('_', ' ') for p in classes]
     pictures = [sorted(p.iterdir())[0] for p in classes[::33][:6]]
-    folder = Path(args.output) / args.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.output) as beside:
-        save_for_hf(model, beside, safe_serialization=True)
-        save_picture(picture_of(model.eval(), pictures, args.name), Path(beside) / 'look.jpg')
-        (Path(beside) / 'README.md').write_text(CARD.format(
+
+    def add(folder: Path) -> None:
+        save_picture(picture_of(model.eval(), pictures, args.name), folder / 'look.jpg')
+        (folder / 'README.md').write_text(CARD.format(
             name=args.name, accuracy=summary(args.runs / args.best)['eval_top1'] / 100, what=NAMES[args.best],
             glance=glance(model), localization=model.arguments.localization, note=args.note,
             rows='\n'.join(row(run, args.best, plain) for run in runs), hardware=args.hardware,
             torch=torch.__version__, timm=timm.__version__))
-        for file in Path(beside).iterdir():
-            os.replace(file, folder / file.name)
-    print(f'{folder}: {", ".join(sorted(p.name for p in folder.iterdir()))}')
+
+    write_folder(args.output, args.name, model, add)
 
 
 if __name__ == '__main__':

@@ -8,15 +8,13 @@ The weights are those of the first run named, whatever its error; the card has t
 """
 import argparse
 import json
-import os
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import timm
+from card_files import HEAD, write_folder
 from safetensors.torch import load_file
-from timm.models import save_for_hf
 
 import timm_stn  # noqa: F401
 
@@ -25,16 +23,7 @@ SETS = dict(
     TC='at a random place of a 60 x 60 canvas with six 6 x 6 patches of other digits as clutter (paper, section 4.1)',
 )
 PAPER = dict(RTS='0.5 (ST-CNN affine), 0.8 (CNN)', TC='1.7 (ST-CNN), 3.5 (CNN)')
-CARD = '''---
-license: apache-2.0
-library_name: timm
-pipeline_tag: image-classification
-tags:
-- image-classification
-- timm
-- timm-stn
-- spatial-transformer
-datasets:
+CARD = HEAD + '''datasets:
 - mnist
 model-index:
 - name: {name}
@@ -137,14 +126,8 @@ def main() -> None:
     args = parser.parse_args()
     model = timm.create_model(args.name)
     model.load_state_dict(load_file(Path(args.runs[0]) / 'model.safetensors'))
-    folder = Path(args.output) / args.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.output) as beside:
-        save_for_hf(model, beside, safe_serialization=True)
-        (Path(beside) / 'README.md').write_text(card(args, model.stn.size[0]))
-        for file in Path(beside).iterdir():
-            os.replace(file, folder / file.name)
-    print(f'{folder}: {", ".join(sorted(p.name for p in folder.iterdir()))}')
+    text = card(args, model.stn.size[0])
+    write_folder(args.output, args.name, model, lambda folder: (folder / 'README.md').write_text(text))
 
 
 if __name__ == '__main__':

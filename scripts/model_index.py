@@ -6,12 +6,12 @@ import os
 import sys
 from pathlib import Path
 
+from check_dist import SMALL
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = '<!-- from model_cards/, by scripts/model_index.py -->', '<!-- end -->'
-IN_WHEEL = 3_000_000  # bytes of weights that the package itself holds
 
 
 def row(folder: Path) -> str:
@@ -22,7 +22,7 @@ def row(folder: Path) -> str:
     count = sum(t.numel() for t in load_file(weights).values() if t.is_floating_point())
     size = ' x '.join(map(str, config['pretrained_cfg']['input_size']))
     megabytes = weights.stat().st_size / 1e6
-    where = 'in the package' if weights.stat().st_size <= IN_WHEEL else 'in this repository'
+    where = 'in the package' if weights.stat().st_size <= SMALL else 'in this repository'
     return (f'| [`{folder.name}`](model_cards/{folder.name}/README.md) | {result.dataset_name} | '
             f'{100 * result.metric_value:.2f} % | {size} | {count / 1e6:.2f} M | {megabytes:.1f} MB, {where} |')
 

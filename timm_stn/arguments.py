@@ -1,10 +1,12 @@
 """The flat, JSON-able ``stn_`` arguments: their defaults, their checks, and what each stage makes of them."""
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
+
+from .localization import are_sides
 
 __all__ = ['DEFAULTS', 'StnArguments', 'split_arguments']
 
@@ -82,7 +84,7 @@ class StnArguments:
         if not isinstance(glimpses, int) or isinstance(glimpses, bool) or glimpses < 1:
             raise ValueError(f'stn_glimpses must be a positive integer, got {glimpses!r}.')
         size = self.values['stn_size']
-        if size is not None and not _are_sides(size):
+        if size is not None and not are_sides((size, size) if isinstance(size, int) else size, 2):
             raise ValueError(f'stn_size must be a positive integer, or two of them (height, width), got {size!r}.')
         if 'input' not in self.stages and not self.to_input:
             for key in ('stn_glimpses', 'stn_size', 'stn_towers', 'stn_join', 'stn_whole'):
@@ -179,12 +181,6 @@ def _stage(stage: Any) -> int | str:
         raise ValueError(f"stn_stages takes 'input', feature indices or module names, got {stage!r}.")
     _check_most('stn_stages: the name of a stage', stage, '')
     return int(stage) if isinstance(stage, str) and re.fullmatch(r'-?\d+', stage) else stage
-
-
-def _are_sides(size: Any) -> bool:
-    sides = (size, size) if isinstance(size, int) else size
-    return isinstance(sides, Sequence) and len(sides) == 2 and all(
-        isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sides)
 
 
 def _check_most(name: str, value: Any, key: str) -> None:
