@@ -386,6 +386,18 @@ def test_token_layouts_follow_the_input_size():
     assert model.spatial_transformers()[0].layout.size == (2, 8)
 
 
+def test_tokens_of_images_with_another_aspect_ratio_are_refused():
+    model = create('stn_test_vit', stn_stages=(0,), img_size=64, dynamic_img_size=True)
+    assert model(images(size=128)).shape == (2, 1000)
+    with pytest.raises(ValueError, match=r'made for images of 64 x 64, got 128 x 32; call set_input_size\(\(128, 32\)'):
+        model(images(size=128)[..., :32])
+    model.set_input_size((128, 32))
+    assert model(images(size=128)[..., :32]).shape == (2, 1000)
+    assert model.spatial_transformers()[0].layout.size == (8, 2)
+    only_input = create('stn_test_vit', img_size=64, dynamic_img_size=True)
+    assert only_input(images(size=128)[..., :32]).shape == (2, 1000)
+
+
 def test_traces():
     model = move_theta(create())
     traced = torch.jit.trace(model, images(), check_trace=False)

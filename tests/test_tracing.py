@@ -87,6 +87,7 @@ def test_scripted_feature_getter():
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5), 'several streams'),
     ('stn_test_resnet', dict(stn_localization='shared:2'), "backbone's own features"),
     ('stn_test_vit', dict(stn_stages=(1,)), r'hooks \(at blocks.1\)'),
+    ('stn_pit_ti_224', dict(stn_stages=(1,)), 'a stage that yields several things'),
 ])
 def test_what_cannot_be_scripted_says_so(name, kwargs, what):
     with pytest.raises(ValueError, match=f'torch.jit.script cannot compile .*{what}.*use torch.jit.trace'):

@@ -88,6 +88,7 @@ class SpatialTransformerNetwork(nn.Module):
         if towers:
             self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
         self._stage_names = self._attach_stages()
+        self._has_tokens = any(m.layout.fmt == 'NLC' for m in self.modules() if isinstance(m, StageTransformer))
         for stage, transformer in self.spatial_transformers().items():
             self.arguments.resolve(stage, bound=transformer.bound, **self._side_of_localization(transformer))
         if self._joined:
@@ -378,6 +379,7 @@ class SpatialTransformerNetwork(nn.Module):
 
     def _see(self, x: Tensor) -> Tensor:
         """What the backbone sees: an image, or (N, S, C, H, W) with S > 1 streams, the whole image first."""
+        self._check_aspect(x)
         if self.stn is None:
             return x
         if self._source is None:
@@ -389,6 +391,20 @@ class SpatialTransformerNetwork(nn.Module):
             return seen
         return torch.cat([shrink(x, self._backbone_size[1:]).unsqueeze(1), self._glimpses_of(seen)], 1)
 
+    def _check_aspect(self, x: Any) -> None:
+        """Tokens do not tell the aspect ratio of their map, which transformers at stages take from that of the input.
+
+        Raises:
+            ValueError: The images have another one than the network was made for.
+        """
+        if self._has_tokens and self.arguments.size is None and isinstance(x, Tensor) and x.ndim == 4:
+            (height, width), (usual_height, usual_width) = x.shape[2:], self._input_size[1:]
+            ratio = height * usual_width / (width * usual_height)
+            if not 0.9 < ratio < 1.1:
+                raise ValueError(
+                    f'transformers at stages of tokens were made for images of {usual_height} x {usual_width}, got '
+                    f'{height} x {width}; call set_input_size(({height}, {width})), or give that as img_size.')
+
     def _glimpses_of(self, seen: Tensor) -> Tensor:
         return seen.unsqueeze(1) if self.glimpses == 1 else seen
 
@@ -397,6 +413,7 @@ class SpatialTransformerNetwork(nn.Module):
 
         In evaluation only: in training all streams must be in one batch, of which batch norms take the statistics.
         """
+        self._check_aspect(x)
         stn, finals = cast(SpatialTransformer, self.stn), []
 
         def localize(image: Tensor) -> Tensor:
@@ -450,6 +467,8 @@ class SpatialTransformerNetwork(nn.Module):
         found = {
             'several streams': self.streams > 1,
             "theta from the backbone's own features": self._source is not None,
+            'a transformer at a stage that yields several things': any(
+                m.layout.item is not None for m in backbone.modules() if isinstance(m, StageTransformer)),
             f"transformers in forward hooks (at {', '.join(hooked(backbone))})": bool(hooked(backbone)),
         }
         for what, is_here in found.items():
