@@ -9,6 +9,7 @@ value that is sampled or shrunk adds eight.
 """
 import argparse
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from timm_stn.picture import picture_of
 from timm_stn.visualize import save_picture
 
 NAMES = dict(
-    plain112='plain, 112 x 112', plain224='plain, 224 x 224', whole2='the whole image and 2 glimpses',
-    whole4='the whole image and 4 glimpses', glimpses2='2 glimpses', glimpses4='4 glimpses',
+    plain112='plain, 112 x 112', plain176='plain, 176 x 176', plain224='plain, 224 x 224',
+    whole2='the whole image and 2 glimpses', whole4='the whole image and 4 glimpses',
+    glimpses2='2 glimpses', glimpses4='4 glimpses',
     one176='1 glimpse of 176 x 176, scale 0.85')
 CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:') + '''model-index:
 - name: {name}
@@ -87,8 +89,10 @@ def summary(run: Path) -> dict[str, float] | None:
     """The last line of a finished run's summary.csv."""
     if not (run / 'summary.csv').is_file() or not (run / 'last.pth.tar').is_file():
         return None
+    epochs = int(re.search(r'^epochs: (\d+)$', (run / 'args.yaml').read_text(), re.MULTILINE)[1])
     rows = list(csv.DictReader((run / 'summary.csv').open(newline='')))
-    return {k: float(v) for k, v in rows[-1].items() if v} if rows else None
+    last = {k: float(v) for k, v in rows[-1].items() if v} if rows else {}
+    return last if last.get('epoch') == epochs - 1 else None
 
 
 def multiply_adds(model: Any, size: tuple[int, int, int]) -> float:

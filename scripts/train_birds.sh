@@ -39,18 +39,20 @@ run() {  # NAME MODEL SIDE [stn_argument=value...]
 
 plain=tf_efficientnet_lite0
 glimpses="stn_size=112 stn_transform=translation stn_scale=0.5 stn_join=mean stn_lr_scale=10.0 stn_localization=saliency:3"
-one="stn_size=176 stn_transform=translation stn_scale=0.85 stn_lr_scale=10.0 stn_localization=saliency:3"
-(($#)) || set -- plain112 plain224 whole2 whole4 glimpses2 glimpses4 one176
+one="stn_transform=translation stn_lr_scale=10.0 stn_localization=saliency:3"
+(($#)) || set -- plain112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192
 for name; do
     # shellcheck disable=SC2086  # several arguments each
     case $name in
         plain112) run "$name" $plain 112 ;;
+        plain176) run "$name" $plain 176 ;;
         plain224) run "$name" $plain 224 ;;
         whole2) run "$name" stn_$plain 224 $glimpses stn_glimpses=2 stn_whole=True ;;
         whole4) run "$name" stn_$plain 224 $glimpses stn_glimpses=4 stn_whole=True ;;
         glimpses2) run "$name" stn_$plain 224 $glimpses stn_glimpses=2 ;;
         glimpses4) run "$name" stn_$plain 224 $glimpses stn_glimpses=4 ;;
-        one176) run "$name" stn_$plain 224 $one stn_localization_size=96 ;;
+        one176) run "$name" stn_$plain 224 $one stn_size=176 stn_scale=0.85 stn_localization_size=96 ;;
+        zoom192) run "$name" stn_$plain 224 $one stn_size=192 stn_scale=[0.5,1.0] stn_localization_size=112 ;;
         *) echo "unknown run $name; see the end of ${BASH_SOURCE[0]}" >&2; exit 2 ;;
     esac
 done

@@ -8,7 +8,7 @@ from typing import Any
 
 from .localization import are_sides
 
-__all__ = ['DEFAULTS', 'StnArguments', 'split_arguments']
+__all__ = ['DEFAULTS', 'StnArguments', 'scales_of', 'split_arguments']
 
 DEFAULTS: dict[str, Any] = dict(
     stn_stages=('input',),
@@ -120,7 +120,7 @@ class StnArguments:
         if stage != 'input' or stage not in self.stages:
             return False
         settings = self.settings(stage)
-        return settings['localization'] == 'auto' and isinstance(settings['scale'], float) and settings['scale'] < 1
+        return settings['localization'] == 'auto' and scales_of(settings['scale'])[0] < 1
 
     @property
     def json(self) -> dict[str, Any]:
@@ -147,6 +147,19 @@ class StnArguments:
             return self.__dict__['values']['stn_' + name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+def scales_of(scale: Any) -> tuple[float, float]:
+    """Least and largest base scale of glimpses, from one number or two.
+
+    Raises:
+        ValueError: ``scale`` is neither.
+    """
+    pair = scale if isinstance(scale, (list, tuple)) else (scale, scale)
+    numbers = len(pair) == 2 and all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in pair)
+    if not numbers or not 0 < pair[0] <= pair[1] < math.inf:
+        raise ValueError(f'stn_scale must be a positive number, or two, least and largest, got {scale!r}.')
+    return float(pair[0]), float(pair[1])
 
 
 def _parse_stages(stages: Any) -> dict[int | str, dict[str, Any]]:

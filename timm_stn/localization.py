@@ -4,7 +4,9 @@ Paper, section 3.1 and appendix A.4 to A.6. Each network sees an anti-aliased sh
 that one set of weights serves every input size. It ends in a :class:`ThetaRegression`, which starts at the identity.
 """
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import timm
@@ -14,6 +16,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from .grid import centers, coordinate_dtype
+from .layout import Layout, infer_layout
 from .precision import full_precision
 
 __all__ = ['Localization', 'ThetaRegression', 'shrink', 'localization_names']
@@ -217,16 +220,49 @@ def _numel(size: Any) -> int:
     return n
 
 
-def _timm(arch: str, in_chans: int, size: tuple[int, ...], pretrained: bool, **dd: Any) -> tuple[nn.Module, int]:
+class _Unpooled(nn.Module):
+    """A timm model's last features as maps (N, C, H, W)."""
+
+    def __init__(self, net: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.net, self.layout = net, layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layout.maps(self.net(x))
+
+
+def _timm(arch: str, in_chans: int, size: Any, pretrained: bool, **dd: Any) -> tuple[nn.Module, int]:
+    """Moments of the last features, which say where things are; the pooled ones of a network that has no others."""
     cfg = get_pretrained_cfg(arch)
     sized = dict(img_size=tuple(size)) if cfg is not None and cfg.fixed_input_size else {}
-    body = timm.create_model(arch, pretrained=pretrained, in_chans=in_chans, num_classes=0, **sized, **dd)
-    was_training = body.training
-    body.eval()
+    make = partial(timm.create_model, arch, pretrained=pretrained, in_chans=in_chans, num_classes=0, **sized)
+    if 'global_pool' not in dd:
+        with suppress(AssertionError, TypeError, ValueError):  # some cannot do without pooling
+            net = make(global_pool='', **dd)
+            layout = _layout(net, _dry(net, in_chans, size), size)
+            if layout is not None:
+                return nn.Sequential(_Unpooled(net, layout), Moments()), 3 * layout.channels
+    net = make(**dd)
+    return net, _dry(net, in_chans, size).shape[-1]
+
+
+def _dry(net: nn.Module, in_chans: int, size: Any) -> Any:
+    """What a network gives for an empty image, in evaluation mode; leaves no trace."""
+    was_training = net.training
+    net.eval()
     with torch.no_grad():
-        probe = next(body.parameters())
-        width = body(torch.zeros(1, in_chans, *size, device=probe.device, dtype=probe.dtype)).shape[-1]
-    return body.train(was_training), width
+        probe = next(net.parameters())
+        out = net(torch.zeros(1, in_chans, *size, device=probe.device, dtype=probe.dtype))
+    net.train(was_training)
+    return out
+
+
+def _layout(net: Any, features: Any, size: Any) -> Layout | None:
+    if not isinstance(features, Tensor):
+        return None
+    fmt = getattr(net, 'output_fmt', None)
+    prefix = int(getattr(net, 'num_prefix_tokens', 0) or 0)
+    return infer_layout(tuple(features.shape), net.num_features, str(getattr(fmt, 'value', fmt)), size, prefix)
 
 
 # name -> (builder, largest side it sees by default, whether it sees half, settings)
@@ -248,7 +284,8 @@ class Localization(nn.Module):
 
     Args:
         kind: ``conv`` (conv 20@5x5, max pool, conv 20@5x5, FC 20), ``fc`` (FC 32, three times), both as in appendix
-            A.4, ``linear``, or ``timm:<arch>``, any timm model without its classifier.
+            A.4, ``linear``, ``moments``, or ``timm:<arch>``, moments of the last features of any timm model (of the
+            pooled ones, where it cannot do without pooling).
         in_chans: Channels C of the input.
         input_size: (H, W) or (D, H, W) that the input usually has; sets the default of ``size``.
         num_params: Number P of parameters to regress.

@@ -11,7 +11,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ._timm import feature_take_indices
-from .arguments import FROM_FEATURES, StnArguments
+from .arguments import FROM_FEATURES, StnArguments, scales_of
 from .attach import StageTransformer, attach, feature_infos, hooked, resolve_stage, stage_layouts, unhook
 from .localization import Localization, are_sides, shrink
 from .optional import if_backbone_can
@@ -120,11 +120,15 @@ class SpatialTransformerNetwork(nn.Module):
         kind = str(settings['localization'])
         if kind.startswith(FROM_FEATURES):
             source, settings['localization'] = kind.split(':', 1)[1], 'moments'
+        salient = kind.startswith('saliency:')
+        if isinstance(settings['scale'], (list, tuple)) and not salient:
+            raise ValueError(f"stn_scale={settings['scale']!r}: two numbers need stn_localization='saliency:<stage>', "
+                             f'got {kind!r}.')
         input_size = self._input_size
         extra = dict(self._dd, size=self.arguments.size, glimpses=self.glimpses)
         if source is None:
             return SpatialTransformer(input_size[0], input_size[1:], **settings, **extra, **self._extra(settings))
-        return self._make_shared(backbone, source, settings, extra, kind.startswith('saliency:'))
+        return self._make_shared(backbone, source, settings, extra, salient)
 
     def _resolve_localization(self, backbone: nn.Module, stage: int | str) -> None:
         """What ``auto`` stands for: glimpses look where the backbone responds, in its deepest map of 7 x 7 at least."""
@@ -161,12 +165,14 @@ class SpatialTransformerNetwork(nn.Module):
         names = [resolve_stage(backbone, i)[0] for i in range(len(feature_infos(backbone)))]
         self._source = names.index(name)
         layout = stage_layouts(backbone, [index], (self._input_size[0], *size))[index][1]
+        scales = scales_of(settings['scale'])
+        if salient and scales[0] >= 1:
+            raise ValueError(f"stn_localization='saliency:{source}' is for glimpses: stn_scale must be below 1, "
+                             f'got {scales[0]}.')
+        settings['scale'] = scales[0]
         probe = SpatialTransformer(
             self._input_size[0], self._input_size[1:], **{**settings, 'localization': nn.Identity()}, **extra)
-        if salient and probe.scale >= 1:
-            raise ValueError(f"stn_localization='saliency:{source}' is for glimpses: stn_scale must be below 1, "
-                             f'got {probe.scale}.')
-        kind = partial(Saliency, probe.tiles, probe.scale, probe.reach) if salient else Localization
+        kind = partial(Saliency, probe.tiles, scales, probe.bound) if salient else Localization
         probe.localization = kind(
             settings['localization'], layout.channels, layout.size, self.glimpses * probe.transform.num_params,
             size=settings.get('localization_size'), lr_scale=settings['lr_scale'], **self._dd)

@@ -17,7 +17,7 @@ from .transforms.compose import chain
 
 __all__ = ['SpatialTransformer', 'tile_offsets']
 
-Localize = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]  # parameters, or also where glimpses start
+Localize = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]  # parameters, or also the bases of the glimpses
 TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge, where a smooth bound has no slope
 
 
@@ -189,11 +189,6 @@ class SpatialTransformer(nn.Module):
         return tile_offsets(self.glimpses, self.scale, self.bound)
 
     @property
-    def reach(self) -> float:
-        """How far from the middle a glimpse may start: where it still lies inside, if it is to stay there."""
-        return TILE_REACH * max(1 - self.scale, 0.0) if self.bound else 1.0
-
-    @property
     def theta_transform(self) -> Transform:
         """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
         return list(self._chains.values())[-1]
@@ -255,11 +250,12 @@ class SpatialTransformer(nn.Module):
     def _refine(self, x: Tensor, localize: Localize) -> Tensor:
         """theta, (N * G, ...); each iteration after the first looks through the theta so far."""
         n = x.shape[0]
-        params, starts = _with_starts(localize(x))
+        params, bases = _with_bases(localize(x))
         params = self._held(params).reshape(n * self.glimpses, self.transform.num_params)
         base = self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1)
-        if starts is not None:
-            base = torch.cat([base[:, :, :-1], guard(starts.flatten(0, 1)).to(base.dtype).unsqueeze(-1)], 2)
+        if bases is not None:
+            found = bases.flatten(0, 1).to(base.dtype)
+            base = torch.where((found == found).flatten(1).all(1)[:, None, None], found, base)  # NaN is not itself
         theta = self._compose(self._start(base), params)
         for _ in range(self.iterations - 1):
             params = self._look_again(x, self._keep_inside(theta, base), localize)
@@ -297,7 +293,7 @@ class SpatialTransformer(nn.Module):
     def _look_again(self, x: Tensor, theta: Tensor, localize: Localize) -> Tensor:
         """Each glimpse is looked at by itself, and moved by its own part of what that gives."""
         seen = self._sample(x, theta).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))
-        params = self._held(_with_starts(localize(seen))[0])
+        params = self._held(_with_bases(localize(seen))[0])
         params = params.reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
         return torch.diagonal(params, dim1=1, dim2=2).transpose(1, 2).flatten(0, 1)
 
@@ -330,8 +326,8 @@ class SpatialTransformer(nn.Module):
         return ', '.join([f'transform={self.transform.name}', *(f'{k}={v}' for k, v in settings.items())])
 
 
-def _with_starts(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """What a localization network gives: parameters, and where it says so, the centres that glimpses start from."""
+def _with_bases(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """What a localization network gives: parameters, and where it says so, the bases (N, G, d, d + 1) of glimpses."""
     return (found, None) if isinstance(found, Tensor) else found
 
 
@@ -340,7 +336,7 @@ def _bounded(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
 
     The centre c may reach L = 1 - (half of the glimpse's extent). With base centre o = t0 L0 and raw centre c = o + d
     it becomes L tanh(atanh(t0) + d / (L (1 - t0^2))): o at d = 0, slope 1 there, every position within L reached. A
-    glimpse larger than the image is centred, to within ``eps``.
+    glimpse that has no room to move, to within ``eps``, is centred, with a gradient of zero to where it would be.
     """
     d = base.shape[1]
     center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]
@@ -351,7 +347,7 @@ def _bounded(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     t0 = (start / start_room).clamp(-0.95, 0.95)
     atanh = (torch.log1p(t0) - torch.log1p(-t0)) / 2  # torch.atanh, which not every exporter has
     moved = room * torch.tanh(atanh + (center - start) / (room * (1 - t0 * t0)))
-    return _shifted(theta, center, moved)
+    return _shifted(theta, center, torch.where(room > eps, moved, 0.0))
 
 
 def _shifted(theta: Tensor, center: Tensor, moved: Tensor) -> Tensor:
