@@ -3,9 +3,9 @@ r"""Make the folder of a network trained on birds, as its Hub repository holds i
 
     python scripts/make_birds_card.py stn_tf_efficientnet_lite0_cub2010 --runs RUNS --best whole2 --data DATA
 
-RUNS is the OUTPUT of scripts/train_birds.sh; the card has a row for every finished run in it, and DATA, its data, gives
-the pictures. Multiply-adds are those of one image: torch's FlopCounterMode counts convolutions and products, and every
-value that is sampled or shrunk adds eight.
+RUNS is the OUTPUT of scripts/train_birds.sh; the card has a row for every finished run in it, and those that it had
+before for others. DATA, its data, gives the pictures. Multiply-adds are those of one image: torch's FlopCounterMode
+counts convolutions and products, and every value that is sampled or shrunk adds eight.
 """
 import argparse
 import csv
@@ -27,7 +27,10 @@ NAMES = dict(
     plain112='plain, 112 x 112', plain176='plain, 176 x 176', plain224='plain, 224 x 224',
     whole2='the whole image and 2 glimpses', whole4='the whole image and 4 glimpses',
     glimpses2='2 glimpses', glimpses4='4 glimpses',
-    one176='1 glimpse of 176 x 176, scale 0.85')
+    one176='1 glimpse of 176 x 176, scale 0.85',
+    zoom192='1 glimpse of 192 x 192, scale 0.5 to 1')
+VARIES = '''; a glimpse is as large as what responds there.
+In training it is the whole image, of which the random crop has shown a part already'''
 CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:') + '''model-index:
 - name: {name}
   results:
@@ -43,8 +46,8 @@ CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:
 # {name}
 
 tf_efficientnet_lite0, fine-tuned on 200 species of birds, behind a spatial transformer (Jaderberg et al. 2015,
-arXiv:1506.02025): {what}. Where to look comes from the backbone's own features of the whole image, shrunk to
-{glance} x {glance}: first where they respond most, then moved by what is learned (`stn_localization='{localization}'`).
+arXiv:1506.02025): {what}. Where to look comes from the backbone's own features of the
+whole image, shrunk to {glance} x {glance}: where they respond most (`stn_localization='{localization}'`){how}.
 
 ![Held-out birds: the image with the outlines of the glimpses, what was seen, the answer](look.jpg)
 
@@ -63,8 +66,9 @@ test with. This split is not the official one, so the figures compare with each 
 
 ## Results
 
-Top-1 accuracy in percent on the test images after the last epoch (images shrunk to 256, middle 224), one seed, no
-selection on the test set. Multiply-adds of one image, of everything: streams, localization, sampling.
+Accuracy in percent on the test images after the last epoch (images shrunk to 256, middle 224), one seed. No epoch was
+chosen on the test images, but which of the networks has its weights here was. Multiply-adds of one image, of everything:
+streams, localization, sampling.
 
 | network | top-1 | top-5 | multiply-adds | of plain 224 | parameters |
 | --- | --- | --- | --- | --- | --- |
@@ -113,13 +117,25 @@ def glance(model: Any) -> int:
     return side if isinstance(side, int) else side[0]
 
 
-def row(run: Path, best: str, plain: float) -> str:
+def row(run: Path, plain: float) -> str:
+    """What the table has beside a run's name."""
     found, model = summary(run), read_run(run / 'last.pth.tar').model
     cost = multiply_adds(model, size_of(model))
     parameters = sum(p.numel() for p in model.parameters())
-    name = f'**{NAMES[run.name]}**' if run.name == best else NAMES[run.name]
-    return (f"| {name} | {found['eval_top1']:.1f} | {found['eval_top5']:.1f} | {cost:.3f} G | {cost / plain:.0%} "
-            f'| {parameters:,} |')
+    return f"{found['eval_top1']:.1f} | {found['eval_top5']:.1f} | {cost:.3f} G | {cost / plain:.0%} | {parameters:,} |"
+
+
+def rows(runs: Path, best: str, card: Path) -> str:
+    """The table: a line for every run that is finished, or is in the card."""
+    text = card.read_text().replace('**', '') if card.is_file() else ''
+    plain = multiply_adds(timm.create_model('tf_efficientnet_lite0', num_classes=200), (3, 224, 224))
+    lines = []
+    for run, name in NAMES.items():
+        before = re.search(rf'^\| {re.escape(name)} \| (.*)$', text, re.MULTILINE)
+        if summary(runs / run) or before:
+            found = row(runs / run, plain) if summary(runs / run) else before[1]
+            lines.append(f'| **{name}** | {found}' if run == best else f'| {name} | {found}')
+    return '\n'.join(lines)
 
 
 def size_of(model: Any) -> tuple[int, int, int]:
@@ -137,8 +153,7 @@ def main() -> None:
     parser.add_argument('--output', default=str(Path(__file__).resolve().parents[1] / 'model_cards'))
     args = parser.parse_args()
 
-    runs = [args.runs / n for n in NAMES if summary(args.runs / n)]
-    plain = multiply_adds(timm.create_model('tf_efficientnet_lite0', num_classes=200), (3, 224, 224))
+    table = rows(args.runs, args.best, Path(args.output) / args.name / 'README.md')
     held = torch.load(args.runs / args.best / 'last.pth.tar', map_location='cpu', weights_only=False)
     model = timm.create_model(args.name)
     model.load_state_dict(clean_state_dict(held['state_dict']))
@@ -151,8 +166,8 @@ def main() -> None:
         (folder / 'README.md').write_text(CARD.format(
             name=args.name, accuracy=summary(args.runs / args.best)['eval_top1'] / 100, what=NAMES[args.best],
             glance=glance(model), localization=model.arguments.localization, note=args.note,
-            rows='\n'.join(row(run, args.best, plain) for run in runs), hardware=args.hardware,
-            torch=torch.__version__, timm=timm.__version__))
+            how=VARIES if isinstance(model.arguments.scale, list) else ', then moved by what is learned',
+            rows=table, hardware=args.hardware, torch=torch.__version__, timm=timm.__version__))
 
     write_folder(args.output, args.name, model, add)
 

@@ -136,7 +136,7 @@ def numbers(
     with PooledInit():
         plain = contract.make(arch, size)
     x = contract.images(size)
-    contract.wake(plain)
+    contract.wake(plain, x)
     with torch.no_grad():
         expected = contract.first(plain(x))
     twin = timm_stn.wrap(plain, stages=('input', *stages))
@@ -348,8 +348,8 @@ def table(records: Iterable[Record], total: int) -> str:
         'docs/architectures.md', '',
         'Every architecture is built by its `stn_` name with a transformer at the input and at all stages that can '
         'have one, all at once. Checked are the keys, a plain checkpoint, logits with untouched transformers against '
-        f"the plain network's (at most {contract.RELATIVE:g} of their range, or what 1e-6 of input noise does), and "
-        "gradients: finite for all of a transformer's parameters, not zero at its last layer.", '',
+        f"the plain network's (at most {contract.RELATIVE:g} of their range, in float64 where float32 is too coarse), "
+        "and gradients: finite for all of a transformer's parameters, not zero at its last layer.", '',
         *_figures(real, responses), '',
         '| family | architectures | hold at the input | stages that hold | layouts |',
         '| --- | --- | --- | --- | --- |',

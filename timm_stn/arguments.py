@@ -40,7 +40,7 @@ CHOICES = dict(
 )
 # Upper limits, so that no value from a config.json makes a network that exhausts memory or time.
 MOST = dict(glimpses=64, scale=1e6, size=8192, localization_size=1024, iterations=64, freeze_steps=2 ** 53)
-STAGES, CHARACTERS = 64, 200
+STAGES, CHARACTERS = 128, 200
 
 
 def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -40,10 +40,10 @@ _ZOO = dict(
         base='tf_efficientnet_lite0',
         input_size=(3, 224, 224),
         arguments=dict(
-            stn_transform='translation', stn_scale=0.85, stn_size=176, stn_localization='saliency:3',
-            stn_localization_size=96, stn_lr_scale=10.0),
+            stn_transform='translation', stn_scale=[0.5, 1.0], stn_size=192, stn_localization='saliency:3',
+            stn_localization_size=112, stn_lr_scale=10.0),
         cfg=dict(num_classes=200, crop_pct=0.875, license='apache-2.0'),
-        recipe='`scripts/train_birds.sh DATA WEIGHTS OUTPUT one176`',
+        recipe='`scripts/train_birds.sh DATA WEIGHTS OUTPUT zoom192`',
     ),
     stn_resnet50_cub=Own(  # the paper's birds network, section 4.3
         base='resnet50',

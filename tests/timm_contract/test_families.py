@@ -53,7 +53,7 @@ def test_family(arch, side):
     assert all("use 'input' or another stage" in reason or 'name it once' in reason for reason in refused.values())
     twin = make('stn_' + arch, size, stn_stages=('input', *stages))
     x = images(size)
-    wake(plain)
+    wake(plain, x)
     check_loads(plain, twin)
     check_keys(plain.state_dict(), twin)
     with torch.no_grad():
