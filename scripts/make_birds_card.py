@@ -67,7 +67,7 @@ test with. This split is not the official one, so the figures compare with each 
 ## Results
 
 Accuracy in percent on the test images after the last epoch (images shrunk to 256, middle 224), one seed. No epoch was
-chosen on the test images, but which of the networks has its weights here was. Multiply-adds of one image, of everything:
+chosen on the test images, but which of the networks has its weights here was. Multiply-adds of one image, of all:
 streams, localization, sampling.
 
 | network | top-1 | top-5 | multiply-adds | of plain 224 | parameters |

@@ -88,7 +88,7 @@ CASES = {
     'network, 2 glimpses and the whole, `shared:1`': net(
         size=64, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=0.5, stn_whole=True, stn_localization='shared:1'),
     'network, 2 glimpses of two scales, `saliency:1`': net(
-        size=64, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=[0.3, 0.6], stn_localization='saliency:1'),
+        size=64, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=[0.2, 0.5], stn_localization='saliency:1'),
     'network, penalty': net(stn_penalty=1.0),
 }
 FAST_CASES = {

@@ -65,8 +65,8 @@ def wake(model: nn.Module, x: Tensor) -> None:
     """Make the logits tell of the image x, and of little else.
 
     Some networks start with zero logits, which would tell nothing and let no gradient through; in others, with random
-    weights, the classifier's bias drowns what comes of the image, or what is rounded grows to half of the logits' range,
-    unless batch norms take the statistics of what they are shown.
+    weights, the classifier's bias drowns what comes of the image, or what is rounded grows to half of the logits'
+    range, unless batch norms take the statistics of what they are shown.
     """
     classifier = getattr(model, 'get_classifier', nn.Identity)()
     modules = classifier if isinstance(classifier, (tuple, list)) else [classifier]
