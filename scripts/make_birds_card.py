@@ -117,9 +117,9 @@ def glance(model: Any) -> int:
     return side if isinstance(side, int) else side[0]
 
 
-def row(run: Path, plain: float) -> str:
-    """What the table has beside a run's name."""
-    found, model = summary(run), read_run(run / 'last.pth.tar').model
+def row(run: Path, found: dict[str, float], plain: float) -> str:
+    """What the table has beside the name of a run with this summary."""
+    model = read_run(run / 'last.pth.tar').model
     cost = multiply_adds(model, size_of(model))
     parameters = sum(p.numel() for p in model.parameters())
     return f"{found['eval_top1']:.1f} | {found['eval_top5']:.1f} | {cost:.3f} G | {cost / plain:.0%} | {parameters:,} |"
@@ -132,9 +132,10 @@ def rows(runs: Path, best: str, card: Path) -> str:
     lines = []
     for run, name in NAMES.items():
         before = re.search(rf'^\| {re.escape(name)} \| (.*)$', text, re.MULTILINE)
-        if summary(runs / run) or before:
-            found = row(runs / run, plain) if summary(runs / run) else before[1]
-            lines.append(f'| **{name}** | {found}' if run == best else f'| {name} | {found}')
+        found = summary(runs / run)
+        if found or before:
+            figures = row(runs / run, found, plain) if found else before[1]
+            lines.append(f'| **{name}** | {figures}' if run == best else f'| {name} | {figures}')
     return '\n'.join(lines)
 
 
