@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from .dry import dry_forward
 from .layout import Layout
 from .spatial_transformer import SpatialTransformer
-from .stages import dry_forward, feature_infos, name_of, resolve_stage, stage_layouts
+from .stages import feature_infos, name_of, resolve_stage, stage_layouts
 
 __all__ = [
     'StageTransformer', 'attach', 'detach', 'feature_infos', 'hooked', 'resolve_stage', 'stage_layouts', 'unhook']

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from .dry import dry_forward
 from .grid import centers, coordinate_dtype
 from .layout import Layout, infer_layout
 from .precision import full_precision
@@ -239,22 +240,11 @@ def _timm(arch: str, in_chans: int, size: Any, pretrained: bool, **dd: Any) -> t
     if 'global_pool' not in dd:
         with suppress(AssertionError, TypeError, ValueError):  # some cannot do without pooling
             net = make(global_pool='', **dd)
-            layout = _layout(net, _dry(net, in_chans, size), size)
+            layout = _layout(net, dry_forward(net, (in_chans, *size)), size)
             if layout is not None:
                 return nn.Sequential(_Unpooled(net, layout), Moments()), 3 * layout.channels
     net = make(**dd)
-    return net, _dry(net, in_chans, size).shape[-1]
-
-
-def _dry(net: nn.Module, in_chans: int, size: Any) -> Any:
-    """What a network gives for an empty image, in evaluation mode; leaves no trace."""
-    was_training = net.training
-    net.eval()
-    with torch.no_grad():
-        probe = next(net.parameters())
-        out = net(torch.zeros(1, in_chans, *size, device=probe.device, dtype=probe.dtype))
-    net.train(was_training)
-    return out
+    return net, dry_forward(net, (in_chans, *size)).shape[-1]
 
 
 def _layout(net: Any, features: Any, size: Any) -> Layout | None:

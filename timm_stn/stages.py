@@ -4,14 +4,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ._timm import TorchDispatchMode
+from .dry import dry_forward
 from .layout import Layout, infer_layout
-from .spatial_transformer import SpatialTransformer
 
-__all__ = ['dry_forward', 'feature_infos', 'name_of', 'resolve_stage', 'stage_layouts']
+__all__ = ['feature_infos', 'name_of', 'resolve_stage', 'stage_layouts']
 
 
 def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str, Any]]:
@@ -192,22 +191,6 @@ def _only_map(
         replace(layout, item=i) for i, layout in parts.items() if layout and max(layout.size) > 1
         and (layout.fmt != 'NLC' or layout.size[0] * size[1] == layout.size[1] * size[0])]
     return found[0] if len(found) == 1 else None
-
-
-def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> Any:
-    """What one forward pass of one empty image gives, in eval mode; leaves nothing behind."""
-    modes = {m: m.training for m in backbone.modules()}
-    thetas = {m: m.last_theta for m in backbone.modules() if isinstance(m, SpatialTransformer)}
-    probe = next(backbone.parameters())
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            return backbone(torch.zeros(1, *input_size, device=probe.device, dtype=probe.dtype))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for transformer, theta in thetas.items():
-            transformer.last_theta = theta
 
 
 def _shape(output: Any) -> Any:
