@@ -394,6 +394,9 @@ def test_tokens_of_images_with_another_aspect_ratio_are_refused():
     model.set_input_size((128, 32))
     assert model(images(size=128)[..., :32]).shape == (2, 1000)
     assert model.spatial_transformers()[0].layout.size == (8, 2)
+    later = create('stn_test_vit', stn_stages=('input', 3), img_size=64, dynamic_img_size=True)
+    later.prune_intermediate_layers([0])  # with what has been at the stage
+    assert later.forward_intermediates(images(size=128)[..., :32], intermediates_only=True, indices=[0])
     only_input = create('stn_test_vit', img_size=64, dynamic_img_size=True)
     assert only_input(images(size=128)[..., :32]).shape == (2, 1000)
 

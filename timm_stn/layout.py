@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ['Layout', 'infer_layout']
+__all__ = ['Layout', 'infer_layout', 'told_of_layout']
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,12 @@ def infer_layout(
             if h * w == shape[1] - p and h * w > 0:
                 return Layout('NLC', shape[2], (h, w), p)
     return None
+
+
+def told_of_layout(net: Any) -> dict[str, Any]:
+    """What a network says of the layout of its features, for :func:`infer_layout`."""
+    fmt = getattr(net, 'output_fmt', None)
+    return dict(output_fmt=str(getattr(fmt, 'value', fmt)), prefix=int(getattr(net, 'num_prefix_tokens', 0) or 0))
 
 
 def _near_square(tokens: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .dry import dry_forward
 from .grid import centers, coordinate_dtype
-from .layout import Layout, infer_layout
+from .layout import Layout, infer_layout, told_of_layout
 from .precision import full_precision
 
 __all__ = ['Localization', 'ThetaRegression', 'shrink', 'localization_names']
@@ -250,9 +250,7 @@ def _timm(arch: str, in_chans: int, size: Any, pretrained: bool, **dd: Any) -> t
 def _layout(net: Any, features: Any, size: Any) -> Layout | None:
     if not isinstance(features, Tensor):
         return None
-    fmt = getattr(net, 'output_fmt', None)
-    prefix = int(getattr(net, 'num_prefix_tokens', 0) or 0)
-    return infer_layout(tuple(features.shape), net.num_features, str(getattr(fmt, 'value', fmt)), size, prefix)
+    return infer_layout(tuple(features.shape), net.num_features, size=size, **told_of_layout(net))
 
 
 # name -> (builder, largest side it sees by default, whether it sees half, settings)

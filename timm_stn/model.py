@@ -88,7 +88,7 @@ class SpatialTransformerNetwork(nn.Module):
         if towers:
             self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
         self._stage_names = self._attach_stages()
-        self._has_tokens = any(m.layout.fmt == 'NLC' for m in self.modules() if isinstance(m, StageTransformer))
+        self._has_tokens = self._find_tokens()
         for stage, transformer in self.spatial_transformers().items():
             self.arguments.resolve(stage, bound=transformer.bound, **self._side_of_localization(transformer))
         if self._joined:
@@ -397,6 +397,9 @@ class SpatialTransformerNetwork(nn.Module):
             return seen
         return torch.cat([shrink(x, self._backbone_size[1:]).unsqueeze(1), self._glimpses_of(seen)], 1)
 
+    def _find_tokens(self) -> bool:
+        return any(m.layout.fmt == 'NLC' for m in self.modules() if isinstance(m, StageTransformer))
+
     def _check_aspect(self, x: Any) -> None:
         """Tokens do not tell the aspect ratio of their map, which transformers at stages take from that of the input.
 
@@ -530,6 +533,7 @@ class SpatialTransformerNetwork(nn.Module):
             self.reset_classifier(0)
         modules = dict(self.named_modules())
         self._stage_names = {s: names for s, names in self._stage_names.items() if all(n in modules for n in names)}
+        self._has_tokens = self._find_tokens()
         return list(taken) if kept is None else kept
 
     @if_backbone_can

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ._timm import TorchDispatchMode
 from .dry import dry_forward
-from .layout import Layout, infer_layout
+from .layout import Layout, infer_layout, told_of_layout
 
 __all__ = ['feature_infos', 'name_of', 'resolve_stage', 'stage_layouts']
 
@@ -167,11 +167,9 @@ def _fit(
         return 'is read before its module runs'
     if len(shapes) != 1:
         return f'is called {len(shapes)} times in a forward pass, not once'
-    fmt = getattr(backbone, 'output_fmt', None)
     size = _expected(info, input_size)
-    layout = _only_map(shapes[0], partial(
-        infer_layout, channels=info.get('num_chs'), output_fmt=str(getattr(fmt, 'value', fmt)), size=size,
-        prefix=int(getattr(backbone, 'num_prefix_tokens', 0) or 0)), size)
+    infer = partial(infer_layout, channels=info.get('num_chs'), size=size, **told_of_layout(backbone))
+    layout = _only_map(shapes[0], infer, size)
     return layout or f'yields {_text(shapes[0])}, not one map (N, C, H, W), (N, H, W, C) or (N, L, C)'
 
 
