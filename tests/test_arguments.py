@@ -70,6 +70,20 @@ def test_values_and_settings():
         assert other.json == arguments.json and other.stages == arguments.stages
 
 
+def test_what_defaults_came_to_gives_way_to_what_is_given():
+    stages = {'input': dict(transform='tps', resolved=dict(localization='conv', bound=False)), 1: dict(bound=True)}
+    one, other = StnArguments(stn_stages=stages), StnArguments(stn_stages=stages, stn_localization='fc', stn_bound=True)
+    assert [one.settings(s)['localization'] for s in stages] == ['conv', 'auto']
+    assert [one.settings(s)['bound'] for s in stages] == [False, True]
+    assert [other.settings(s)['localization'] for s in stages] == ['fc', 'fc']
+    assert other.settings('input')['bound'] and 'resolved' not in other.settings('input')
+    assert StnArguments(**json.loads(json.dumps(one.json))).json == one.json
+    with pytest.raises(TypeError, match="unknown setting 'resolved' of stage 1"):
+        StnArguments(stn_stages={1: dict(resolved=dict(resolved=dict(bound=True)))})
+    with pytest.raises(ValueError, match="resolved of stage 1 must have settings, got 3"):
+        StnArguments(stn_stages={1: dict(resolved=3)})
+
+
 def test_none_means_the_default():
     assert StnArguments(**dict.fromkeys(DEFAULTS)).json == StnArguments().json
 

@@ -368,6 +368,18 @@ def test_moments_are_means_and_first_moments_of_every_channel():
     assert Moments()(torch.zeros(2, 4, 5, 6)).eq(0).all()
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_moments_of_empty_maps_have_the_gradient_of_a_constant_divisor(dtype):
+    x = randn(3, 4, 5, 6, dtype=dtype)
+    x[1], x[2] = 0, 1e-9 * x[2]
+    x.requires_grad_()
+    gradient, = torch.autograd.grad(Moments()(x).sum(), x)
+    ys, xs = ((2 * torch.arange(n, dtype=dtype) + 1 - n) / n for n in (5, 6))
+    expected = (1 + ys[:, None] + xs) / 30 / 1e-6
+    torch.testing.assert_close(gradient[1:], expected.expand(2, 4, 5, 6))
+    torch.testing.assert_close(gradient[0], torch.autograd.grad(Moments()(x[:1]).sum(), x)[0][0])
+
+
 def test_a_regression_from_moments_follows_a_thing_to_places_where_it_never_was():
     """A blob on the left teaches enough to find it on the right; weights for every position would know nothing."""
     maps = torch.zeros(9, 3, 9, 9)

@@ -236,6 +236,18 @@ def test_features_only_with_transformers_at_stages():
         create(features_only=True, feature_cls='hook', stn_stages=(1,))
 
 
+def test_features_by_default_are_those_of_the_backbone():
+    for name in ('test_resnet', 'test_vit'):
+        plain = create(name, features_only=True)
+        for more in (dict(stn_stages=(1,)), dict(stn_scale=0.5)):  # a stage, saliency
+            model = create(f'stn_{name}', features_only=True, **more)
+            assert model.feature_info.out_indices == plain.feature_info.out_indices
+            assert model.in_chans == getattr(plain, 'in_chans', 3)
+            model.set_grad_checkpointing()
+    with pytest.raises((AssertionError, IndexError), match='9'):
+        create(features_only=True, stn_stages=(2,), out_indices=(1, 9))
+
+
 def test_joined_classifier_starts_as_the_mean_of_the_glimpses(tmp_path):
     plain = create('test_resnet')
     torch.save(plain.state_dict(), tmp_path / 'plain.pth')
@@ -249,6 +261,80 @@ def test_joined_classifier_starts_as_the_mean_of_the_glimpses(tmp_path):
     model = create(stn_glimpses=2, stn_scale=0.5)
     model.load_state_dict(plain.state_dict())  # strict: a plain checkpoint, later on
     assert torch.equal(model.backbone.layer1[0].conv1.weight, plain.layer1[0].conv1.weight)
+
+
+@pytest.mark.parametrize('name', [
+    'dla46_c', 'repvit_m0_9', 'caformer_s18', 'cpubone_nano', 'deit_tiny_distilled_patch16_224'])
+def test_classifiers_that_are_not_linear_stay(name, tmp_path):
+    if not timm.is_model(name):
+        pytest.skip(f'timm {timm.__version__} has no {name}')
+    plain = create(name, num_classes=5)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    x = images(size=plain.pretrained_cfg['input_size'][-1])
+    model = create(
+        f'stn_{name}', num_classes=5, pretrained=True, stn_whole=True, stn_localization='conv',
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth'), num_classes=5))  # sees the whole image twice
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+    move_theta(model)
+    features = model.forward_features(x)
+    assert torch.equal(model.forward_head(features), model(x)) and not torch.equal(model(x), plain(x))
+    model.load_state_dict(plain.state_dict())
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    assert torch.equal(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(x), model(x))
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3) and model.get_classifier() is not plain.get_classifier()
+
+
+def test_a_classifier_of_ones_own_without_bias_or_with_several_layers_stays():
+    x = images()
+    for head in (nn.Linear(96, 7, bias=False), nn.Sequential(nn.Linear(96, 8), nn.GELU(), nn.Linear(8, 7))):
+        plain = create('test_resnet')
+        plain.fc, plain.num_classes = head, 7
+        expected = plain(x)
+        torch.testing.assert_close(timm_stn.wrap(plain, whole=True, localization='conv')(x), expected)
+
+
+@pytest.mark.parametrize('name,exact', [('dla46_c', True), ('caformer_s18', False)])
+def test_side_by_side_features_get_a_linear_classifier(name, exact):
+    plain = create(name, num_classes=5)
+    model = create(f'stn_{name}', num_classes=5, stn_whole=True, stn_localization='conv', stn_join='concat')
+    model.load_state_dict(plain.state_dict())
+    assert type(model.classifier) is nn.Linear and model.classifier.in_features == 2 * plain.head_hidden_size
+    x = images(size=224)
+    assert torch.allclose(model(x), plain(x), rtol=1e-3, atol=1e-4) == exact
+    with pytest.raises(ValueError, match="stn_join='concat' needs a backbone with one classifier.*use stn_join='mean'"):
+        create('stn_deit_tiny_distilled_patch16_224', stn_glimpses=2, stn_join='concat')
+
+
+@pytest.mark.parametrize('localization', ['conv', 'shared:2'])
+def test_the_whole_of_images_of_another_size(localization):
+    model = move_theta(create(stn_whole=True, stn_localization=localization, stn_transform='translation'))
+    x = images(size=96)
+    seen = model.look(x)[0]
+    expected = torch.stack([model.backbone.forward_features(i) for i in (x, seen)], 1)
+    torch.testing.assert_close(model.forward_features(x), expected)
+    assert torch.equal(model.train().look(x)[0], seen)
+
+
+@pytest.mark.parametrize('name,channels', [
+    ('stn_test_resnet', 1), ('stn_test_vit', 2), ('stn_swin_tiny_patch4_window7_224', 3)])
+def test_unpooled_features_side_by_side(name, channels):
+    size = 224 if 'swin' in name else 160
+    kwargs = dict(num_classes=0, global_pool='', stn_whole=True, stn_localization='conv')
+    out = create(name, stn_join='concat', **kwargs)(images(size=size))
+    mean = create(name, **kwargs)(images(size=size))
+    assert out.shape[channels] == 2 * mean.shape[channels]
+    torch.testing.assert_close(torch.stack(out.chunk(2, channels)).mean(0), mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(stn_localization='shared:2')])
+@pytest.mark.parametrize('name', ['stn_test_resnet', 'stn_test_vit'])
+def test_autocast_trains_all_that_is_trained_without(name, kwargs):
+    model = create(name, num_classes=4, stn_glimpses=2, stn_scale=0.5, **kwargs).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model(images(4)).float().square().mean()
+    loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_the_whole_image_is_a_stream_before_the_glimpses():
@@ -351,6 +437,40 @@ def test_what_a_user_types_wins_over_a_restored_config(tmp_path):
     assert 'bound' not in model.arguments.stages['input']
 
 
+def test_what_a_user_types_wins_over_what_defaults_of_several_stages_came_to(tmp_path):
+    own = create(stn_stages=('input', [2, dict(localization='linear')]))
+    save_for_hf(own, tmp_path, safe_serialization=True)
+    same = timm.create_model(f'local-dir:{tmp_path}')
+    assert same.arguments.json == own.arguments.json
+    assert same.arguments.settings('input') == own.arguments.settings('input')
+    other = timm.create_model(f'local-dir:{tmp_path}', stn_localization='fc', stn_bound=True)
+    kinds = [m.localization.kind for m in other.spatial_transformers().values()]
+    assert kinds == ['fc', 'linear'] and all(m.bound for m in other.spatial_transformers().values())
+
+
+@pytest.mark.parametrize('localization', ['saliency:5', 'shared:5'])
+def test_another_input_size_is_restored_bit_equal(localization, tmp_path):
+    model = create('stn_test_vit', stn_scale=0.5, stn_transform='translation', stn_localization=localization)
+    model.set_input_size(img_size=320)
+    move_theta(model, scale=10.0)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    restored = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert torch.equal(restored(images(size=320)), model(images(size=320)))
+
+
+def test_the_backbone_keeps_its_own_traits():
+    plain = create('test_vit')
+    before = dict(plain._traits) if hasattr(plain, '_traits') else {}
+    model = timm_stn.wrap(plain)
+    assert getattr(model.backbone, '_traits', {}) == before
+    assert model._traits['first_conv'] == ('backbone.patch_embed.proj', 'stn.localization.body.0')
+    model.set_input_size(64)
+    assert model._traits['img_size'] == (64, 64)
+    small = create('stn_test_vit', img_size=320, stn_size=160)
+    assert small._traits['img_size'] == (320, 320)
+    assert getattr(small.backbone, '_traits', dict(img_size=(160, 160)))['img_size'] == (160, 160)
+
+
 def test_weights_are_initialised_anew():
     model = move_theta(create('stn_test_vit', stn_stages=('input', 0), stn_glimpses=2))
     model.init_weights()
@@ -391,6 +511,8 @@ def test_tokens_of_images_with_another_aspect_ratio_are_refused():
     assert model(images(size=128)).shape == (2, 1000)
     with pytest.raises(ValueError, match=r'made for images of 64 x 64, got 128 x 32; call set_input_size\(\(128, 32\)'):
         model(images(size=128)[..., :32])
+    with pytest.raises(ValueError, match='made for images of 64 x 64, got 336 x 320'):
+        model(images(size=336)[..., :320])  # 21 x 20 tokens are as near to a square as 20 x 21
     model.set_input_size((128, 32))
     assert model(images(size=128)[..., :32]).shape == (2, 1000)
     assert model.spatial_transformers()[0].layout.size == (8, 2)
@@ -543,6 +665,13 @@ def test_init_weights_restores_what_is_not_saved():
     assert int(model.stn.localization.regression.lr_scale_nano) == 10 ** 9
 
 
+def test_stages_of_tokens_of_which_training_drops_some_are_refused():
+    for name in ('stn_vit_tiny_patch16_224', 'stn_eva02_tiny_patch14_224'):
+        with pytest.raises(ValueError, match=r'stage 2 \(blocks.2\).*patch_drop_rate drops tokens.*patch_drop_rate=0'):
+            create(name, patch_drop_rate=0.75, stn_stages=('input', 2))
+        assert create(name, patch_drop_rate=0.75).train()(images(size=224)).shape[0] == 2
+
+
 def test_pruning_passes_on_what_the_backbone_takes():
     model = create('stn_test_efficientnet')
     assert model.prune_intermediate_layers([0], extra_blocks=True) == [0]
@@ -598,3 +727,56 @@ def test_a_localization_network_gets_its_own_weights_only_beside_timms(tmp_path,
     overlay = dict(pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth'))) if from_file else {}
     create(pretrained=True, stn_localization='timm:test_efficientnet', **overlay)
     assert asked == ([] if from_file else [('test_resnet', True)]) + [('test_efficientnet', not from_file)]
+
+
+def has_per_sample_gradients_of_grids():
+    """torch 2.6 fails in its own grid sampler where images need no gradient."""
+    image, grid = torch.ones(1, 1, 2, 2), torch.zeros(2, 1, 1, 1, 2)
+    try:
+        torch.vmap(torch.func.grad(lambda g: nn.functional.grid_sample(image, g, align_corners=False).sum()))(grid)
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize('of', ['weights', 'weights and images'])
+@pytest.mark.parametrize('name,kwargs', [
+    ('test_vit', {}), ('test_vit', dict(stn_transform='tps')), ('test_resnet', dict(stn_stages=('input', 'layer1'))),
+    ('test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_transform='translation')),
+])
+def test_gradients_of_every_sample_are_those_of_a_loop(name, kwargs, of):
+    if of == 'weights' and not has_per_sample_gradients_of_grids():
+        pytest.skip(f'torch {torch.__version__} has no such gradients of grid_sample')
+    model = move_theta(create('stn_' + name, num_classes=3, **kwargs)).double()
+    x, target = images(3, model.pretrained_cfg['input_size'][-1]).double(), torch.tensor([0, 1, 2])
+    weights = {k: v.detach() for k, v in model.named_parameters()}
+
+    def loss(weights, image, label):
+        logits = torch.func.functional_call(model, weights, (image[None],))
+        return nn.functional.cross_entropy(logits, label[None])
+
+    argnums = (0, 1) if of == 'weights and images' else (0,)
+    found = torch.vmap(torch.func.grad(loss, argnums), (None, 0, 0))(weights, x, target)
+    for i in range(3):
+        image = x[i:i + 1].clone().requires_grad_()
+        model.zero_grad()
+        nn.functional.cross_entropy(model(image), target[i:i + 1]).backward()
+        for key, p in model.named_parameters():
+            expected = torch.zeros_like(p) if p.grad is None else p.grad
+            torch.testing.assert_close(found[0][key][i], expected, msg=key)
+        if len(found) > 1:
+            torch.testing.assert_close(found[1][i], image.grad[0])
+    alone = torch.func.grad(loss)(weights, x[2], target[2])
+    for key, value in alone.items():
+        torch.testing.assert_close(value, found[0][key][2], msg=key)
+    assert copy.deepcopy(model).stn.last_theta.isfinite().all()  # nothing of the transformed function is kept
+
+
+def test_heads_side_by_side_share_what_is_seen():
+    model, x = move_theta(create(num_classes=3)), images()
+    heads = {k: torch.stack([v, 2 * v]) for k, v in model.get_classifier().state_dict(prefix='backbone.fc.').items()}
+    logits = torch.vmap(lambda head: torch.func.functional_call(model, head, (x,)))(heads)
+    torch.testing.assert_close(logits, torch.stack([model(x), 2 * model(x)]))
+    found, = torch.autograd.grad(logits.sum(), model.stn.localization.regression.weight)
+    expected, = torch.autograd.grad(3 * model(x).sum(), model.stn.localization.regression.weight)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)

@@ -205,3 +205,18 @@ def test_to_ask_where_to_look_leaves_the_batch_norms_alone(more):
     for (name, own), theirs in zip(model.backbone.named_buffers(), plain.buffers()):
         torch.testing.assert_close(own, theirs, msg=name)
     assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize('localization', ['shared:layer4', 'saliency:2'])
+def test_glimpses_leave_the_meta_device(localization):
+    arguments = dict(GLIMPSES, stn_localization=localization)
+    model = timm.create_model('stn_test_resnet', **arguments).eval()
+    with torch.device('meta'):
+        twin = timm.create_model('stn_test_resnet', **arguments).eval()
+    assert {t.device.type for t in [*twin.parameters(), *twin.buffers()]} == {'meta'}
+    assert twin(torch.zeros(2, 3, 128, 128, device='meta')).shape == (2, 3)
+    twin.to_empty(device='cpu')
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(twin(x), model(x))
+    assert torch.equal(twin.stn.last_theta, model.stn.last_theta)

@@ -522,6 +522,24 @@ class TestModule:
         stn.init_non_persistent_buffers()
         assert torch.equal(stn.base, make(glimpses=2, scale=0.5).base)
 
+    def test_coordinates_are_float32_whatever_the_default_dtype(self):
+        expected = make(glimpses=3, scale=0.3).base
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            stn = make(glimpses=3, scale=0.3)
+            assert stn.to('cpu').base.dtype == torch.float32
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.equal(stn.base, expected) and stn.localization.regression.weight.dtype == torch.bfloat16
+
+    def test_default_devices_do_not_move_the_base(self):
+        stn = make(glimpses=2, scale=0.5)
+        expected = stn.base.clone()
+        with torch.device('meta'):
+            stn.float()
+            assert torch.equal(tile_offsets(2, 0.5, True), expected[:, :, 2])
+        assert torch.equal(stn.base, expected)
+
     def test_repr_names_the_settings(self):
         assert 'transform=tps, size=(6, 6), glimpses=2, scale=0.5' in repr(make('tps', size=6, glimpses=2, scale=0.5))
 
@@ -567,3 +585,17 @@ class TestModule:
 def test_what_is_no_batch_of_images_is_refused(x, got):
     with pytest.raises(ValueError, match=rf'looks at \(N, C, H, W\), got {got}'):
         SpatialTransformer(3, (32, 32))(x)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('arguments', [
+    {}, {'transform': 'tps'}, {'glimpses': 2, 'scale': 0.5, 'size': 6}, {'transform': 'projective', 'iterations': 2},
+    {'mode': 'bicubic', 'padding_mode': 'reflection'}, {'mode': 'nearest', 'padding_mode': 'fill', 'fill': 0.5},
+])
+def test_vmap_is_a_loop(arguments, memory_format):
+    stn = make(std=0.2, **arguments)
+    batches = torch.stack([randn(2, 2, 12, 10, seed=seed).contiguous(memory_format=memory_format) for seed in range(3)])
+    expected = torch.stack([stn(x) for x in batches])
+    kept = stn.last_theta
+    torch.testing.assert_close(torch.vmap(stn)(batches), expected)
+    assert stn.last_theta is kept and torch.equal(copy.deepcopy(stn).last_theta, kept)

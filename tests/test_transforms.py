@@ -391,6 +391,62 @@ def test_gradients_of_inverse_points(name):
     assert torch.autograd.gradcheck(transform.inverse_points, (params, points))
 
 
+# functions of functions
+
+@pytest.mark.parametrize('name', ALL)
+def test_gradients_of_every_sample_are_those_of_a_loop(name):
+    transform = get_transform(name)
+    params = random_params(transform, n=4)
+    params[2, -1] = math.nan
+    points = random_points(6, transform.ndim)
+
+    def loss(row):
+        grid, mapped = transform.grid(row[None], size_of(transform)), transform.map_points(row[None], points)
+        return grid.square().sum() + mapped.square().sum()
+
+    expected = []
+    for row in params:
+        leaf = row.clone().requires_grad_()
+        expected += torch.autograd.grad(loss(leaf), leaf)
+    found = torch.vmap(torch.func.grad(loss))(params)
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert not found[2].any() and found[[0, 1, 3]].any(1).all()
+    torch.testing.assert_close(torch.stack([torch.func.grad(loss)(row) for row in params]), found)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_jacobians_forward_and_reverse_are_autograds(name):
+    transform = get_transform(name)
+    params, points = random_params(transform, n=1)[0], random_points(2, transform.ndim)
+
+    def outputs(row):
+        grid, mapped = transform.grid(row[None], size_of(transform)), transform.map_points(row[None], points)
+        return torch.cat([grid.flatten(), mapped.flatten()])
+
+    expected = torch.autograd.functional.jacobian(outputs, params)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(jacobian(outputs)(params), expected)
+    tangent = random_params(transform, n=1, seed=3)[0]
+    torch.testing.assert_close(torch.func.jvp(outputs, (params,), (tangent,))[1], expected @ tangent)
+
+
+@pytest.mark.parametrize('name', ['affine', 'projective', 'tps', 'diffeomorphic', 'affine3d'])
+def test_parameters_from_outside_of_a_transformed_function(name):
+    transform = get_transform(name)
+    params = random_params(transform).requires_grad_()
+    weights = random_points(4)
+    expected = transform.grid(params, size_of(transform)).square().sum()
+
+    def loss(weight):
+        return weight * transform.grid(params, size_of(transform)).square().sum()
+
+    losses = torch.vmap(loss)(weights)
+    torch.testing.assert_close(losses, weights * expected)
+    found, = torch.autograd.grad(losses.sum(), params)
+    torch.testing.assert_close(found, weights.sum() * torch.autograd.grad(expected, params)[0])
+    torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(weights), expected.detach().expand(4))
+
+
 # precision, devices, copies, compilers
 
 @pytest.mark.parametrize('name', ALL)
@@ -453,6 +509,15 @@ def test_copies(name):
         assert other == transform and hash(other) == hash(transform)
         assert torch.equal(other.grid(params, size_of(transform)), transform.grid(params, size_of(transform)))
     assert transform != get_transform('affine' if name != 'affine' else 'rotation')
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_made_under_another_default_device(name):
+    with torch.device('meta'):
+        transform = get_transform(name)
+    params = random_params(transform)
+    expected = get_transform(name).grid(params, size_of(transform))
+    assert torch.equal(transform.grid(params, size_of(transform)), expected)
 
 
 class Grid(torch.nn.Module):

@@ -307,7 +307,8 @@ TENSORS = [
     (put(CONV, lambda v: v * torch.inf), f'{CONV} has numbers that are not finite'),
     (put(CONV, lambda v: (v * 0 + 1e30).half()), f'{CONV} has numbers that are not finite'),
     (put(BIAS, lambda v: v - torch.inf), 'regression.bias has numbers'),
-    (put(COUNT, lambda v: v.double()), f'{COUNT} is float64, where the network has int64'),
+    (put(COUNT, lambda v: v.double() / 7), f'{COUNT} must be one integer'),
+    (put(COUNT, lambda v: v.half()), f'{COUNT} must be one integer'),
     (put(COUNT, lambda v: v * 0), f'{COUNT} must be one integer'),
     (put(COUNT, lambda v: v - 2 ** 62), f'{COUNT} must be one integer'),
     (put(COUNT, lambda v: v.repeat(2)), rf'{COUNT} \(2,\), here \(\)'),
@@ -328,6 +329,15 @@ def test_tensors(folder, update, words):
     with pytest.raises((RuntimeError, ValueError), match='(?s)' + words) as raised:
         load(folder)
     assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64])
+def test_averages_that_made_all_numbers_floats_load(folder, dtype):
+    expected = load(folder).state_dict()
+    rewrite(folder, put(COUNT, lambda v: v.to(dtype)))
+    restored = load(folder).state_dict()
+    assert all(torch.equal(value, expected[key]) and value.dtype == expected[key].dtype
+               for key, value in restored.items())
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
@@ -355,7 +365,7 @@ def test_one_bad_number_is_found_wherever_it_is(dtype, bad):
 
 def test_the_scale_of_a_regression_is_checked():
     layer = ThetaRegression(3, 2)
-    for value in (torch.tensor([1, 2]), torch.tensor(1.5), torch.tensor(0), torch.tensor(2 ** 62)):
+    for value in map(torch.tensor, ([1, 2], 1.5, 0, 2 ** 62, torch.inf, torch.nan)):
         with pytest.raises(ValueError, match='lr_scale_nano must be one integer'):
             layer.load_state_dict({**layer.state_dict(), 'lr_scale_nano': value})
 

@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = dict(
     stn_freeze_steps=0,
 )
 NETWORK = ('stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'target')  # of the network, not of one stage
+RESOLVED = 'resolved'  # among a stage's settings: what its defaults came to
 FROM_FEATURES = ('saliency:', 'shared:')  # localization networks on the backbone's own features
 CHOICES = dict(
     stn_towers=('shared', 'separate'), stn_join=('mean', 'concat'), stn_whole=(False, True),
@@ -128,18 +129,23 @@ class StnArguments:
         return {k: list(v) if isinstance(v, tuple) else deepcopy(v) for k, v in self.values.items()}
 
     def settings(self, stage: int | str) -> dict[str, Any]:
-        """What one stage's transformer is made with: the arguments without prefix, overridden by the stage's own."""
+        """What one stage's transformer is made with: the arguments without prefix, overridden by the stage's own.
+
+        What a stage's defaults came to counts where there is still a default.
+        """
         flat = {k[4:]: v for k, v in self.values.items() if k[4:] not in NETWORK}
         if stage != 'input' and not self.to_input:
             flat['scale'] = DEFAULTS['stn_scale']  # stn_scale is that of glimpses of the image
-        return {**flat, **self.stages[stage]}
+        own = self.stages[stage]
+        resolved = {k: v for k, v in own.get(RESOLVED, {}).items() if flat[k] == DEFAULTS[f'stn_{k}']}
+        return {**flat, **resolved, **{k: v for k, v in own.items() if k != RESOLVED}}
 
     def resolve(self, stage: int | str, **settings: Any) -> None:
         """Record what a stage's defaults came to, so that they mean the same whatever the defaults of tomorrow."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
         if len(self.stages) > 1 or self.stages[stage]:
-            self.stages[stage].update(plain)
-        else:  # where it gives way to what a user types
+            self.stages[stage].setdefault(RESOLVED, {}).update(plain)
+        else:
             self.values.update({f'stn_{k}': v for k, v in plain.items()})
 
     def __getattr__(self, name: str) -> Any:
@@ -209,11 +215,15 @@ def _check_settings(stage: int | str, settings: Any) -> dict[str, Any]:
     accepted = [k[4:] for k in DEFAULTS if k[4:] not in NETWORK]
     if not isinstance(settings, Mapping | None):
         raise ValueError(f'stn_stages takes stages or [stage, settings] pairs, got [{stage!r}, {settings!r}].')
-    for key, value in (settings or {}).items():
+    own = dict(settings or {})
+    resolved = own.pop(RESOLVED, {})
+    if not isinstance(resolved, Mapping):
+        raise ValueError(f'stn_stages: {RESOLVED} of stage {stage!r} must have settings, got {resolved!r}.')
+    for key, value in (*own.items(), *resolved.items()):
         if key not in accepted:
             raise TypeError(f'stn_stages: unknown setting {key!r} of stage {stage!r}.{_hint(key, accepted)}')
         _check_most(f'stn_stages: {key} of stage {stage!r}', value, key)
-    return dict(settings or {})
+    return {**own, RESOLVED: dict(resolved)} if resolved else own
 
 
 def _hint(key: Any, accepted: Iterable[str]) -> str:

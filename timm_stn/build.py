@@ -23,7 +23,7 @@ from timm.models import (
 from torch import Tensor, nn
 
 from .arguments import StnArguments, split_arguments
-from .features import StnFeatures
+from .features import StnFeatures, usual_indices
 from .model import SpatialTransformerNetwork, as_tuple, prefixed
 from .training import without_counts
 from .untrusted import Budget, check_config, config_location
@@ -100,11 +100,13 @@ def _assemble(
     input_size = _input_size(base, cfg, rest, arguments)
     at_stages = any(s != 'input' for s in arguments.stages) or arguments.shared
     feature_args = {k: rest.pop(k) for k in ('out_indices', 'feature_cls') if features_only and at_stages and k in rest}
-    if features_only and not at_stages:
+    if features_only and at_stages:
+        feature_args.setdefault('out_indices', usual_indices(base, rest))
+    elif features_only:
         rest['features_only'] = True
     num_classes = rest.get('num_classes', cfg.num_classes)
     num_classes = None if num_classes < 0 else num_classes
-    if whole and arguments.streams > 1:
+    if whole and any(k.startswith('classifier.') for k in state_dict or ()):  # over all streams
         rest['num_classes'] = 0
     bases = [
         _build_base(base, cfg, rest, pretrained, _part(state_dict, prefix, whole), cache_dir, model_args)

@@ -9,12 +9,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['centers', 'coordinate_dtype', 'from_pixels', 'lattice', 'to_pixels']
+__all__ = ['centers', 'coordinate_dtype', 'from_pixels', 'has_values', 'lattice', 'to_pixels']
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of coordinates for pixels or parameters of `dtype`: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether Python may ask for the numbers in `x`, and keep it; it may not in traced programs and in `torch.func`."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    try:
+        x.data_ptr()
+    except RuntimeError:  # what `torch.func` and `torch.vmap` put in place of a tensor has no memory of its own
+        return False
+    return True
 
 
 def centers(n: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 Paper, section 3.1 and appendix A.4 to A.6. Each network sees an anti-aliased shrink of its input at a fixed side, so
 that one set of weights serves every input size. It ends in a :class:`ThetaRegression`, which starts at the identity.
 """
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -131,22 +132,27 @@ class ThetaRegression(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + 'lr_scale_nano')
         if saved is not None and not saved.is_meta:
-            _check_saved(prefix + 'lr_scale_nano', saved)
-            ratio = int(saved) / round(self.lr_scale * 1e9)
+            ratio = _ratio(prefix + 'lr_scale_nano', saved, round(self.lr_scale * 1e9))
             for name, own in self.named_parameters():
                 value = state_dict.get(prefix + name)
                 if value is not None and ratio != 1.0:
                     state_dict[prefix + name] = value.to(torch.promote_types(value.dtype, own.dtype)) * ratio
-            state_dict[prefix + 'lr_scale_nano'] = torch.full_like(saved, round(self.lr_scale * 1e9))
+            state_dict[prefix + 'lr_scale_nano'] = torch.full_like(
+                saved, round(self.lr_scale * 1e9), dtype=torch.int64)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f'in_features={self.in_features}, out_features={self.out_features}, lr_scale={self.lr_scale}'
 
 
-def _check_saved(key: str, saved: Tensor) -> None:
-    if saved.numel() != 1 or saved.is_floating_point() or not 1 <= int(saved) <= 10 ** 18:
-        raise ValueError(f'{key} must be one integer, billionths of lr_scale from 1e-9 to 1e9, got {saved}.')
+def _ratio(key: str, saved: Tensor, own: int) -> float:
+    """Of the lr_scale of a checkpoint to one's own, in billionths; tools that average checkpoints make it a float."""
+    value = saved.item() if saved.numel() == 1 else math.nan
+    if not 1 <= value <= 10 ** 18 or value != int(value):
+        raise ValueError(f'{key} must be one integer, billionths of lr_scale from 1e-9 to 1e9, got {saved} '
+                         '(half precision cannot hold it: cast floating-point tensors only).')
+    rounding = torch.finfo(saved.dtype).eps if saved.is_floating_point() else 0.0
+    return 1.0 if abs(value - own) <= rounding * own else value / own
 
 
 def _gain(weight: Tensor, gain: float) -> Tensor:
@@ -173,8 +179,8 @@ class Moments(nn.Module):
         for axis in range(2, x.ndim):
             along = x.movedim(axis, -1).flatten(2, -2).mean(2)
             moments.append((along * centers(x.shape[axis], x.device, x.dtype)).mean(2))
-        rms = x.square().flatten(1).mean(1, keepdim=True).sqrt()
-        return torch.cat(moments, 1) / rms.clamp_min(1e-6)
+        rms = x.square().flatten(1).mean(1, keepdim=True).clamp_min(1e-12).sqrt()  # of 0, sqrt has no slope
+        return torch.cat(moments, 1) / rms
 
 
 def _moments(in_chans: int, size: tuple[int, ...], **dd: Any) -> tuple[nn.Module, int]:
@@ -306,7 +312,7 @@ class Localization(nn.Module):
         super().__init__()
         dd = dict(device=device, dtype=dtype)
         self.kind = kind
-        self.size = self._resolve_size(kind, tuple(input_size), size)
+        self.size = self.resolve_size(kind, tuple(input_size), size)
         if kind.startswith('timm:'):
             self.body, width = _timm(kind[5:], in_chans, self.size, pretrained, **settings, **dd)
         else:
@@ -315,7 +321,8 @@ class Localization(nn.Module):
         self.regression = ThetaRegression(width, num_params, lr_scale, **dd)
 
     @staticmethod
-    def _resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
+    def resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
+        """The sides that a network sees, of inputs of a size: ``size``, or by default."""
         ndim = len(input_size)
         _check_kind(kind, ndim)
         if size is not None:

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from ._timm import feature_take_indices
 from .arguments import FROM_FEATURES, StnArguments, scales_of
 from .attach import StageTransformer, attach, feature_infos, hooked, resolve_stage, stage_layouts, unhook
+from .layout import told_of_layout
 from .localization import Localization, are_sides, shrink
 from .optional import if_backbone_can
+from .precision import uncached
 from .saliency import Saliency
 from .spatial_transformer import SpatialTransformer
+from .stages import check_keeps_tokens
 from .tracing import ScriptableNetwork, share_tensors, traced_signature
 
 __all__ = ['SpatialTransformerNetwork']
@@ -26,7 +29,8 @@ register_notrace_module(StageTransformer)
 
 # Would give the bare backbone, what it makes of images that nobody looked at, or names without their prefix.
 NOT_READ_THROUGH = (
-    'backbone', 'towers', 'stn', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg', 'get_intermediate_layers')
+    'backbone', 'towers', 'stn', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg', 'pretrained_model_args',
+    '_traits', 'get_intermediate_layers')
 
 
 class SpatialTransformerNetwork(nn.Module):
@@ -79,7 +83,7 @@ class SpatialTransformerNetwork(nn.Module):
         self._dd = dict(device=device, dtype=dtype)
         self._source: int | None = None
         self._keeps_glance = False  # of one size, whatever the streams are
-        self._joined = self.streams > 1 and hasattr(backbone, 'reset_classifier')  # one classifier over all streams
+        self._joined = self._wants_classifier(backbone)  # one over all streams
         for stage in arguments.stages:
             self._resolve_localization(backbone, stage)
         self.stn = self._make_input_transformer(backbone)
@@ -200,6 +204,7 @@ class SpatialTransformerNetwork(nn.Module):
         names: dict[int | str, list[str]] = {s: [] for s in stages}
         for prefix, backbone in self._all_backbones() if stages else ():
             layouts = stage_layouts(backbone, stages, self._backbone_size)
+            check_keeps_tokens(backbone, layouts)
             transformers = {}
             for stage, (module, layout) in layouts.items():
                 settings = self.arguments.settings(stage)
@@ -213,29 +218,34 @@ class SpatialTransformerNetwork(nn.Module):
         towers = self.towers.items() if 'towers' in self._modules else ()
         return [('backbone.', self.backbone), *((f'towers.{k}.', tower) for k, tower in towers)]
 
+    def _wants_classifier(self, backbone: Any) -> bool:
+        """Whether joined features need a classifier of their own, in place of the mean of the backbone's logits.
+
+        A linear classifier makes of the mean of the features the mean of the logits, once. Others stay where they are.
+        """
+        if self.streams == 1 or not hasattr(backbone, 'reset_classifier'):
+            return False
+        old = backbone.get_classifier()
+        if self.arguments.join == 'mean':
+            return isinstance(old, nn.Linear | nn.Identity)
+        if not isinstance(old, nn.Module):
+            raise ValueError(f"stn_join='concat' needs a backbone with one classifier; {type(backbone).__name__} has "
+                             "several: use stn_join='mean'.")
+        return True
+
     def _own_classifier(self, num_classes: int) -> None:
         """The classifier over the joined streams; starts from the backbone's where that has the same classes."""
         old = self.backbone.get_classifier()
-        if not isinstance(old, nn.Module):
-            raise ValueError(
-                f'{self.streams} streams (stn_glimpses, stn_whole) need a backbone with one classifier; '
-                f'{type(self.backbone).__name__} has several: use stn_glimpses=1, stn_whole=False.')
+        self._replaced = next(name for name, m in self.backbone.named_modules() if m is old)
         self._num_classes = num_classes
         for _, backbone in self._all_backbones():
             backbone.reset_classifier(0)
         super().__setattr__('classifier', self._make_classifier(self._num_classes))  # even if the backbone has one
-        if isinstance(old, nn.Linear) and isinstance(self.classifier, nn.Linear):
-            self._start_classifier(old.weight, old.bias)
-
-    def _start_classifier(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Logits start as the mean over the streams of what one backbone's classifier gives."""
-        own = self.classifier
-        repeats = own.weight.shape[1] // weight.shape[1]
-        if own.weight.shape == (weight.shape[0], weight.shape[1] * repeats) and not weight.is_meta:
-            with torch.no_grad():
-                own.weight.copy_(weight.repeat(1, repeats) / repeats)
-                if bias is not None:
-                    own.bias.copy_(bias)
+        state = old.state_dict()
+        if 'weight' in state and isinstance(self.classifier, nn.Linear):
+            start = _over_streams(state['weight'], state.get('bias'), self.classifier)
+            for name, value in start.items() if not state['weight'].is_meta else ():
+                self.classifier.get_parameter(name).data.copy_(value)
 
     def _make_classifier(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.head_hidden_size, num_classes, **self._dd) if num_classes > 0 else nn.Identity()
@@ -377,10 +387,11 @@ class SpatialTransformerNetwork(nn.Module):
 
     def _localize(self, x: Tensor) -> Any:
         """Parameters of the input's transform from the backbone's own features."""
+        size = self._size_of_whole(x) if self._glances else self._shared_size
         ask = partial(
-            self.backbone.forward_intermediates, shrink(x, self._shared_size), indices=[self._source],
-            intermediates_only=True, stop_early=True)
-        features = ask() if self.arguments.to_input else _as_in_evaluation(self.backbone, ask)
+            self.backbone.forward_intermediates, shrink(x, size), indices=[self._source], intermediates_only=True,
+            stop_early=True)
+        features = ask() if self.arguments.to_input else _as_in_evaluation(self.backbone, x, ask)
         return cast(SpatialTransformer, self.stn).localization(features[0])
 
     def _see(self, x: Tensor) -> Tensor:
@@ -395,7 +406,11 @@ class SpatialTransformerNetwork(nn.Module):
             self.stn.remember(theta)
         if not self.arguments.whole:
             return seen
-        return torch.cat([shrink(x, self._backbone_size[1:]).unsqueeze(1), self._glimpses_of(seen)], 1)
+        return torch.cat([shrink(x, self._size_of_whole(x)).unsqueeze(1), self._glimpses_of(seen)], 1)
+
+    def _size_of_whole(self, x: Tensor) -> tuple[int, int]:
+        """Of the stream that shows the whole image, (H, W): as the glimpses'."""
+        return cast(tuple[int, int], _two(self.arguments.size) or tuple(x.shape[2:]))
 
     def _find_tokens(self) -> bool:
         return any(m.layout.fmt == 'NLC' for m in self.modules() if isinstance(m, StageTransformer))
@@ -408,8 +423,7 @@ class SpatialTransformerNetwork(nn.Module):
         """
         if self._has_tokens and self.arguments.size is None and isinstance(x, Tensor) and x.ndim == 4:
             (height, width), (usual_height, usual_width) = x.shape[2:], self._input_size[1:]
-            ratio = height * usual_width / (width * usual_height)
-            if not 0.9 < ratio < 1.1:
+            if height * usual_width != width * usual_height:
                 raise ValueError(
                     f'transformers at stages of tokens were made for images of {usual_height} x {usual_width}, got '
                     f'{height} x {width}; call set_input_size(({height}, {width})), or give that as img_size.')
@@ -427,7 +441,7 @@ class SpatialTransformerNetwork(nn.Module):
 
         def localize(image: Tensor) -> Tensor:
             final, maps = self.backbone.forward_intermediates(
-                shrink(image, self._shared_size), indices=[self._source], **kwargs)
+                shrink(image, self._size_of_whole(image)), indices=[self._source], **kwargs)
             finals.append(final)
             return stn.localization(maps[0].detach())
 
@@ -454,7 +468,19 @@ class SpatialTransformerNetwork(nn.Module):
         return _map(lambda t: t.unflatten(0, (-1, self.streams - first)), out)
 
     def _join(self, x: Tensor) -> Tensor:
-        return x.flatten(1) if self.arguments.join == 'concat' else x.mean(1)
+        """Features (N, S, ...) of all streams to the mean, or to all channels side by side."""
+        if self.arguments.join == 'mean':
+            return x.mean(1)
+        if x.ndim == 3:
+            return x.flatten(1)
+        channels_first = x.ndim == 5 and told_of_layout(self.backbone)['output_fmt'] != 'NHWC'
+        return torch.cat(x.unbind(1), 1 if channels_first else -1)
+
+    def _logits(self, out: Any) -> Any:
+        """What the streams' backbones give to logits; features of an extractor stay apart."""
+        if self._joined:
+            return self.classifier(self._join(out))
+        return _map(lambda t: t.mean(1), out) if hasattr(self.backbone, 'reset_classifier') else out
 
     # timm's interface
 
@@ -465,7 +491,7 @@ class SpatialTransformerNetwork(nn.Module):
         if self.streams == 1:
             return self.backbone(x, **kwargs)
         out = self._each(lambda backbone, image: backbone(image, **kwargs), x)
-        return self.classifier(self._join(out)) if self._joined else out
+        return self._logits(out)
 
     forward.__wrapped__ = traced_signature  # type: ignore[attr-defined]
 
@@ -495,8 +521,9 @@ class SpatialTransformerNetwork(nn.Module):
         """Features to logits, or to what the classifier takes."""
         if self.streams == 1:
             return self.backbone.forward_head(x, pre_logits=pre_logits)
-        x = self._join(self._each(lambda backbone, f: backbone.forward_head(f, pre_logits=True), x))
-        return x if pre_logits else self.classifier(x)
+        pre_logits_of_streams = pre_logits or self._joined
+        out = self._each(lambda backbone, f: backbone.forward_head(f, pre_logits=pre_logits_of_streams), x)
+        return self._join(out) if pre_logits else self._logits(out)
 
     def forward_intermediates(
             self,
@@ -565,12 +592,21 @@ class SpatialTransformerNetwork(nn.Module):
         if self.arguments.size is None:
             for _, backbone in self._all_backbones():
                 backbone.set_input_size(img_size=img_size, **kwargs)
-            self._shared_size = self._shared_size if self._keeps_glance else cast(tuple[int, int], size)
+            self._resize_glance(size)
         self._input_size = (self._input_size[0], *size)
         self._traits = {**self._traits, 'img_size': size}
         self._refresh_layouts()
         if self.arguments.size is not None:
             self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, 'input_size': self._input_size}
+
+    def _resize_glance(self, size: Any) -> None:
+        """As a network that is built for this size of streams has it."""
+        if self._source is not None and not self._keeps_glance:
+            self._shared_size = size
+            layout = stage_layouts(self.backbone, [self._source], (self._input_size[0], *size))[self._source][1]
+            localization: Any = cast(SpatialTransformer, self.stn).localization
+            if not self.arguments.to_input:
+                localization.size = localization.resolve_size(localization.kind, layout.size, None)
 
     def _refresh_layouts(self) -> None:
         """Tell the transformers at stages the size of the features for another size of input."""
@@ -611,7 +647,7 @@ class SpatialTransformerNetwork(nn.Module):
                 module.init_non_persistent_buffers()
 
 
-def _as_in_evaluation(module: nn.Module, ask: Callable[[], Any]) -> Any:
+def _as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], Any]) -> Any:
     """Without gradients, and with batch norms that use, and leave as they are, the statistics that they have.
 
     To ask a backbone where to look must not change it: a glance at the whole image, of another size and scale than what
@@ -621,7 +657,7 @@ def _as_in_evaluation(module: nn.Module, ask: Callable[[], Any]) -> Any:
     for m in training:
         m.training = False
     try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
-        with torch.no_grad():
+        with torch.no_grad(), uncached(x):
             return ask()
     finally:
         for m in training:
@@ -651,17 +687,22 @@ def _load_plain(net: SpatialTransformerNetwork, state_dict: dict[str, Any], pref
 
 def _join_classifier(net: SpatialTransformerNetwork, plain: dict[str, Any], state_dict: Any, prefix: str) -> set[str]:
     """The plain classifier, for as many classes, gives the mean over the streams; for others it is left out."""
-    names = as_tuple(getattr(net.backbone, 'pretrained_cfg', {}).get('classifier'))
-    used = {f'{name}.{kind}' for name in names for kind in ('weight', 'bias')} & set(plain)
-    own = net.classifier.state_dict()
-    weight = plain.get(f'{names[0]}.weight') if len(names) == 1 else None
-    if weight is not None and 'weight' in own:
-        repeats = own['weight'].shape[1] // weight.shape[1]
-        if own['weight'].shape == (weight.shape[0], weight.shape[1] * repeats):
-            state_dict[prefix + 'classifier.weight'] = weight.repeat(1, repeats) / repeats
-            if f'{names[0]}.bias' in plain:
-                state_dict[prefix + 'classifier.bias'] = plain[f'{names[0]}.bias']
-    return used
+    within = net._replaced + '.'
+    weight, bias = plain.get(within + 'weight'), plain.get(within + 'bias')
+    if weight is not None and isinstance(net.classifier, nn.Linear):
+        start = _over_streams(weight, bias, net.classifier)
+        state_dict.update({f'{prefix}classifier.{name}': value for name, value in start.items()})
+    return {name for name in plain if name.startswith(within)}
+
+
+def _over_streams(weight: Tensor, bias: Tensor | None, classifier: nn.Linear) -> dict[str, Tensor]:
+    """Weights that give the mean over the streams of what one backbone's linear classifier gives; else none."""
+    weight = weight.flatten(1)  # of a convolution
+    repeats = classifier.in_features // weight.shape[1]
+    if tuple(classifier.weight.shape) != (weight.shape[0], weight.shape[1] * repeats):
+        return {}
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return dict(weight=weight.repeat(1, repeats) / repeats, bias=bias)
 
 
 def _is_own(name: str) -> bool:

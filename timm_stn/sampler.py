@@ -106,9 +106,8 @@ def _color(image: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
 
 def _like(image: Tensor, values: Tensor) -> Tensor:
     """`values` in the dtype and memory format of `image`."""
-    channels_last = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
-    if image.is_contiguous(memory_format=channels_last) and not image.is_contiguous():
-        values = values.contiguous(memory_format=channels_last)
+    if not image.is_contiguous() and image.movedim(1, -1).is_contiguous():
+        values = values.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last, in words that vmap knows, too
     return values.to(image.dtype)
 
 

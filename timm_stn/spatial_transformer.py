@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .functional import unwarp
-from .grid import coordinate_dtype
+from .grid import coordinate_dtype, has_values
 from .localization import Localization, are_sides, is_count
 from .sampler import check_options, sample_finite
 from .tracing import trace
@@ -22,7 +22,7 @@ TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge, wh
 
 
 def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
-    """Centres (G, 2), xy, at which parallel glimpses start: tiled over the image, not on top of each other.
+    """Centres (G, 2), xy, on the CPU, at which parallel glimpses start: tiled over the image, not on top of each other.
 
     They are moved inwards, in proportion, as far as a glimpse of that scale must be to lie inside. Bounded glimpses of
     scale 1 or more have no choice but to share the centre.
@@ -35,7 +35,7 @@ def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
         row, col = divmod(g, cols)
         in_row = min(cols, glimpses - row * cols)
         centers.append(((2 * col + 1) / in_row - 1, (2 * row + 1) / rows - 1))
-    offsets = torch.tensor(centers, dtype=torch.float64)
+    offsets = torch.tensor(centers, dtype=torch.float64, device='cpu')
     return (offsets * (reach / offsets.abs().amax(0).clamp_min(reach or 1))).float()
 
 
@@ -144,12 +144,12 @@ class SpatialTransformer(nn.Module):
         self.last_theta: Tensor | None = None
 
     def _make_base(self, device: Any = None) -> Tensor:
-        """(G, d, d + 1): scale and tile offset of each glimpse."""
+        """(G, d, d + 1) in float32, whatever the default: scale and tile offset of each glimpse."""
         ndim = self.transform.ndim
-        base = torch.zeros(self.glimpses, ndim, ndim + 1)
+        base = torch.zeros(self.glimpses, ndim, ndim + 1, dtype=torch.float32, device=device)
         base[:, range(ndim), range(ndim)] = self.scale
         base[:, :2, -1] = self.tiles
-        return base.to(device)
+        return base
 
     def _make_chains(self) -> dict[int, Transform]:
         """By number of parameters: what theta holds after each iteration where there is no matrix, base first."""
@@ -220,15 +220,14 @@ class SpatialTransformer(nn.Module):
         return seen
 
     def remember(self, theta: Tensor) -> None:
-        """Keep theta for pictures and logs in ``last_theta``: detached, in eager mode only."""
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if not (torch.compiler.is_compiling() or tracing):
+        """Keep theta for pictures and logs in ``last_theta``: detached, only in eager mode outside ``torch.func``."""
+        if has_values(theta):
             self.last_theta = theta.detach()
             if self.recorder is not None:
                 self.recorder(theta)
 
     def placement_penalty(self, theta: Tensor) -> Tensor:
-        """How far theta, of ``regress``, is outside the image or collapsed: (N,), differentiable, 0 at the start."""
+        """How far theta, of ``regress``, is outside the image or collapsed: (N,), differentiable, 0 on the tiles."""
         return self._placement_penalty(theta.flatten(0, 1) if self.glimpses > 1 else theta)
 
     def _placement_penalty(self, theta: Tensor) -> Tensor:

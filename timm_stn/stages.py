@@ -4,13 +4,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from ._timm import TorchDispatchMode
 from .dry import dry_forward
 from .layout import Layout, infer_layout, told_of_layout
 
-__all__ = ['feature_infos', 'name_of', 'resolve_stage', 'stage_layouts']
+__all__ = ['check_keeps_tokens', 'feature_infos', 'name_of', 'resolve_stage', 'stage_layouts']
 
 
 def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str, Any]]:
@@ -149,6 +150,20 @@ def _check_distinct(backbone: nn.Module, names: dict[int | str, str]) -> None:
             both = f'{taken[name]!r} and {stage!r}'
             raise ValueError(f'stn_stages: {both} are the same stage ({name}) of {name_of(backbone)}; name it once.')
         taken[name] = stage
+
+
+def check_keeps_tokens(backbone: nn.Module, layouts: dict[int | str, tuple[str, Layout]]) -> None:
+    """Raise where stages of tokens do not have all of them in training.
+
+    Raises:
+        ValueError: The backbone drops patches at random.
+    """
+    drops = any(isinstance(m, PatchDropout | PatchDropoutWithIndices) and m.prob > 0 for m in backbone.modules())
+    for stage, (name, layout) in layouts.items() if drops else ():
+        if layout.fmt == 'NLC':
+            raise ValueError(
+                f'stn_stages: stage {stage!r} ({name}) of {name_of(backbone)} has no map in training, where '
+                "patch_drop_rate drops tokens at random; use 'input', or patch_drop_rate=0.")
 
 
 def _expected(info: dict[str, Any], input_size: tuple[int, int, int]) -> tuple[int, int]:

@@ -58,7 +58,7 @@ def lattice_of_glimpse(ndim: int, like: Tensor) -> Tensor:
 
 
 def placement_penalty(points: Tensor, start: Tensor) -> Tensor:
-    """How far glimpses lie outside the image, have shrunk to points, or have fallen together: (N,), 0 at the start.
+    """How far glimpses lie outside the image, have shrunk to points, or have fallen together: (N,), 0 for the bases.
 
     - Outside: the distance, on each axis, of the points beyond the edge of the image (or beyond what the base reaches).
     - Shrunk: cells of the lattice whose side is below a quarter of the base's.

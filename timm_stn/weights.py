@@ -193,10 +193,10 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def check_kinds(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor], where: str) -> None:
-    """Raise where a checkpoint has integers and a network, by the same key, floating-point numbers, or the reverse."""
+    """Raise where a checkpoint has integers and a network, by the same key, floating-point numbers."""
     for key, value in state_dict.items():
         own = target.get(key)
-        if own is not None and own.is_floating_point() != value.is_floating_point():
+        if own is not None and own.is_floating_point() and not value.is_floating_point():
             raise RuntimeError(f'{where}: {key} is {_dtype(value)}, where the network has {_dtype(own)}.')
 
 

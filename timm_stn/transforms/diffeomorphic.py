@@ -4,6 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..grid import has_values
 from .lattice import LatticeTransform
 from .numeric import exact_matmul
 
@@ -46,7 +47,7 @@ class Diffeomorphic(LatticeTransform):
 
 def _step(field: Tensor, points: Tensor) -> Tensor:
     """The displacement of one Runge-Kutta step of fourth order."""
-    velocity = _velocity if torch.compiler.is_compiling() else _Velocity.apply
+    velocity = _Velocity.apply if has_values(field) and has_values(points) else _velocity
     time = 1 / STEPS
     k1 = velocity(field, points)
     k2 = velocity(field, points + time / 2 * k1)
@@ -64,10 +65,15 @@ def _velocity(field: Tensor, points: Tensor) -> Tensor:
 class _Velocity(torch.autograd.Function):
     """`_velocity` that keeps only its arguments for backward: a small part of the memory."""
 
+    generate_vmap_rule = True  # for arguments that `torch.func` does not transform, in a function that it does
+
     @staticmethod
-    def forward(ctx: Any, field: Tensor, points: Tensor) -> Tensor:
-        ctx.save_for_backward(field, points)
+    def forward(field: Tensor, points: Tensor) -> Tensor:
         return _velocity(field, points)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:

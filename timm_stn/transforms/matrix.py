@@ -3,18 +3,15 @@
 A matrix maps *output* coordinates to *source* coordinates, xy(z) order, both in [-1, 1] with half-pixel centres
 (`align_corners=False`). Its shape says what it is: (N, 2, 3) affine, (N, 3, 3) homography, (N, 3, 4) affine in 3-D.
 
-Autocast, which turns a matmul into bfloat16, cannot touch what is here: forward is elementwise. Parameters and points
+Autocast, which turns a matmul into bfloat16, cannot touch what is here: all is elementwise. Parameters and points
 are taken as float32, float64 where they are float64.
 """
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from timm_stn.precision import full_precision
-
-from ..grid import centers, coordinate_dtype
+from ..grid import centers, coordinate_dtype, has_values
 
 __all__ = ['compose_matrices', 'guard', 'invert_matrix', 'map_points_matrix', 'matrix_grid']
 
@@ -32,7 +29,7 @@ def guard(params: Tensor) -> Tensor:
     """
     params = params.to(coordinate_dtype(params.dtype))
     usable = params.detach().abs() <= LIMIT  # a comparison with NaN is False
-    if params.device.type == 'cpu' and not _is_traced() and usable.all():
+    if params.device.type == 'cpu' and has_values(params) and usable.all():
         return params
     usable = usable.flatten(1).all(1)
     identity = eye_like(params) if params.dim() == 3 else torch.zeros_like(params)
@@ -125,44 +122,11 @@ def eye_like(theta: Tensor) -> Tensor:
 
 def _planes(theta: Tensor, size: Sequence[int]) -> Tensor:
     """Rows of theta times (x, y, 1) at all pixels, (N, rows, *size), by broadcast addition of one term an axis."""
-    axes = [centers(n, theta.device, theta.dtype) for n in size]
-    if _is_traced():
-        return _add_planes(theta, *axes)
-    return _Planes.apply(theta, *axes)
-
-
-def _add_planes(theta: Tensor, *axes: Tensor) -> Tensor:
     *columns, planes = theta.unsqueeze(-1).unbind(2)
-    for column, axis in zip(reversed(columns), axes):
-        column = column * axis
+    for column, n in zip(reversed(columns), size):
+        column = column * centers(n, theta.device, theta.dtype)
         planes = planes.unsqueeze(-1) + column.view(*column.shape[:2], *[1] * (planes.dim() - 2), column.shape[-1])
     return planes.squeeze(2)
-
-
-class _Planes(torch.autograd.Function):
-    """`_add_planes` with a backward that reads the gradient of the grid twice, in whole rows, and no more often."""
-
-    @staticmethod
-    def forward(ctx: Any, theta: Tensor, *axes: Tensor) -> Tensor:
-        ctx.save_for_backward(*axes)
-        return _add_planes(theta, *axes)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Every axis in turn: its moments, then the sum over it that the next axes and the last column need."""
-        axes = ctx.saved_tensors
-        columns, rows = [], grad.shape[1]
-        grad = grad.movedim(1, -1)
-        with full_precision(grad):
-            for axis in axes:
-                moments = torch.matmul(axis, grad.flatten(2))
-                columns.append(moments.reshape(moments.shape[0], moments.shape[1] // rows, rows).sum(1))
-                grad = grad.sum(1)
-        return torch.stack([*reversed(columns), grad], -1), *[None for _ in axes]
-
-
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _check_matrix(theta: Tensor) -> int:

@@ -21,7 +21,7 @@ class ThinPlateSpline(LatticeTransform):
 
     def __init__(self, lattice: Sequence[int] = (4, 4)) -> None:
         super().__init__(lattice)
-        axes = [torch.linspace(-1, 1, n, dtype=torch.float64) for n in (self.columns, self.rows)]
+        axes = [torch.linspace(-1, 1, n, dtype=torch.float64, device='cpu') for n in (self.columns, self.rows)]
         self._centers = torch.stack(torch.meshgrid(*axes, indexing='xy')).flatten(1)
         basis = self._basis(self._centers[None])[0]
         k = basis.shape[1]
