@@ -591,6 +591,7 @@ def test_what_is_no_batch_of_images_is_refused(x, got):
 @pytest.mark.parametrize('arguments', [
     {}, {'transform': 'tps'}, {'glimpses': 2, 'scale': 0.5, 'size': 6}, {'transform': 'projective', 'iterations': 2},
     {'mode': 'bicubic', 'padding_mode': 'reflection'}, {'mode': 'nearest', 'padding_mode': 'fill', 'fill': 0.5},
+    {'antialias': True, 'scale': 0.9, 'size': 3},
 ])
 def test_vmap_is_a_loop(arguments, memory_format):
     stn = make(std=0.2, **arguments)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .grid import has_values
 
 __all__ = ['halve', 'interpolate', 'levels']
 
@@ -64,8 +65,8 @@ def _top(size: Sequence[int]) -> int:
 
 
 def _span(level: Tensor, size: Sequence[int]) -> tuple[int, int]:
-    """First and last level in use; in a compiled or traced program, where values are unknown, all of them."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    """First and last level in use; where values are unknown, all of them."""
+    if not has_values(level):
         return 0, _top(size)
     if level.numel() == 0:
         return 0, 0
