@@ -100,10 +100,10 @@ def _assemble(
     input_size = _input_size(base, cfg, rest, arguments)
     at_stages = any(s != 'input' for s in arguments.stages) or arguments.shared
     feature_args = {k: rest.pop(k) for k in ('out_indices', 'feature_cls') if features_only and at_stages and k in rest}
-    if features_only and at_stages:
-        feature_args.setdefault('out_indices', usual_indices(base, rest))
-    elif features_only:
+    if features_only and not at_stages:
         rest['features_only'] = True
+    elif features_only and 'out_indices' not in feature_args:
+        feature_args['out_indices'] = usual_indices(base, rest)
     num_classes = rest.get('num_classes', cfg.num_classes)
     num_classes = None if num_classes < 0 else num_classes
     if whole and any(k.startswith('classifier.') for k in state_dict or ()):  # over all streams

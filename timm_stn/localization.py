@@ -132,13 +132,13 @@ class ThetaRegression(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + 'lr_scale_nano')
         if saved is not None and not saved.is_meta:
-            ratio = _ratio(prefix + 'lr_scale_nano', saved, round(self.lr_scale * 1e9))
+            nano = round(self.lr_scale * 1e9)
+            ratio = _ratio(prefix + 'lr_scale_nano', saved, nano)
             for name, own in self.named_parameters():
                 value = state_dict.get(prefix + name)
                 if value is not None and ratio != 1.0:
                     state_dict[prefix + name] = value.to(torch.promote_types(value.dtype, own.dtype)) * ratio
-            state_dict[prefix + 'lr_scale_nano'] = torch.full_like(
-                saved, round(self.lr_scale * 1e9), dtype=torch.int64)
+            state_dict[prefix + 'lr_scale_nano'] = torch.full_like(saved, nano, dtype=torch.int64)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

@@ -242,10 +242,9 @@ class SpatialTransformerNetwork(nn.Module):
             backbone.reset_classifier(0)
         super().__setattr__('classifier', self._make_classifier(self._num_classes))  # even if the backbone has one
         state = old.state_dict()
-        if 'weight' in state and isinstance(self.classifier, nn.Linear):
+        if 'weight' in state and not state['weight'].is_meta and isinstance(self.classifier, nn.Linear):
             start = _over_streams(state['weight'], state.get('bias'), self.classifier)
-            for name, value in start.items() if not state['weight'].is_meta else ():
-                self.classifier.get_parameter(name).data.copy_(value)
+            self.classifier.load_state_dict(start, strict=bool(start))
 
     def _make_classifier(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.head_hidden_size, num_classes, **self._dd) if num_classes > 0 else nn.Identity()
@@ -603,9 +602,9 @@ class SpatialTransformerNetwork(nn.Module):
         """As a network that is built for this size of streams has it."""
         if self._source is not None and not self._keeps_glance:
             self._shared_size = size
-            layout = stage_layouts(self.backbone, [self._source], (self._input_size[0], *size))[self._source][1]
-            localization: Any = cast(SpatialTransformer, self.stn).localization
             if not self.arguments.to_input:
+                layout = stage_layouts(self.backbone, [self._source], (self._input_size[0], *size))[self._source][1]
+                localization: Any = cast(SpatialTransformer, self.stn).localization
                 localization.size = localization.resolve_size(localization.kind, layout.size, None)
 
     def _refresh_layouts(self) -> None:
