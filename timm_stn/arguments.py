@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = dict(
     stn_padding_mode='border',
     stn_fill=None,
     stn_antialias=False,
-    stn_lr_scale=1.0,
+    stn_lr_scale=10.0,
     stn_penalty=0.0,
     stn_freeze_steps=0,
 )

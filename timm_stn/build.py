@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .arguments import StnArguments, split_arguments
 from .features import StnFeatures, usual_indices
 from .model import SpatialTransformerNetwork, as_tuple, prefixed
+from .standardize import without_statistics
 from .training import without_counts
 from .untrusted import Budget, check_config, config_location
 from .weights import StateDict, check_kinds, location_of, naming, place_of, read_weights
@@ -243,7 +244,8 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     Raises:
         RuntimeError: A key of the checkpoint has no place here, or a place has no key.
     """
-    target, state_dict = net.state_dict(), without_counts(state_dict)
+    target = net.state_dict()
+    state_dict = without_counts({**state_dict, **without_statistics(state_dict)})
     same_classes = net._joined and net.num_classes == cfg.num_classes
     own = {k: v for k, v in state_dict.items() if IS_STN.search(k) or (same_classes and k.startswith('classifier.'))}
     for conv in net.pretrained_cfg['first_conv'] or ():

@@ -20,6 +20,8 @@ from .dry import dry_forward
 from .grid import centers, coordinate_dtype
 from .layout import Layout, infer_layout, told_of_layout
 from .precision import full_precision
+from .standardize import Standardize, without_statistics
+from .steps import bound_steps
 
 __all__ = ['Localization', 'ThetaRegression', 'shrink', 'localization_names']
 
@@ -197,7 +199,7 @@ def _fc(in_chans: int, size: tuple[int, ...], hidden: int = 32, depth: int = 3, 
     for _ in range(depth):
         layers += [nn.Linear(width, hidden, **dd), nn.ReLU()]
         width = hidden
-    return nn.Sequential(*layers), width
+    return nn.Sequential(*layers[:-1]), width
 
 
 def _conv(
@@ -215,7 +217,7 @@ def _conv(
     body = nn.Sequential(
         conv(in_chans, channels, kernel, padding=pad, **dd), nn.ReLU(), pool(stride),
         conv(channels, channels, kernel, padding=pad, **dd), nn.ReLU(), nn.Flatten(),
-        nn.Linear(channels * _numel(out), hidden, **dd), nn.ReLU(),
+        nn.Linear(channels * _numel(out), hidden, **dd),
     )
     return body, hidden
 
@@ -259,7 +261,7 @@ def _layout(net: Any, features: Any, size: Any) -> Layout | None:
     return infer_layout(tuple(features.shape), net.num_features, size=size, **told_of_layout(net))
 
 
-# name -> (builder, largest side it sees by default, whether it sees half, settings)
+# name -> (builder, largest side it sees by default, whether it sees half, settings); a ReLU follows those with `hidden`
 _BODIES: dict[str, tuple[Callable, int, bool, tuple[str, ...]]] = {
     'conv': (_conv, 64, True, ('channels', 'hidden')),
     'fc': (_fc, 64, False, ('hidden', 'depth')),
@@ -303,7 +305,7 @@ class Localization(nn.Module):
             input_size: tuple[int, ...],
             num_params: int,
             size: int | Sequence[int] | None = None,
-            lr_scale: float = 1.0,
+            lr_scale: float = 10.0,
             pretrained: bool = False,
             device: Any = None,
             dtype: Any = None,
@@ -318,7 +320,18 @@ class Localization(nn.Module):
         else:
             _check_settings(kind, settings)
             self.body, width = _BODIES[kind][0](in_chans, self.size, **settings, **dd)
+            for m in self.body.modules():
+                if isinstance(m, (nn.Conv2d, nn.Conv3d, nn.Linear)):
+                    nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
+                    nn.init.zeros_(m.bias)
+        hidden = kind in _BODIES and 'hidden' in _BODIES[kind][3]
+        self.standardize = Standardize(width, relu=hidden, device=device)
         self.regression = ThetaRegression(width, num_params, lr_scale, **dd)
+        bound_steps(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        bound_steps(self)
 
     @staticmethod
     def resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
@@ -340,7 +353,11 @@ class Localization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W), any size, to parameters (N, P), float32."""
-        return self.regression(self.body(shrink(x, self.size)))
+        return self.regression(self.standardize(self.body(shrink(x, self.size))))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        state_dict.update(without_statistics(state_dict, prefix + 'regression.weight'))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _check_kind(kind: Any, ndim: int) -> None:

@@ -100,7 +100,7 @@ class SpatialTransformer(nn.Module):
             padding_mode: str = 'border',
             fill: float | Sequence[float] | None = None,
             antialias: bool = False,
-            lr_scale: float = 1.0,
+            lr_scale: float = 10.0,
             penalty: float = 0.0,
             freeze_steps: int = 0,
             device: Any = None,
