@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -75,14 +77,14 @@ def is_own(name):
 class TestFreeze:
     @pytest.mark.parametrize('kwargs', NETWORKS)
     def test_first_gradients_are_exactly_zero_and_then_as_without(self, kwargs):
-        plain = backward(create(**kwargs))
-        model = create(**kwargs, stn_freeze_steps=2)
+        model, free = create(**kwargs, stn_freeze_steps=2), create(**kwargs)
         for _ in range(2):
+            plain = backward(free)
             grads = backward(model)
             own = {n: g for n, g in grads.items() if is_own(n)}
             assert len(own) >= 4 and all(g is not None and not g.any() for g in own.values())
             assert all(g.any() for n, g in grads.items() if not is_own(n) and plain[n].any()), 'the rest is trained'
-        grads = backward(model)
+        plain, grads = backward(free), backward(model)
         assert counts(model) == {3}
         assert all(plain[n].any() for n in grads if 'regression' in n)
         for n, g in grads.items():
@@ -173,16 +175,19 @@ class TestCount:
         for n in range(1, 3):
             expected, grads = backward(plain), backward(model)
             assert counts(model) == {n}
+            torch.testing.assert_close(usual_gradients(model), usual_gradients(plain))
             for key, g in grads.items():
                 torch.testing.assert_close(g, expected[key], msg=key)
 
     @pytest.mark.parametrize('use_reentrant', [False, True])
     def test_the_transformer_itself_checkpointed(self, use_reentrant):
         stn = SpatialTransformer(3, (16, 16), localization='linear', freeze_steps=1, penalty=1.0)
+        plain = copy.deepcopy(stn)
         x = rand(2, 3, 16, 16).requires_grad_()
         for n in range(1, 3):
-            torch.utils.checkpoint.checkpoint(stn, x, use_reentrant=use_reentrant).square().sum().backward()
-            assert int(stn.backward_passes) == n
+            torch.utils.checkpoint.checkpoint(stn, n * x, use_reentrant=use_reentrant).square().sum().backward()
+            plain(n * x).square().sum().backward()
+            assert int(stn.backward_passes) == n and stn.usual_gradient == plain.usual_gradient > 0
             assert stn.localization.regression.bias.grad.any() == (n > 1)
 
     @pytest.mark.parametrize('transform', ['affine', pytest.param('tps', marks=pytest.mark.slow)])
@@ -198,6 +203,8 @@ class TestCount:
                 net.zero_grad()
                 net(rand(2, 3, 16, 16)).square().sum().backward()
             assert stn.backward_passes == plain.backward_passes == n
+            torch.testing.assert_close(stn.usual_gradient, plain.usual_gradient)
+            assert stn.usual_gradient > 0
             for p, expected in zip(stn.parameters(), plain.parameters()):
                 torch.testing.assert_close(p.grad, expected.grad, rtol=1e-4, atol=1e-4)
                 assert p.grad.any() == (n > 2)
@@ -365,57 +372,132 @@ class TestPlacementPenalty:
         assert stn.placement_penalty(stn.regress(rand(3, 2, 8, 8), lambda x: params)).isfinite().all()
 
 
-def attached(theta, slope, strength=0.5, penalty=None, glimpses=1):
-    theta = theta.clone().requires_grad_()
-    out = training.attach_penalty(theta, penalty or (lambda t: (t.square() / 2).flatten(1).sum(1)), strength, glimpses)
-    assert torch.equal(out, theta)
+def half_square(theta):
+    """A penalty whose gradient p is theta itself."""
+    return (theta.square() / 2).flatten(1).sum(1)
+
+
+def attached(theta, slope, strength=0.5, usual=None, penalty=half_square, glimpses=1):
+    """The gradient that theta gets where the loss gives ``slope``."""
+    theta, usual = theta.clone().requires_grad_(), torch.zeros(()) if usual is None else usual
+    out = training.attach_penalty(theta, penalty, strength, usual, glimpses)
+    assert torch.equal(out, theta) or theta.isnan().any()
     out.backward(slope)
     return theta.grad
+
+
+def pass_by_numpy(theta, slope, strength, usual):
+    """Gradients (N, ...) of one pass, and the usual norm after it, in the words of the docstring."""
+    norm = np.linalg.norm(slope.sum(0))
+    if norm > 0 and np.isfinite(norm):
+        usual = usual + 0.1 * (norm - usual) if usual else norm
+    size = strength * usual / len(theta)
+    return np.stack([g + size * p / max(1, np.linalg.norm(p)) for p, g in zip(theta, slope)]), usual
 
 
 class TestAttachPenalty:
     """The penalty here is |theta| ** 2 / 2, whose gradient p is theta itself."""
 
     def test_what_is_added(self):
-        theta, slope = randn(5, 2, 3) * torch.tensor([0.01, 0.1, 1, 10, 100])[:, None, None], randn(5, 2, 3, seed=1)
-        length = theta.flatten(1).norm(dim=1)
-        assert (length < 1).any() and (length > 1).any()
-        added = 0.5 * (slope.flatten(1).norm(dim=1) / length.clamp(min=1))[:, None, None] * theta
-        torch.testing.assert_close(attached(theta, slope), slope + added)
+        usual, wanted, norms = torch.zeros(()), 0.0, []
+        for seed, (n, size) in enumerate([(5, 1.0), (3, 50.0), (1, 0.01), (4, 0.0), (6, 1.0)]):
+            theta = randn(n, 2, 3, seed=seed) * torch.tensor([0.01, 100, 1, 0.1, 10, 1])[:n, None, None]
+            slope = size * randn(n, 2, 3, seed=seed + 10)
+            found = attached(theta, slope, 0.5, usual)
+            expected, wanted = pass_by_numpy(theta.double().numpy(), slope.double().numpy(), 0.5, wanted)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * size)
+            assert usual.item() == pytest.approx(wanted, rel=1e-5) and not torch.equal(found, slope)
+            norms.append(usual.item())
+        assert len(set(norms)) == 4 and norms[2] == norms[3], 'a gradient of zero tells nothing'
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.integers(0, 2 ** 31), st.integers(1, 9), st.integers(1, 3), st.floats(0, 10),
+        *[st.floats(-6, 6)] * 3, st.booleans(), st.booleans())
+    @example(0, 9, 2, 0.5, 0.0, 2.0, 0.0, True, True)
+    def test_over_a_batch_at_most_strength_times_the_gradient_of_the_loss(
+            self, seed, n, glimpses, strength, of_loss, of_penalty, before, cancels, together):
+        """Gradients of images that cancel, or not; penalties that all point the same way, or not."""
+        theta, slope = (randn(n * glimpses, 2, 3, seed=s, dtype=torch.float64) for s in (seed, seed + 1))
+        theta, slope = 10 ** of_penalty * theta, 10 ** of_loss * slope
+        slope = slope - 0.99 * slope.mean(0) if cancels else slope
+        theta = theta[:glimpses].repeat(n, 1, 1) if together else theta
+        rounding = 1e-12 * slope.abs().sum()
+
+        def judge(theta):
+            return (theta.square() / 2).reshape(n, -1).sum(1)
+        first, later = torch.zeros(()), torch.tensor(10 ** before)
+        for usual in (first, later):
+            added = attached(theta, slope, strength, usual, judge, glimpses) - slope
+            of_batch = added.reshape(n, -1).sum(0).norm()
+            assert of_batch <= strength * usual * (1 + 1e-6) + rounding
+            if together and 10 ** of_penalty > 100:
+                assert of_batch >= strength * usual * (1 - 1e-6) - rounding, 'nor is it less'
+        norm = slope.reshape(n, -1).sum(0).norm().item()
+        assert first.item() == pytest.approx(norm, rel=1e-6)
+        assert later.item() == pytest.approx(0.9 * 10 ** before + 0.1 * norm, rel=1e-6)
 
     def test_glimpses_of_an_image_go_together(self):
         theta, slope = randn(6, 2, 3), randn(6, 2, 3, seed=1)
-        slope[0] = 0  # that glimpse sees nothing: the others' gradient is the measure
+        slope[0] = 0  # that glimpse sees nothing
         of_image = attached(theta, slope, glimpses=2, penalty=lambda t: (t.square() / 2).reshape(3, -1).sum(1))
         torch.testing.assert_close(of_image.reshape(3, -1), attached(theta.reshape(3, -1), slope.reshape(3, -1)))
         assert of_image[0].any()
 
     @pytest.mark.parametrize('scale', [2.0 ** 16, 2.0 ** -16])
-    def test_same_under_loss_scaling(self, scale):
+    def test_follows_loss_scaling(self, scale):
         theta, slope = randn(5, 2, 3), randn(5, 2, 3, seed=1)
         assert torch.equal(attached(theta, scale * slope), scale * attached(theta, slope))
+        usual = slope.sum(0).norm()
+        for _ in range(30 if scale < 1 else 60):
+            found = attached(theta, 2 * slope, usual=usual)
+        torch.testing.assert_close(found, 2 * attached(theta, slope), rtol=0.03, atol=0.01)
 
-    def test_same_for_any_split_of_the_batch(self):
-        theta, slope = randn(6, 2, 3), randn(6, 2, 3, seed=1)
-        parts = [attached(t, s) for t, s in zip(theta.split([1, 3, 2]), slope.split([1, 3, 2]))]
-        assert torch.equal(torch.cat(parts), attached(theta, slope))
+    def test_looks_at_nothing_are_pulled_back_once_there_was_a_gradient(self):
+        theta, nothing, usual = randn(5, 2, 3), torch.zeros(5, 2, 3), torch.zeros(())
+        assert not attached(theta, nothing, usual=usual).any() and usual == 0
+        attached(theta, randn(5, 2, 3, seed=1), usual=usual)
+        known = usual.clone()
+        for _ in range(100):
+            added = attached(theta, nothing, usual=usual)
+        expected, _ = pass_by_numpy(theta.numpy(), nothing.numpy(), 0.5, known.item())
+        np.testing.assert_allclose(added, expected, rtol=1e-5)
+        assert usual == known > 0
 
-    def test_nothing_is_added_where_there_is_no_measure(self):
-        theta, slope = randn(5, 2, 3), randn(5, 2, 3, seed=1)
-        slope[0], slope[1, 0, 0], slope[2, 0, 0], theta[3, 0, 0] = 0, torch.inf, torch.nan, torch.nan
-        grad = torch.zeros(5, 2, 3)
-        unchecked = theta.clone().requires_grad_()
-        out = training.attach_penalty(unchecked, lambda t: (t.square() / 2).flatten(1).sum(1), 0.5)
-        out.backward(slope)
-        grad = unchecked.grad
-        torch.testing.assert_close(grad[:4], slope[:4], rtol=0, atol=0, equal_nan=True)
-        assert not torch.equal(grad[4], slope[4])
+    @pytest.mark.parametrize('known', [0.0, 2.0])
+    def test_what_is_not_finite_is_not_taken_in(self, known):
+        theta, slope, usual = randn(5, 2, 3), randn(5, 2, 3, seed=1), torch.tensor(known)
+        slope[1, 0, 0], slope[2, 0, 0], theta[3, 0, 0], slope[4] = torch.inf, torch.nan, torch.nan, 1e30
+        grad = attached(theta, slope, usual=usual)
+        assert usual == known
+        assert torch.equal(grad.isfinite(), slope.isfinite()) and grad[1, 0, 0] == torch.inf
+        torch.testing.assert_close(grad[3], slope[3], rtol=0, atol=0)
+        expected, _ = pass_by_numpy(theta[:1].numpy(), slope[:1].numpy() * 0, 0.5, known / 5)
+        torch.testing.assert_close(grad[0] - slope[0], torch.from_numpy(expected[0]).float())
+        slope = slope.nan_to_num(0, 0)[:4] + 1
+        assert attached(theta[:3], slope[:3], usual=usual).isfinite().all() and 0 < usual < torch.inf
+
+    def test_too_large_for_the_buffer(self):
+        usual = torch.tensor(2.0)
+        attached(randn(2, 2, 3, dtype=torch.float64), torch.full((2, 2, 3), 1e100, dtype=torch.float64), usual=usual)
+        assert usual == 2
 
     def test_empty_batch(self):
-        assert attached(torch.zeros(0, 2, 3), torch.zeros(0, 2, 3)).shape == (0, 2, 3)
+        usual = torch.tensor(2.0)
+        assert attached(torch.zeros(0, 2, 3), torch.zeros(0, 2, 3), usual=usual).shape == (0, 2, 3) and usual == 2
         stn = SpatialTransformer(3, (8, 8), localization='linear', penalty=1.0, freeze_steps=1, glimpses=2)
         stn(torch.zeros(0, 3, 8, 8)).sum().backward()
         assert not stn.localization.regression.bias.grad.any()
+
+    def test_second_derivatives(self):
+        """The usual gradient is a constant, which later passes may change."""
+        theta, usual = randn(3, 2, 3).requires_grad_(), torch.zeros(())
+        out = training.attach_penalty(theta, half_square, 0.5, usual)
+        grad, = torch.autograd.grad(out.pow(3).sum(), theta, create_graph=True)
+        attached(theta.detach(), randn(3, 2, 3, seed=1), usual=usual)
+        assert not usual.requires_grad
+        second, = torch.autograd.grad(grad.sum(), theta)
+        assert second.isfinite().all() and second.any()
 
 
 class TestPenalty:
@@ -433,16 +515,13 @@ class TestPenalty:
         assert not torch.allclose(backward(create(**knobs, stn_penalty=3.0))[key], expected[key])
 
     @pytest.mark.parametrize('kwargs', NETWORKS)
-    def test_accumulated_and_scaled_gradients_are_those_of_the_joined_batch(self, kwargs):
-        model, x = create(**kwargs, stn_penalty=2.0, stn_bound=False), rand(4, 3, 64, 64, seed=3)
-        joined = backward(model, x)
-        plain = backward(create(**kwargs, stn_bound=False), x)
-        assert any(not torch.allclose(joined[n], plain[n], rtol=0.01) for n in joined if 'regression' in n)
-        model.zero_grad()
-        for part in x.split(2):
-            (1024 * model(part).square().mean() / 2).backward()
-        for name, p in model.named_parameters():
-            torch.testing.assert_close(p.grad / 1024, joined[name], rtol=1e-3, atol=1e-5 * joined[name].abs().max())
+    def test_scaled_gradients_are_those_of_the_loss(self, kwargs):
+        knobs = dict(**kwargs, stn_bound=False)
+        expected, scaled = (backward(create(**knobs, stn_penalty=2.0), scale=s) for s in (1.0, 1024.0))
+        plain = backward(create(**knobs))
+        assert any(not torch.allclose(expected[n], plain[n], rtol=0.01) for n in plain if 'regression' in n)
+        for name, g in scaled.items():
+            torch.testing.assert_close(g / 1024, expected[name], rtol=1e-3, atol=1e-5 * expected[name].abs().max())
 
     @pytest.mark.parametrize('opt', ['sgd', 'adamw'])
     @pytest.mark.parametrize('fault', ['outside', 'point', 'together'])
@@ -453,7 +532,7 @@ class TestPenalty:
                 1, (16, 16), 'attention', 'linear', glimpses=2, scale=0.5, bound=False, penalty=strength)
             optimizer = create_optimizer_v2(stn, opt, lr=0.02, weight_decay=0.0)
             x = rand(8, 1, 16, 16)
-            for _ in range(150):
+            for _ in range(250):
                 theta = stn.regress(x)
                 loss = dict(
                     outside=-theta[..., 2].sum((1, 2)), point=theta[..., 0, 0].square().sum(1),
@@ -471,6 +550,127 @@ class TestPenalty:
         if fault == 'together':
             apart = [(t[:, 0, :, 2] - t[:, 1, :, 2]).norm(dim=1) for t in (free, kept)]
             assert apart[0].max() < 0.03 and apart[1].min() > 0.12, 'the bases are 1 apart'
+
+    @pytest.mark.parametrize('strength', [0.0, 2.0])
+    def test_a_blank_look_is_pulled_back(self, strength):
+        """Wholly outside an image whose edge is one colour, so that no pixel changes with theta."""
+        x = nn.functional.pad(rand(8, 1, 8, 8, seed=3), [4] * 4)
+        stn = SpatialTransformer(
+            1, (16, 16), 'translation', 'linear', scale=0.5, bound=False, padding_mode='border', penalty=strength)
+        optimizer = torch.optim.SGD(stn.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        bias = stn.localization.regression.bias
+
+        def step():
+            optimizer.zero_grad()
+            (stn(x) - 1).square().mean().backward()
+            optimizer.step()
+            return bias.grad.any()
+        assert all(step() for _ in range(5))
+        with torch.no_grad():
+            bias.add_(1.6 / stn.scale / stn.localization.regression.lr_scale)
+        optimizer.state.clear()
+        assert bool(step()) == (strength > 0) and stn.placement_penalty(stn.last_theta).min() > 0
+        for _ in range(600):
+            step()
+        farthest = stn.last_theta[..., 2].abs().max()
+        assert farthest < 0.55 if strength else farthest > 1.5, 'the look is inside the image up to 0.5'
+
+    def test_blank_from_the_very_first_pass_nothing_is_added(self):
+        stn = SpatialTransformer(1, (16, 16), 'translation', 'linear', scale=0.5, bound=False, penalty=2.0)
+        nn.init.constant_(stn.localization.regression.bias, 1.0)
+        stn(rand(4, 1, 16, 16) * 0 + 1).square().sum().backward()
+        assert stn.placement_penalty(stn.last_theta).min() > 0
+        assert stn.usual_gradient == 0 and not stn.localization.regression.bias.grad.any()
+
+    def test_gradients_that_are_not_finite_are_forgotten(self):
+        model = create(stn_penalty=1.0)
+        for scale, known in ((torch.nan, False), (1.0, True), (torch.nan, True), (torch.inf, True)):
+            before = usual_gradients(model)
+            backward(model, scale=scale)
+            assert all(u.isfinite() and bool(u > 0) == known for u in usual_gradients(model))
+            assert scale == 1 or usual_gradients(model) == before
+
+
+def usual_gradients(model):
+    return [t.usual_gradient.clone() for t in transformers(model)]
+
+
+class TestUsualGradient:
+    """The buffer that holds it."""
+
+    @pytest.mark.parametrize('kwargs', NETWORKS)
+    def test_is_that_of_theta(self, kwargs, monkeypatch):
+        model, grads, penalised = create(**kwargs, stn_penalty=1.0), {}, SpatialTransformer._penalised
+
+        def watched(stn, theta):
+            theta = penalised(stn, theta)
+            if theta.requires_grad:
+                theta.register_hook(lambda g: grads.setdefault(stn, g))
+            return theta
+        monkeypatch.setattr(SpatialTransformer, '_penalised', watched)
+        backward(model)
+        assert set(grads) == set(transformers(model))
+        for stn, g in grads.items():
+            of_batch = g.double().reshape(len(g) // stn.glimpses, -1).numpy().sum(0)
+            assert stn.usual_gradient.item() == pytest.approx(np.linalg.norm(of_batch), rel=1e-4)
+
+    def test_is_not_in_checkpoints(self):
+        without, having = create(), create(stn_penalty=1.0)
+        backward(having)
+        assert having.state_dict().keys() == without.state_dict().keys() and usual_gradients(having)[0] > 0
+        assert 'usual_gradient' not in dict(without.stn.named_buffers())
+        without.load_state_dict(having.state_dict())
+        having.load_state_dict(without.state_dict())
+        assert usual_gradients(having)[0] > 0, 'loading leaves it'
+        having.init_weights()
+        assert usual_gradients(having) == [0]
+
+    def test_copies_have_their_own(self):
+        model = create(stn_penalty=1.0)
+        backward(model)
+        twin, before = copy.deepcopy(model), usual_gradients(model)
+        backward(twin, scale=2.0)
+        assert usual_gradients(model) == before != usual_gradients(twin)
+
+    @pytest.mark.parametrize('cast', [nn.Module.half, nn.Module.bfloat16, nn.Module.double, nn.Module.cpu])
+    def test_stays_as_it_is_in_a_model_of_another_dtype(self, cast):
+        stn = SpatialTransformer(3, (8, 8), localization='linear', penalty=1.0)
+        stn.usual_gradient.fill_(1e6 + 1)  # more than float16 has
+        assert cast(stn).usual_gradient == 1e6 + 1 and stn.usual_gradient.dtype == torch.float32
+        assert stn._non_persistent_buffers_set == {'base', 'usual_gradient'}
+
+    def test_leaves_the_meta_device(self):
+        with torch.device('meta'):
+            stn = SpatialTransformer(3, (8, 8), localization='linear', penalty=1.0).half()
+        assert stn.usual_gradient.is_meta and stn.usual_gradient.dtype == torch.float32
+        stn.to_empty(device='cpu').usual_gradient.fill_(7)
+        stn.init_non_persistent_buffers()
+        assert stn.usual_gradient == 0 and stn.usual_gradient.dtype == torch.float32
+
+    def test_moves_with_each_call_and_in_training_only(self):
+        model, x = create(stn_penalty=1.0), rand(4, 3, 64, 64)
+        backward(model.eval(), x)
+        assert usual_gradients(model) == [0]
+        with torch.no_grad():
+            model.train()(x)
+        assert usual_gradients(model) == [0]
+
+    def test_of_every_sample_is_used_and_not_kept(self):
+        stn = SpatialTransformer(1, (8, 8), localization='linear', bound=False, penalty=1.0)
+        nn.init.normal_(stn.localization.regression.bias, std=0.05)
+        weights, x = {n: p.detach() for n, p in stn.named_parameters()}, rand(3, 1, 8, 8)
+
+        def loss(weights, x):
+            return torch.func.functional_call(stn, weights, (x[None],)).square().sum()
+        found = torch.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+        assert stn.usual_gradient == 0
+        for i in range(3):
+            stn.zero_grad()
+            stn.usual_gradient.zero_()
+            loss(dict(stn.named_parameters()), x[i]).backward()
+            assert stn.usual_gradient > 0
+            for name, p in stn.named_parameters():
+                torch.testing.assert_close(found[name][i], p.grad)
 
 
 class Operations(TorchDispatchMode):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .card import read_run
 from .data import DISTORTIONS, load_mnist, test_set
 from .data.mnist import DATA_VARIABLE
+from .dependence import tell, witnessing
 from .diagnostics import observe, report, self_check, weights_of, wrong_answers
 from .hub import PICTURE, Pushed, PushError, push_to_hub
 from .picture import best_answers, class_names, data_config, draw, read_images, short_name
@@ -206,7 +207,8 @@ def _show(args: argparse.Namespace) -> int:
         raise Refused(f'argument --model: {args.model} has no classifier (num_classes=0)')
     stage, config = _stage(model, args.stage), _attempt(f'--model {args.model}', data_config, model)
     images = _attempt('IMAGE', read_images, paths[:args.count], config).to(args.device)
-    look = _attempt('IMAGE', observe, model, images, stage)
+    with witnessing() as witness:
+        look = _attempt('IMAGE', observe, model, images, stage)
     answers = _attempt(f'--model {args.model}', best_answers, look.logits, names or class_names(model))
     for i, (path, answer) in enumerate(zip(paths, answers)):
         print(json.dumps({
@@ -217,6 +219,7 @@ def _show(args: argparse.Namespace) -> int:
     _attempt(f'--output {args.output}', save_picture, picture, args.output)
     skipped = f', {len(paths) - args.count} more not shown (--count)' if len(paths) > args.count else ''
     print(f'{args.output}: {len(images)} images{skipped}', file=sys.stderr)
+    tell(witness.advice())
     return 0
 
 
@@ -340,10 +343,12 @@ def _eval(args: argparse.Namespace) -> int:
             raise Refused(f'argument --model: digits need {name}={needed}, and {args.model} has {value}')
     images, labels = _digits(args.set, args.data, args.download)
     start = time.perf_counter()
-    wrong = _attempt(f'--model {args.model}', wrong_answers, model, images, labels, args.device)
+    with witnessing() as witness:
+        wrong = _attempt(f'--model {args.model}', wrong_answers, model, images, labels, args.device)
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')
     print(f'{args.model} on {args.set}: {_error(wrong, len(labels))}, {seconds:.1f} s')
+    tell(witness.advice())
     return 0
 
 
@@ -401,6 +406,7 @@ def _try_push(model: str | Path, repo: str, **given: Any) -> Pushed:
 
 
 def _report_push(pushed: Pushed) -> None:
+    tell(pushed.advice)
     if pushed.commit is None:
         print(f'{pushed.card}\n{pushed.url}: nothing sent (--dry-run); it would be {", ".join(pushed.sent)}')
         return

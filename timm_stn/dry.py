@@ -6,18 +6,25 @@ from torch import nn
 
 __all__ = ['dry_forward']
 
+LAST = ('last_theta', 'last_features')  # of spatial transformers and localization networks
+
 
 def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> Any:
     """What one forward pass of one empty image gives, in eval mode; leaves nothing behind."""
     modes = {m: m.training for m in backbone.modules()}
-    thetas = {m: m.last_theta for m in backbone.modules() if 'last_theta' in vars(m)}  # of spatial transformers
+    kept = [(m, name, vars(m)[name]) for m in modes for name in LAST if name in vars(m)]
+    transformers: list[Any] = [m for m, name, _ in kept if name == 'last_theta']
     probe = next(backbone.parameters())
     backbone.eval()
+    for transformer in transformers:
+        transformer.witness = None
     try:
         with torch.no_grad():
             return backbone(torch.zeros(1, *input_size, device=probe.device, dtype=probe.dtype))
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for transformer, theta in thetas.items():
-            transformer.last_theta = theta
+        for transformer in transformers:
+            del transformer.witness
+        for module, name, value in kept:
+            setattr(module, name, value)

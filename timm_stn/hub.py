@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from .card import Run, read_run, write_card
+from .dependence import witnessing
 from .hub_errors import PushError, explained, hint
 from .picture import picture_of
 from .version import __version__
@@ -38,6 +39,7 @@ class Pushed(NamedTuple):
     same: list[str]  # files that were there already
     kept_card: bool  # the repository has a card of its own, which was left as it is
     card: str
+    advice: list[str] = []  # a line for each stage that does the same for all images of the card's picture
 
 
 def push_to_hub(
@@ -93,9 +95,10 @@ def push_to_hub(
             raise ValueError(f'card and images must be files; there is no {str(path)!r}.')
     with TemporaryDirectory(prefix='timm-stn-push-') as beside, explained(repo, token):
         folder, run = _source(model)
+        advice: list[str] = []
         if folder is None:
             folder, at = Path(beside), repo if revision in (None, 'main') else f'{repo}@{revision}'
-            x, logits = _write(run, folder, at, pictures, license, card is None)
+            x, logits, advice = _write(run, folder, at, pictures, license, card is None)
         else:
             x, logits = _try(f'local-dir:{folder}')
         files = _files(folder)
@@ -103,12 +106,12 @@ def push_to_hub(
             files[CARD] = Path(card)
         text = _checked_card(files.get(CARD))
         if dry_run:
-            return Pushed(repo, _url(HfApi(), repo, revision), None, list(files), [], False, text)
+            return Pushed(repo, _url(HfApi(), repo, revision), None, list(files), [], False, text, advice)
         api = HfApi(token=token, library_name='timm_stn', library_version=__version__)
         message = message or f'Push with timm_stn {__version__}'
-        pushed = _commit(api, repo, revision, files, private, replace_card, message)._replace(card=text)
+        pushed = _commit(api, repo, revision, files, private, replace_card, message)
         _try(f'hf-hub:{pushed.repo}@{_download(api, pushed, files, token, beside)}', x, logits, f'{beside}/hub')
-        return pushed
+        return pushed._replace(card=text, advice=advice)
 
 
 # what is pushed
@@ -151,8 +154,8 @@ def _write(
         images: list[Path] | None,
         license: str | None,
         with_card: bool,
-) -> tuple[Tensor, Tensor]:
-    """Fill a folder as the repository will hold it; gives an input, and what the network makes of it."""
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Fill a folder as the repository will hold it; gives an input, what the network makes of it, and advice."""
     if not getattr(run.model, 'pretrained_cfg', None):
         raise TypeError(f'model must be a timm model, with a pretrained_cfg, got {type(run.model).__name__}.')
     model: Any = copy.deepcopy(run.model).cpu().float().to(memory_format=torch.contiguous_format).eval()
@@ -160,21 +163,25 @@ def _write(
     save_for_hf(model, str(folder), model_args=args, safe_serialization=True)
     x, logits = _answer(model)
     _try(f'local-dir:{folder}', x, logits)
+    advice: list[str] = []
     if with_card:
-        _draw(model, run.images() if images is None else images, images is None, folder / PICTURE)
+        advice = _draw(model, run.images() if images is None else images, images is None, folder / PICTURE)
         text = write_card(model, at, run, license, PICTURE if (folder / PICTURE).is_file() else None)
         (folder / CARD).write_text(text, encoding='utf-8')
-    return x, logits
+    return x, logits, advice
 
 
-def _draw(model: Any, paths: list[Path], optional: bool, target: Path) -> None:
+def _draw(model: Any, paths: list[Path], optional: bool, target: Path) -> list[str]:
+    """Draw where it looks in images, where it has transformers; gives advice if that is the same in all."""
     if not paths or not hasattr(model, 'spatial_transformers') or not model.num_classes:
-        return
-    try:
-        save_picture(picture_of(model, paths, model.pretrained_cfg['architecture']), target)
-    except (ValueError, OSError) as error:  # no image, or a network that does not take images
-        if not optional:
-            raise ValueError(f'images: {error}') from error
+        return []
+    with witnessing() as witness:
+        try:
+            save_picture(picture_of(model, paths, model.pretrained_cfg['architecture']), target)
+        except (ValueError, OSError) as error:  # no image, or a network that does not take images
+            if not optional:
+                raise ValueError(f'images: {error}') from error
+    return witness.advice()
 
 
 def _answer(model: Any, x: Tensor | None = None) -> tuple[Tensor, Tensor]:

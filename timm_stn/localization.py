@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -17,7 +17,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from .dry import dry_forward
-from .grid import centers, coordinate_dtype
+from .grid import centers, coordinate_dtype, has_values
 from .layout import Layout, infer_layout, told_of_layout
 from .precision import full_precision
 from .standardize import Standardize, without_statistics
@@ -320,18 +320,23 @@ class Localization(nn.Module):
         else:
             _check_settings(kind, settings)
             self.body, width = _BODIES[kind][0](in_chans, self.size, **settings, **dd)
-            for m in self.body.modules():
-                if isinstance(m, (nn.Conv2d, nn.Conv3d, nn.Linear)):
-                    nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
-                    nn.init.zeros_(m.bias)
+            self.reset_parameters()
         hidden = kind in _BODIES and 'hidden' in _BODIES[kind][3]
         self.standardize = Standardize(width, relu=hidden, device=device)
         self.regression = ThetaRegression(width, num_params, lr_scale, **dd)
+        self.last_features: Tensor | None = None  # (N, F), what the regression saw; detached, only in eager mode
         bound_steps(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         bound_steps(self)
+
+    def reset_parameters(self) -> None:
+        """Start the layers before the regression as He et al. 2015 do (arXiv:1502.01852); not those of a timm model."""
+        for m in () if self.kind.startswith('timm:') else self.body.modules():
+            if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear):
+                nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
+                nn.init.zeros_(cast(Tensor, m.bias))
 
     @staticmethod
     def resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
@@ -353,7 +358,10 @@ class Localization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W), any size, to parameters (N, P), float32."""
-        return self.regression(self.standardize(self.body(shrink(x, self.size))))
+        features = self.standardize(self.body(shrink(x, self.size)))
+        if has_values(features):
+            self.last_features = features.detach()
+        return self.regression(features)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         state_dict.update(without_statistics(state_dict, prefix + 'regression.weight'))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ._timm import feature_take_indices
 from .arguments import FROM_FEATURES, StnArguments, scales_of
 from .attach import StageTransformer, attach, feature_infos, hooked, resolve_stage, stage_layouts, unhook
+from .grid import has_values
 from .layout import told_of_layout
 from .localization import Localization, are_sides, shrink
 from .optional import if_backbone_can
@@ -87,6 +88,8 @@ class SpatialTransformerNetwork(nn.Module):
         for stage in arguments.stages:
             self._resolve_localization(backbone, stage)
         self.stn = self._make_input_transformer(backbone)
+        if self.stn is not None and arguments.to_input:
+            self.stn.stage = next(iter(arguments.stages))
         self._glances = arguments.whole and self._source is not None  # the whole image's features say where to look
         self.backbone = backbone
         if towers:
@@ -208,7 +211,9 @@ class SpatialTransformerNetwork(nn.Module):
             transformers = {}
             for stage, (module, layout) in layouts.items():
                 settings = self.arguments.settings(stage)
-                transformers[module] = StageTransformer(layout, **settings, **self._dd, **self._extra(settings))
+                transformer = StageTransformer(layout, **settings, **self._dd, **self._extra(settings))
+                transformer.stage, transformer.rows = stage, 1 if 'towers' in self._modules else self.streams
+                transformers[module] = transformer
             attached = attach(backbone, transformers, self._backbone_size)
             for stage, (module, _) in layouts.items():
                 names[stage].append(prefix + attached[module])
@@ -333,7 +338,7 @@ class SpatialTransformerNetwork(nn.Module):
         """The transformers by stage, as named in ``stn_stages``; those of further towers are not listed."""
         found: dict[int | str, SpatialTransformer] = {}
         if self.stn is not None:
-            found[next(iter(self.arguments.stages)) if self.arguments.to_input else 'input'] = self.stn
+            found[self.stn.stage] = self.stn
         for stage, names in self._stage_names.items():
             found[stage] = cast(SpatialTransformer, self.get_submodule(names[0]))
         return found
@@ -621,7 +626,7 @@ class SpatialTransformerNetwork(nn.Module):
             if hasattr(backbone, 'init_weights'):
                 backbone.init_weights(*args, **kwargs)
         own: list[Any] = [m for name, m in self.named_modules() if _is_own(name + '.') and name]
-        for module in own:
+        for module in reversed(own):  # a localization network after its layers, which start as it says
             for initialize in ('reset_parameters', 'init_non_persistent_buffers'):
                 if hasattr(module, initialize):
                     getattr(module, initialize)()
@@ -653,14 +658,20 @@ def _as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], Any]) -> A
     it is trained on, would mix its statistics with theirs, which evaluation then uses.
     """
     training = [m for m in module.modules() if m.training]
+    witnessed = SpatialTransformer.witness is not None and has_values(x)  # who would count the image twice
+    glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if witnessed else []
     for m in training:
         m.training = False
+    for m in glancing:
+        m.witness = None
     try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
         with torch.no_grad(), uncached(x):
             return ask()
     finally:
         for m in training:
             m.training = True
+        for m in glancing:
+            del m.witness
 
 
 def _two(size: Any) -> Any:

@@ -4,6 +4,7 @@ SCRIPT is a file, or the name of one of timm's scripts (``train.py``, ``train``)
 huggingface/pytorch-image-models that the environment variable TIMM_SCRIPTS names. Started as a plain file, such a
 script imports the ``timm`` of its own checkout; here it gets the installed one, and so do the processes it starts.
 """
+import math
 import os
 import re
 import runpy
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import timm
 
+from .dependence import tell, witnessing
+
 __all__ = ['ScriptNotFound', 'TIMM_SCRIPTS', 'find_script', 'main', 'run_script']
 
 TIMM_SCRIPTS = 'TIMM_SCRIPTS'
 REPOSITORY = 'https://github.com/huggingface/pytorch-image-models'
 USAGE = 'usage: python -m timm_stn.run SCRIPT [args...]'
+NOISE = dict(validate=1, benchmark=math.inf, onnx_export=math.inf)  # first forward passes that are of no images
 
 
 class ScriptNotFound(FileNotFoundError):
@@ -71,13 +75,20 @@ def _clone() -> str:
 
 
 def run_script(script: Path, args: Sequence[str]) -> None:
-    """Run a script as ``__main__`` with these arguments, the plugin loaded and the installed timm kept."""
+    """Run a script as ``__main__`` with these arguments, the plugin loaded and the installed timm kept.
+
+    However it ends, what it last evaluated is told of if it hardly depends on the image: :mod:`timm_stn.dependence`.
+    """
     _leave_current_folder()
     _add_folder(script.resolve().parent)
     if os.environ.get('RANK', '0') == '0':
         print(_in_use(script), file=sys.stderr, flush=True)
     sys.argv[:] = [str(script), *args]
-    runpy.run_path(str(script), run_name='__main__')
+    with witnessing(NOISE.get(script.stem, 0)) as witness:
+        try:
+            runpy.run_path(str(script), run_name='__main__')
+        finally:
+            tell(witness.advice())
 
 
 def _home() -> Path:

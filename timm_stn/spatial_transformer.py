@@ -67,7 +67,8 @@ class SpatialTransformer(nn.Module):
         antialias: Prefilter where the transform minifies.
         lr_scale: Learning rate of theta relative to the rest (see :class:`timm_stn.localization.ThetaRegression`).
         penalty: Keeps glimpses inside the image and from collapsing, in training mode: adds to theta's gradient that of
-            a penalty, at most this many times its norm (see :func:`timm_stn.training.attach_penalty`).
+            a penalty, over a batch at most this many times its usual norm, which the buffer ``usual_gradient`` holds
+            (see :func:`timm_stn.training.attach_penalty`).
         freeze_steps: In the first so many backward passes in training mode, parameters of the localization network get
             gradients of zero. They are counted in the buffer ``backward_passes``.
         **localization_settings: Passed to the localization network (``channels``, ``hidden``, ``depth``).
@@ -82,7 +83,11 @@ class SpatialTransformer(nn.Module):
 
     base: Tensor
     backward_passes: Tensor
+    usual_gradient: Tensor
     recorder: Callable[[Tensor], object] | None = None  # gets every theta, with its graph
+    witness: Callable[['SpatialTransformer', Tensor], object] | None = None  # of all transformers; gets every theta
+    stage: int | str = 'input'  # as in ``stn_stages`` of the network around it
+    rows: int = 1  # of its batch, for each image
 
     def __init__(
             self,
@@ -140,6 +145,9 @@ class SpatialTransformer(nn.Module):
         self.register_buffer('base', self._make_base(device), persistent=False)
         if freeze_steps:
             self.register_buffer(COUNT, torch.zeros((), dtype=torch.long, device=device))
+        if penalty:
+            usual = torch.zeros((), dtype=torch.float32, device=device)
+            self.register_buffer('usual_gradient', usual, persistent=False)
         self._chains = self._make_chains()
         self.last_theta: Tensor | None = None
 
@@ -160,15 +168,20 @@ class SpatialTransformer(nn.Module):
         return {c.num_params: c for c in chains}
 
     def _apply(self, fn: Callable, recurse: bool = True) -> 'SpatialTransformer':
-        """Moves and casts as any module, but for the base: coordinates stay float32 in a model of another dtype."""
+        """Moves and casts as any module, but for the base and the usual gradient: float32 whatever the dtype."""
+        usual = self._buffers.get('usual_gradient')
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.base = self._make_base(self.base.device)
+        if usual is not None:
+            self.usual_gradient = torch.zeros_like(self.base[0, 0, 0]) if usual.is_meta else usual.to(self.base.device)
         return self
 
     def init_non_persistent_buffers(self) -> None:
-        """Restore the base after the module left the meta device."""
+        """Restore the base after the module left the meta device, and forget how large gradients were."""
         with torch.no_grad():
             self.base.copy_(self._make_base(self.base.device))
+            if self.penalty:
+                self.usual_gradient.zero_()
 
     def reset_parameters(self) -> None:
         """Start counting backward passes anew; the localization network has its own."""
@@ -225,6 +238,8 @@ class SpatialTransformer(nn.Module):
             self.last_theta = theta.detach()
             if self.recorder is not None:
                 self.recorder(theta)
+            if self.witness is not None:
+                self.witness(self, self.last_theta)
 
     def placement_penalty(self, theta: Tensor) -> Tensor:
         """How far theta, of ``regress``, is outside the image or collapsed: (N,), differentiable, 0 on the tiles."""
@@ -269,7 +284,7 @@ class SpatialTransformer(nn.Module):
     def _penalised(self, theta: Tensor) -> Tensor:
         if not (self.penalty and self.training and theta.requires_grad):
             return theta
-        return attach_penalty(theta, self._placement_penalty, self.penalty, self.glimpses)
+        return attach_penalty(theta, self._placement_penalty, self.penalty, self.usual_gradient, self.glimpses)
 
     def _start(self, base: Tensor) -> Tensor:
         """The base as theta: a matrix, or for families without one its parameters, none if it is the identity."""

@@ -1,81 +1,135 @@
-"""No update of an optimizer moves theta far: of one that would, the part of `STEP` is kept.
+"""No update of an optimizer moves theta far, and less where its gradients do not agree.
 
-What stands before and after `torch.optim.Optimizer.step` is compared, in every optimizer of the process; so this holds
-under any optimizer, learning rate and training script, for gradients that were accumulated (steps count, not backward
-passes) and under DDP (all processes make the same step). It keeps no state.
+Theta's gradient sums over all pixels. SGD, at a rate that suits the rest of a network, moves theta out of the image in
+a few steps, from where nothing leads back; AdamW moves it by the same whether there is something to find or not, and a
+look that jumps about is all that the rest then learns from. What bounds the steps stands around
+`torch.optim.Optimizer.step`, of every optimizer of the process: so it holds under any optimizer, learning rate and
+training script, for gradients that were accumulated, averaged over processes or unscaled, and is the same in all
+processes.
+
+An update may move theta by `STEP` times the agreement of its gradients (below), and any other tensor of the
+localization network by `SHARE` of its norm: what went further keeps that part of the way. For optimizers with momentum,
+whose step is the sum of many gradients, gradients are scaled down beforehand where a plain step of SGD would be more
+than a tenth of that (as in adaptive gradient clipping, Brock et al. 2021, arXiv:2102.06171); others, that divide by the
+gradients' size, hardly notice.
+
+Agreement: of gradients of length 1, what part of the squared length is left in their running mean, less what would be
+left of random ones, from `AGREED` on counted as full. The running mean is not in checkpoints: a run that is resumed
+finds it again within some ten steps, and takes small ones meanwhile.
 """
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-__all__ = ['STEP', 'bound_steps', 'scale_of_step']
+__all__ = ['STEP', 'agreement', 'bound_steps', 'excess']
 
-STEP = 1e-3  # most that theta moves in an update, at lr_scale 1: root mean square over the images
-SHARE = 5e-3
-LEAST = 1e-2
-MOMENTUM = 10
-USUAL = 8  # parameters; more of them (tps, several glimpses) may move further together, each as far as one of these
+STEP = 1e-3  # most that an update moves theta, at lr_scale 1: root mean square over images
+TOGETHER = 8  # parameters; of more (tps, several glimpses), each may move as far as one of so many
+AGREED, DISAGREED = 0.03, 0.1  # agreement that allows a full step, and the share of it that is always allowed
+DECAY = 0.98  # of the running mean of gradients
+SHARE = 0.01  # most that an update changes a tensor of the layers before, of its norm
+LEAST = 0.01  # root mean square of a tensor that counts as none: biases start at zero
+MOMENTUM = 10  # plain steps that momentum adds up
 
-_bounded: WeakSet[nn.Module] = WeakSet()
-_before: dict[int, list[tuple[Any, Tensor, Tensor]]] = {}  # of each optimizer that is within its step
+Excess = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]  # (tensors, their changes) -> how many times too far
+
+_bounded: WeakSet[Any] = WeakSet()
+_means: WeakKeyDictionary[Any, tuple[Tensor, int]] = WeakKeyDictionary()  # of gradients of length 1, and their number
+_before: dict[int, list[tuple[list[Any], Excess, list[Tensor]]]] = {}  # by optimizer, while it is within its step
 
 
-def bound_steps(localization: nn.Module) -> None:
-    """From now on, bound the updates of a localization network's regression from standardized features."""
+def bound_steps(localization: Any) -> None:
+    """From now on, bound the steps of a localization network whose regression sees standardized features."""
     _bounded.add(localization)
 
 
-def scale_of_step(weight: Tensor, bias: Tensor) -> Tensor:
-    """What to multiply an update by, at most 1, so that it moves theta by `STEP` at most.
+def excess(weight: Tensor, bias: Tensor) -> Tensor:
+    """How many times `STEP`, 1 at least, an update of the weights (P, F) and the bias (P,) moves theta.
 
-    The update of the weights (P, F), and that of the bias (P,), move the P parameters by the root of the sum of their
-    squares, where features are uncorrelated, of mean 0 and variance F (as
-    :class:`timm_stn.standardize.Standardize` gives them), and divided by F.
+    Features that are uncorrelated, of mean 0 and variance F, and divided by F (as
+    :class:`timm_stn.standardize.Standardize` and :class:`timm_stn.localization.ThetaRegression` have them) move the P
+    parameters by the root of the sum of squares; correlated ones by more or less.
     """
-    count, features = weight.shape
-    moved = (weight.square().sum() / features + bias.square().sum()).sqrt()
-    limit = STEP * max(1.0, (count / USUAL) ** 0.5)
-    return limit / moved.clamp_min(limit)
+    limit = STEP * max(1.0, (len(bias) / TOGETHER) ** 0.5)
+    return (_joined(weight, bias).norm() / limit).clamp_min(1)
+
+
+def agreement(mean: Tensor, count: int) -> Tensor:
+    """What part of the squared length of gradients they have in common: 0 on average if they are random, 1 if equal.
+
+    Args:
+        mean: Running mean (D,), from 0, of ``count`` gradients of length 1.
+        count: Their number, 2 at least.
+    """
+    seen = 1 - DECAY ** count
+    of_random = (1 - DECAY) / (1 + DECAY) * (1 + DECAY ** count) / seen
+    return ((mean / seen).square().sum() - of_random) / (1 - of_random)
 
 
 @torch.no_grad()
-def _remember(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    mine: list[Any] = [m for m in _bounded if m.training and m.standardize.active]  # type: ignore[union-attr]
-    if mine:
-        rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
-        layers = [m.regression for m in mine if id(m.regression.weight) in rates and id(m.regression.bias) in rates]
-        for layer in layers:
-            _shorten_gradients(layer, rates[id(layer.weight)])
-        for localization in mine:
-            for parameter in localization.body.parameters():
-                if parameter.grad is not None and id(parameter) in rates:
-                    _limit_share(parameter, rates[id(parameter)])
-        _before[id(optimizer)] = [(r, r.weight.clone(), r.bias.clone()) for r in layers]
-
-
-def _shorten_gradients(layer: Any, lr: Any) -> None:
-    if layer.weight.grad is not None and layer.bias.grad is not None:
-        factor = scale_of_step(layer.weight.grad * (MOMENTUM * lr), layer.bias.grad * (MOMENTUM * lr))
-        layer.weight.grad.mul_(factor)
-        layer.bias.grad.mul_(factor)
-
-
-def _limit_share(parameter: Tensor, lr: Any) -> None:
-    grad: Any = parameter.grad
-    most = SHARE * parameter.norm().clamp_min(LEAST * parameter.numel() ** 0.5)
-    grad.mul_(most / (lr * grad.norm()).clamp_min(most))
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    localizations = [m for m in _bounded if m.training and m.standardize.active]
+    if not localizations:
+        return
+    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    kept = []
+    for part, make in (pair for m in localizations for pair in _parts(m)):
+        if all(id(p) in rates and p.grad is not None for p in part):
+            times_too_far = make()
+            times = times_too_far(part, [p.grad * (rates[id(p)] * MOMENTUM) for p in part])
+            for p in part:
+                p.grad.div_(times)
+            kept.append((part, times_too_far, [p.clone() for p in part]))
+    _before[id(optimizer)] = kept
 
 
 @torch.no_grad()
-def _shorten(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for layer, weight, bias in _before.pop(id(optimizer), ()):
-        factor = scale_of_step(layer.weight - weight, layer.bias - bias)
-        layer.weight.copy_(torch.lerp(weight, layer.weight, factor))
-        layer.bias.copy_(torch.lerp(bias, layer.bias, factor))
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for part, times_too_far, old in _before.pop(id(optimizer), ()):
+        share = 1 / times_too_far(old, [p - q for p, q in zip(part, old)])
+        for p, q in zip(part, old):
+            p.copy_(torch.lerp(q, p, share))
 
 
-register_optimizer_step_pre_hook(_remember)
-register_optimizer_step_post_hook(_shorten)
+def _parts(localization: Any) -> Iterator[tuple[list[Any], Callable[[], Excess]]]:
+    """Parameters that are shortened alike, and what makes of their gradients what they are shortened by."""
+    layer = localization.regression
+    yield [layer.weight, layer.bias], lambda: partial(_excess_of_theta, _allowed(layer))
+    for parameter in localization.body.parameters():
+        yield [parameter], lambda: _excess_of_share
+
+
+def _allowed(layer: Any) -> Tensor:
+    """Takes in the gradients of this step, and gives the share of `STEP` that they are good for."""
+    grad = _joined(layer.weight.grad, layer.bias.grad).nan_to_num(0, 0, 0)
+    grad = grad / grad.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    mean, count = _means.get(layer, (torch.zeros_like(grad), 0))
+    mean = torch.lerp(grad, mean.to(grad), DECAY)
+    _means[layer] = mean, count + 1
+    agreed = agreement(mean, count + 1) if count else torch.zeros_like(grad[0])
+    return (agreed / AGREED).clamp(DISAGREED, 1)
+
+
+def _joined(weight: Tensor, bias: Tensor) -> Tensor:
+    """Weights (P, F) and bias (P,) as one vector, whose length is what they do to theta."""
+    return torch.cat([(weight / weight.shape[1] ** 0.5).flatten(), bias])
+
+
+def _excess_of_theta(allowed: Tensor, values: Sequence[Tensor], changes: Sequence[Tensor]) -> Tensor:
+    weight, bias = changes
+    return excess(weight / allowed, bias / allowed)
+
+
+def _excess_of_share(values: Sequence[Tensor], changes: Sequence[Tensor]) -> Tensor:
+    (value,), (change,) = values, changes
+    most = SHARE * value.norm().clamp_min(LEAST * value.numel() ** 0.5)
+    return (change.norm() / most).clamp_min(1)
+
+
+register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._timm import after_backward
+from .grid import has_values
 
 __all__ = ['COUNT', 'attach_penalty', 'hold', 'lattice_of_glimpse', 'placement_penalty', 'without_counts']
 
@@ -21,6 +22,7 @@ SIDE = 5  # points a side of the lattice by which a glimpse's place is judged
 KEPT = 0.25  # share of its base's side, and of the distance to others, below which a glimpse counts as collapsing
 SLACK = 1e-3  # how far outside is not yet outside; rounding is well below
 TINY = 1e-12
+FOLLOW = 0.1  # weight of one pass in the running norm of theta's gradient
 
 
 def hold(params: Tensor, count: Tensor, steps: int) -> Tensor:
@@ -33,21 +35,36 @@ def hold(params: Tensor, count: Tensor, steps: int) -> Tensor:
     return _Hold.apply(params, count, steps)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def attach_penalty(theta: Tensor, penalty: Callable[[Tensor], Tensor], strength: float, glimpses: int = 1) -> Tensor:
+def attach_penalty(
+        theta: Tensor,
+        penalty: Callable[[Tensor], Tensor],
+        strength: float,
+        usual: Tensor,
+        glimpses: int = 1,
+) -> Tensor:
     """``theta``, whose gradient gets that of ``penalty`` added.
 
-    For each image, with g the gradient of the loss to its theta (of all its glimpses) and p that of its penalty, what
-    is passed on is g + strength * |g| * p / max(1, |p|): at most ``strength`` times the norm of g is added. It scales
-    with g, hence with the loss scale, and depends on no other image, hence not on how a batch is split over backward
-    passes or processes. Where g is zero, or g or p is not finite, nothing is added.
+    With p the gradient of an image's penalty to its theta (of all its glimpses), each of N images gets
+
+        strength * usual / N * p / max(1, |p|)
+
+    added: over the batch at most ``strength * usual``. ``usual`` is the running norm of the gradient of the loss to
+    theta, summed over the batch, for that is what moves all images' theta: single images' gradients cancel, where their
+    penalties do not. Each backward pass moves it, before it is used, by a tenth of the way to its own norm, the first
+    to that norm itself; a norm of zero, or that is not finite, leaves it. So images that look at nothing, whose
+    gradient is zero, are pulled back, once there was a gradient, and what is added follows the loss scale.
+
+    An image whose p is not finite gets nothing added. Under ``torch.func``, ``usual`` is used, but stays.
 
     Args:
         theta: (N * G, ...).
         penalty: From theta to (N,), differentiable.
         strength: At least 0.
+        usual: float32 scalar, changed in place; 0 before the first pass.
         glimpses: Number G of glimpses of each image.
     """
-    theta, judged = _Fork.apply(theta, strength, glimpses)  # type: ignore[no-untyped-call]
+    keep = has_values(theta) or torch.compiler.is_compiling()
+    theta, judged = _Fork.apply(theta, usual, keep, strength, glimpses)  # type: ignore[no-untyped-call]
     return _Join.apply(theta, penalty(judged))  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -107,27 +124,40 @@ def _advance(count: Tensor, seen: Tensor) -> None:
 class _Fork(torch.autograd.Function):
     """theta twice: for the loss, and for the penalty, whose gradient is fitted to that of the loss."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(theta: Tensor, strength: float, glimpses: int) -> tuple[Tensor, Tensor]:
+    def forward(theta: Tensor, usual: Tensor, keep: bool, strength: float, glimpses: int) -> tuple[Tensor, Tensor]:
         return theta.view_as(theta), theta.view_as(theta)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int], output: tuple[Tensor, Tensor]) -> None:
-        _, ctx.strength, ctx.glimpses = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, ctx.usual, ctx.keep, ctx.strength, ctx.glimpses = inputs  # the live buffer, as in _Hold
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, pull: Tensor) -> tuple[Tensor | None, ...]:
         shape = len(grad) // ctx.glimpses, ctx.glimpses, *grad.shape[1:]
         ours, theirs = pull.reshape(shape).flatten(1), grad.reshape(shape).flatten(1)
+        usual = _followed(ctx.usual, torch.linalg.vector_norm(theirs.detach().sum(0)))
+        if ctx.keep:
+            ctx.usual.copy_(usual)
         length = torch.linalg.vector_norm(ours, dim=1, keepdim=True)
-        factor = ctx.strength * torch.linalg.vector_norm(theirs, dim=1, keepdim=True) / length.clamp_min(1)
-        usable = factor.isfinite() & length.isfinite()
-        added = torch.where(usable, factor * ours, torch.zeros_like(ours))
-        return (theirs + added).reshape(grad.shape), None, None
+        added = ctx.strength * usual / len(ours) * (ours / length.clamp_min(1))
+        added = torch.where(length.isfinite(), added, torch.zeros_like(added))
+        return (theirs + added).reshape(grad.shape), None, None, None, None
+
+
+def _followed(usual: Tensor, norm: Tensor) -> Tensor:
+    """The running norm after another; a copy, so that what is kept may change."""
+    norm = norm.to(usual.dtype)
+    moved = torch.where(usual > 0, torch.lerp(usual, norm, FOLLOW), norm)
+    return torch.where((norm > 0) & norm.isfinite(), moved, usual)
 
 
 class _Join(torch.autograd.Function):
     """theta, and a gradient of 1 to the penalty (N,)."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(theta: Tensor, penalty: Tensor) -> Tensor:
