@@ -22,8 +22,8 @@ def put(backbone, stage, input_size=SMALL, shift=0.0, **arguments):
     (name, layout), = stage_layouts(backbone, [stage], input_size).values()
     stn = StageTransformer(layout, transform='translation', localization='linear', **arguments)
     with torch.no_grad():
-        stn.localization.regression.bias[0] = shift
-    return stn, attach(backbone, {name: stn}, input_size)[name]
+        stn.localization.regression.bias[0] = shift / stn.localization.regression.lr_scale
+    return stn.eval(), attach(backbone, {name: stn}, input_size)[name]
 
 
 def count(backbone, stn, x):

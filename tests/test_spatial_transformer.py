@@ -410,6 +410,7 @@ class TestGradients:
         """Through the pixels and through what the localization network sees, at a generic theta, in float64."""
         size = arguments.pop('size', None)
         stn = SpatialTransformer(1, (5, 4), localization='linear', localization_size=3, size=size, **arguments).double()
+        stn.eval()  # in training the localization network's gradient is another one: test_standardize.py
         regression = stn.localization.regression
         with torch.no_grad():
             regression.weight.copy_(0.3 * randn(*regression.weight.shape, seed=5))
@@ -418,7 +419,7 @@ class TestGradients:
         assert torch.autograd.gradcheck(stn, (x,))
 
     def test_parameters(self):
-        stn = make('affine', (5, 4), 1, std=0.3, scale=0.6).double()
+        stn = make('affine', (5, 4), 1, std=0.3, scale=0.6, lr_scale=1.0).double().eval()
         x = randn(2, 1, 5, 4, dtype=torch.float64)
         bias = stn.localization.regression.bias
 
@@ -466,7 +467,9 @@ class TestModule:
     def test_state_dict(self):
         stn = make(glimpses=2, scale=0.5)
         stn(randn(1, 2, 12, 10))
-        assert list(stn.state_dict()) == [f'localization.regression.{n}' for n in ('weight', 'bias', 'lr_scale_nano')]
+        of = dict(standardize=('running_mean', 'running_var', 'num_batches_tracked'),
+                  regression=('weight', 'bias', 'lr_scale_nano'))
+        assert list(stn.state_dict()) == [f'localization.{part}.{n}' for part, names in of.items() for n in names]
         assert all(k.startswith('localization.') for k in make(localization='conv').state_dict())
 
     @pytest.mark.parametrize('transform', ['affine', 'tps'])

@@ -358,10 +358,11 @@ class Localization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W), any size, to parameters (N, P), float32."""
-        features = self.standardize(self.body(shrink(x, self.size)))
+        found = self.body(shrink(x, self.size))
+        features = self.standardize(found)
         if has_values(features):
             self.last_features = features.detach()
-        return self.regression(features)
+        return self.standardize.track(self.regression(features), found)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         state_dict.update(without_statistics(state_dict, prefix + 'regression.weight'))

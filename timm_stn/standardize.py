@@ -27,9 +27,9 @@ class Standardize(nn.Module):
     """Features (N, F) less their mean, over their standard deviation, times the square root of F.
 
     The statistics are running ones, in training, too: what an image gives depends on no other image, in batches of any
-    size, and the same in training and evaluation. They take in a batch when a backward pass reaches it, so that
-    recomputation (gradient checkpointing), dry runs and ``torch.func`` leave them alone. Before the first they are 0
-    and 1.
+    size, and is the same in training and evaluation. They take in a batch when the backward pass of what was made of it
+    begins (:meth:`track`), so that recomputation (gradient checkpointing), dry runs and ``torch.func`` leave them
+    alone. Before the first they are 0 and 1.
 
     The gradient in training is that of batch norm, with the batch's own statistics in its place and the difference
     taken for constant (Ioffe 2017, Batch Renormalization, arXiv:1702.03275): it has no part that moves or scales a
@@ -73,20 +73,22 @@ class Standardize(nn.Module):
             return x.relu() if self.relu else x
         x = x.to(coordinate_dtype(x.dtype))
         if self.training and x.requires_grad:
-            x = self._tracked(x)
+            x = _with_gradient_of_batch_norm(x)
         mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
         x = (x - mean) * (var + FLOOR * var.mean() + torch.finfo(torch.float32).tiny).rsqrt()
-        x = x.clamp(-MOST, MOST)
+        x = torch.where(x.isfinite(), x.clamp(-MOST, MOST), x)  # what is not finite must not become a place
         if self.relu:
             x = (x.relu() - MEAN_OF_RELU) / STD_OF_RELU
         return x * math.sqrt(self.features)
 
-    def _tracked(self, x: Tensor) -> Tensor:
-        x = _with_gradient_of_batch_norm(x)
-        if not (has_values(x) or torch.compiler.is_compiling()):
-            return x
+    def track(self, out: Tensor, x: Tensor) -> Tensor:
+        """``out``, what was made of features x (N, F); in training, its backward pass takes x into the statistics."""
+        if not (self.active and self.training and out.requires_grad):
+            return out
+        if not (has_values(out) or torch.compiler.is_compiling()):
+            return out
         return _Track.apply(  # type: ignore[no-any-return, no-untyped-call]
-            x, self.running_mean, self.running_var, self.num_batches_tracked)
+            out, x.detach(), self.running_mean, self.running_var, self.num_batches_tracked)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> 'Standardize':
         """Moves and casts as any module, but the statistics stay float32 in a model of another dtype."""
@@ -138,22 +140,20 @@ def _with_gradient_of_batch_norm(x: Tensor) -> Tensor:
 
 
 class _Track(torch.autograd.Function):
-    """x; its backward pass takes x into the statistics."""
-
     @staticmethod
-    def forward(x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> Tensor:
-        return x.view_as(x)
+    def forward(out: Tensor, x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> Tensor:
+        return out.view_as(out)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, *ctx.statistics = inputs
+        _, x, *ctx.statistics = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, = ctx.saved_tensors
-        _take_in(x.detach(), *ctx.statistics)
-        return grad, None, None, None
+        _take_in(x, *ctx.statistics)
+        return grad, None, None, None, None
 
 
 def _take_in(x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> None:

@@ -1,0 +1,193 @@
+"""Bounded steps: what an optimizer's step does to theta, whatever the optimizer, and what it leaves alone."""
+import copy
+import gc
+import pickle
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+import timm_stn  # noqa: F401
+from timm_stn import steps
+from timm_stn.localization import Localization
+
+OPTIMIZERS = {
+    'sgd': dict(momentum=0.9), 'nesterov': dict(momentum=0.9), 'adamw': {}, 'lion': {}, 'muon': {}, 'lamb': {}}
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network(seed=0, lr_scale=10.0):
+    torch.manual_seed(seed)
+    return Localization('conv', 1, (28, 28), 6, lr_scale=lr_scale)
+
+
+def loss(net, x, scale=1.0, slope_seed=5):
+    return scale * (net(x) * randn(6, seed=slope_seed)).sum(1).mean()
+
+
+def train(net, opt='sgd', lr=10.0, count=5, scale=1.0, accumulate=1):
+    """Theta's move of each step (root mean square over features that are standard and uncorrelated, by the weights)."""
+    optimizer = create_optimizer_v2(net, opt, lr=lr, weight_decay=0.0, **OPTIMIZERS.get(opt, {}))
+    moves = []
+    for i in range(count):
+        optimizer.zero_grad()
+        for part in randn(8, 1, 28, 28, seed=i).chunk(accumulate):
+            (loss(net, part, scale, slope_seed=i) / accumulate).backward()
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer.step()
+        changes = {n: (p.detach() - q, q) for (n, p), q in zip(net.named_parameters(), before)}
+        weight, bias = changes['regression.weight'][0], changes['regression.bias'][0]
+        theta = net.regression.lr_scale * (weight.double().square().sum() / 20 + bias.double().square().sum()).sqrt()
+        shares = [float(c.norm() / q.norm().clamp_min(0.01 * q.numel() ** 0.5))
+                  for n, (c, q) in changes.items() if n.startswith('body')]
+        moves.append((float(theta), max(shares)))
+    return moves
+
+
+class TestBound:
+    @pytest.mark.parametrize('scale', [1e-3, 1.0, 1e6])
+    @pytest.mark.parametrize('lr_scale', [0.1, 10.0])
+    @pytest.mark.parametrize('opt', OPTIMIZERS)
+    def test_of_every_step_under_every_optimizer(self, opt, lr_scale, scale):
+        for theta, share in train(network(lr_scale=lr_scale), opt, scale=scale):
+            assert 0 < theta <= steps.STEP * lr_scale * 1.001 and share <= steps.SHARE * 1.001
+
+    def test_without_it_the_same_steps_are_larger(self, monkeypatch):
+        monkeypatch.setattr(steps, 'STEP', 1e9)
+        assert max(theta for theta, _ in train(network())) > 1
+
+    def test_small_steps_are_left_alone(self, monkeypatch):
+        bounded, plain = network(), network()
+        monkeypatch.setattr(steps, 'DISAGREED', 1.0)
+        train(bounded, 'adamw', lr=1e-6)
+        monkeypatch.setattr(steps, 'STEP', 1e9)
+        monkeypatch.setattr(steps, 'SHARE', 1e9)
+        train(plain, 'adamw', lr=1e-6)
+        for p, q in zip(bounded.parameters(), plain.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-9)
+
+    def test_theta_really_moves_by_no_more(self):
+        """On images, root mean square: the features are a little correlated."""
+        net = network()
+        x = randn(256, 1, 28, 28, seed=3)
+        for _ in range(20):
+            net(x).sum().backward()  # statistics
+        start = net.eval()(x)
+        net.train()
+        optimizer = torch.optim.SGD(net.regression.parameters(), lr=1e3)
+        optimizer.zero_grad()
+        loss(net, x).backward()
+        optimizer.step()
+        moved = (net.eval()(x) - start).square().sum(1).mean().sqrt()
+        assert 0 < moved < 2 * steps.STEP * 10
+
+    def test_is_exact_under_accumulation(self):
+        """Steps count, not backward passes: of the regression, whose gradients no batch statistics enter."""
+        nets = [network(), network()]
+        for net, parts in zip(nets, (1, 4)):
+            net.standardize.eval()  # whose statistics are of each backward pass
+            net.body.requires_grad_(False)
+            train(net, accumulate=parts)
+        torch.testing.assert_close(nets[0].regression.weight, nets[1].regression.weight, rtol=1e-3, atol=1e-6)
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.floats(1e-9, 1e9), st.integers(1, 40), st.integers(1, 50))
+    def test_excess(self, size, params, features):
+        weight, bias = size * randn(params, features), size * randn(params, seed=1)
+        times = steps.excess(weight, bias)
+        short = [weight / times, bias / times]
+        moved = (short[0].double().square().sum() / features + short[1].double().square().sum()).sqrt()
+        limit = steps.STEP * max(1, params / steps.TOGETHER) ** 0.5
+        assert times >= 1 and moved <= limit * 1.0001 and (times == 1 or moved >= limit * 0.9999)
+
+
+class TestAgreement:
+    def mean(self, gradients):
+        mean = torch.zeros(gradients.shape[1])
+        for gradient in gradients:
+            mean = torch.lerp(gradient / gradient.norm(), mean, steps.DECAY)
+        return mean
+
+    @pytest.mark.parametrize('count', [2, 10, 300])
+    def test_of_equal_gradients_is_one(self, count):
+        assert abs(steps.agreement(self.mean(randn(1, 30).expand(count, -1)), count) - 1) < 1e-3
+
+    @pytest.mark.parametrize('count', [2, 10, 300])
+    def test_of_random_gradients_is_zero_on_average(self, count):
+        found = torch.stack([steps.agreement(self.mean(randn(count, 30, seed=s)), count) for s in range(200)])
+        assert abs(found.mean()) < 4 * found.std() / 200 ** 0.5
+
+    def test_more_agreement_allows_larger_steps(self):
+        def last(noise):
+            net, moves = network(), []
+            optimizer = torch.optim.SGD(net.parameters(), lr=10.0, momentum=0.9)
+            for i in range(60):
+                net.zero_grad()
+                for p in net.parameters():
+                    p.grad = torch.zeros_like(p)
+                net.regression.weight.grad = randn(6, 20, seed=1) + noise * randn(6, 20, seed=100 + i)
+                before = net.regression.weight.detach().clone()
+                optimizer.step()
+                moves.append(float((net.regression.weight.detach() - before).norm() / 20 ** 0.5))
+            return sum(moves[-20:]) / 20
+
+        assert abs(last(0.0) - steps.STEP) < 1e-5
+        assert last(30.0) < 0.3 * steps.STEP
+
+
+class TestWhom:
+    def test_copies_and_pickles_too(self):
+        for net in (copy.deepcopy(network()), pickle.loads(pickle.dumps(network()))):
+            assert max(theta for theta, _ in train(net)) <= steps.STEP * 10 * 1.001
+
+    def test_not_what_is_in_evaluation_nor_old_weights_nor_other_layers(self):
+        for change in (lambda net: net.eval(), lambda net: setattr(net.standardize, 'active', False)):
+            net = network()
+            change(net)
+            assert max(theta for theta, _ in train(net)) > 10 * steps.STEP
+        layer = nn.Linear(3, 3)
+        before = layer.weight.detach().clone()
+        layer.weight.grad = torch.ones(3, 3)
+        torch.optim.SGD(layer.parameters(), lr=10.0).step()
+        torch.testing.assert_close(layer.weight, before - 10)
+
+    def test_nothing_is_kept(self):
+        gc.collect()
+        before = len(steps._bounded)
+        net = network()
+        train(net)
+        assert len(steps._bounded) == before + 1 and not steps._before and net.regression in steps._means
+        del net
+        gc.collect()
+        assert len(steps._bounded) == before
+
+    def test_an_optimizer_of_other_parameters_does_not_matter(self):
+        net, other = network(), nn.Linear(2, 2)
+        loss(net, randn(4, 1, 28, 28)).backward()
+        gradient = net.regression.bias.grad.clone()
+        other.weight.grad = torch.ones(2, 2)
+        torch.optim.SGD(other.parameters(), lr=10.0).step()
+        assert torch.equal(net.regression.bias.grad, gradient)
+
+
+@pytest.mark.parametrize('opt', ['nesterov', 'adamw', 'lion', 'muon', 'lamb'])
+def test_theta_stays_near_the_identity_at_first(opt):
+    """Default arguments, a backbone from scratch, and a rate that is too high for it."""
+    torch.manual_seed(0)
+    model = timm.create_model('stn_mnist_cnn', in_chans=1, img_size=28, num_classes=10)
+    optimizer = create_optimizer_v2(model, opt, lr=0.1, momentum=0.9)
+    x, y = randn(64, 1, 28, 28), torch.arange(64) % 10
+    for i in range(60):
+        index = torch.randperm(64, generator=torch.Generator().manual_seed(i))[:16]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+        optimizer.step()
+        distance = (model.stn.last_theta - torch.eye(2, 3)).flatten(1).norm(dim=1)
+        assert distance.max() < 1
