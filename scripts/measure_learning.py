@@ -1,22 +1,23 @@
 """Does a transformer learn, with the default arguments, on a thousand images? Measures it, and writes docs/training.md.
 
-    python scripts/measure_learning.py --data DIR --weights FILE --jobs 2      # all runs that docs/learning.jsonl lacks
-    python scripts/measure_learning.py --write                                 # the tables, from docs/learning.jsonl
-    python scripts/measure_learning.py --tune --data DIR ... --only 'alive/*'  # the same on held-back training images
+    python scripts/measure_learning.py --data DIR --weights FILE --jobs 2     # all runs that docs/learning.jsonl lacks
+    python scripts/measure_learning.py --write                                # the tables, from docs/learning.jsonl
+    python scripts/measure_learning.py --tune --output FILE --only 'alive/*' --data ...     # to choose something by
 
 DIR has `mnist/` (the idx files), `gtsrb32/` and `cub200-2010/` (`train.tar` and `test.tar`, a folder a class); FILE is
 the ImageNet checkpoint of tf_efficientnet_lite0. Every run is a line, with all that it was made of; a run that is there
-is not made again, and one that was cut off is. One thread a run. `--model-kwargs` adds arguments to the transformers' (to try something; with an --output of its own).
+is not made again. One thread a run. Held out are test sets, with `--tune` training images that were kept back.
+`--model-kwargs` adds arguments to the transformers'.
 
-`spread` is how far the 25 points of a lattice over the look move between held-out images: their standard deviation, in
-half-widths of the image, root mean square over points and axes. For a translation it is theta's standard deviation.
+`spread` is the standard deviation, over held-out images, of where the look lies: see `timm_stn.dependence`.
 """
 import argparse
 import json
 import math
+import statistics
 import tarfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatch
 from functools import cache, partial
@@ -38,6 +39,7 @@ from timm_stn.data import distort, load_mnist
 from timm_stn.dependence import dependence
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / 'docs' / 'training.md'
 MOMENTUM = 0.9
 Images = tuple[Tensor, Tensor]
 
@@ -104,7 +106,8 @@ def pictures(path: Path, side: int, classes: Iterable[str]) -> dict[str, list[tu
         for member in sorted((m for m in tar if m.isfile()), key=lambda m: m.name):
             *_, folder, name = member.name.split('/')
             if folder in found:
-                image = Image.open(tar.extractfile(member)).convert('RGB').resize((side, side), Image.Resampling.BICUBIC)
+                image = Image.open(tar.extractfile(member)).convert('RGB')
+                image = image.resize((side, side), Image.Resampling.BICUBIC)
                 pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
                 found[folder].append((name, pixels.permute(2, 0, 1).float() / 127.5 - 1))
     return found
@@ -297,8 +300,68 @@ def measure(args: argparse.Namespace) -> None:
             line = future.result()
             with args.output.open('a') as file:
                 file.write(json.dumps(line) + '\n')
-            shown = {k: line[k] for k in ('accuracy', 'spread', 'dead', 'far', 'blank', 'seconds') if k in line}
-            print(line['name'], line['seed'], shown, flush=True)
+            told = {k: line[k] for k in ('accuracy', 'spread', 'dead', 'far', 'blank', 'seconds') if k in line}
+            print(line['name'], line['seed'], told, flush=True)
+
+
+# the tables
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error; of one value, none."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return statistics.mean(values), error
+
+
+def shown(values: list[float], sign: str = '') -> str:
+    mean, error = mean_and_error(values)
+    return f'{mean:{sign}.1f}' + ('' if math.isnan(error) else f' ± {error:.1f}')
+
+
+def groups(lines: list[dict[str, Any]], group: str) -> Iterator[tuple[tuple[str, str], dict[str, dict[int, Any]]]]:
+    """Of a group, by task and optimizer: who -> seed -> line."""
+    found: dict[tuple[str, str], dict[str, dict[int, Any]]] = {}
+    for line in lines:
+        name, task, how, who = line['name'].split('/')
+        if name == group and not line['tune'] and not line['model_kwargs']:
+            found.setdefault((task, how), {}).setdefault(who, {})[line['seed']] = line
+    yield from found.items()
+
+
+def rows(lines: list[dict[str, Any]], group: str) -> Iterator[list[str]]:
+    """A row a network with a transformer, beside the plain one of the same seeds."""
+    for (task, how), by_who in groups(lines, group):
+        plain = by_who.get('plain', {})
+        for who, by_seed in by_who.items():
+            seeds = [seed for seed in by_seed if seed in plain]
+            if who != 'plain' and seeds:
+                of = [by_seed[seed] for seed in seeds]
+                ours, theirs = [line['accuracy'] for line in of], [plain[seed]['accuracy'] for seed in seeds]
+                spread = f'{min(line["spread"] for line in of):.3f}'
+                yield [
+                    task, how if group == 'hurts' else who, str(len(seeds)), shown(theirs), shown(ours),
+                    shown([a - b for a, b in zip(ours, theirs)], '+'), spread,
+                    f'{max(line["dead"] for line in of)} of {of[0]["features"]}',
+                    f'{max(line["far"] for line in of):.2f}', str(sum(line['blank'] for line in of))]
+
+
+def table(lines: list[dict[str, Any]], group: str) -> str:
+    what = 'optimizer, learning rate' if group == 'hurts' else 'transform'
+    head = ['images', what, 'seeds', 'plain, %', 'with transformer, %', 'difference', 'spread, least',
+            'dead features, most', 'distance from the identity in 100 steps, most', 'steps without a gradient']
+    every = [head, ['---'] * len(head), *rows(lines, group)]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in every)
+
+
+def write_tables(lines: list[dict[str, Any]]) -> None:
+    page = PAGE.read_text()
+    for group in ('alive', 'hurts'):
+        begin, end = (f'<!-- measure_learning {group}: {word} -->\n' for word in ('begin', 'end'))
+        if begin not in page or end not in page:
+            raise SystemExit(f'{PAGE} has no {begin.strip()} and {end.strip()} around a table.')
+        before, rest = page.split(begin)
+        page = before + begin + table(lines, group) + end + rest.split(end)[1]
+    PAGE.write_text(page)
 
 
 def main() -> None:
@@ -316,6 +379,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.data:
         measure(args)
+    if args.write:
+        write_tables(read(args.output))
 
 
 if __name__ == '__main__':
