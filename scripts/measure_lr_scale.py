@@ -4,8 +4,8 @@
     python scripts/measure_lr_scale.py --write    # and puts it into docs/training.md
 
 The network is `stn_test_resnet` with its affine input transformer, untouched, and all its parameters are the
-optimizer's. The loss is linear in theta, so that theta's gradient is the same wherever theta is, and what differs is
-the optimizer's doing. Weight decay is on: LAMB adapts to the weights only then.
+optimizer's. The loss is linear in theta, by another slope for each image, so that theta's gradient is the same wherever
+theta is, and what differs is the optimizer's doing. Weight decay is on: LAMB adapts to the weights only then.
 """
 import argparse
 import re
@@ -35,7 +35,7 @@ def distances(opt: str, lr_scale: float, weight_decay: float = 0.05) -> dict[int
     torch.manual_seed(0)
     model = timm.create_model('stn_test_resnet', stn_lr_scale=lr_scale)
     images = torch.rand(8, 3, 64, 64)
-    slope = torch.randn(2, 3) / 10
+    slope = torch.randn(8, 2, 3) / 10
     lr, arguments = OPTIMIZERS[opt]
     optimizer = create_optimizer_v2(model, opt, lr=lr, weight_decay=weight_decay, **arguments)
     start = model.stn.regress(images).detach()

@@ -79,7 +79,7 @@ def test_show_glimpses_in_grey(photos, tmp_path, capsys):
 
 def test_show_checkpoint_of_a_stage(photos, tmp_path, capsys):
     model = timm.create_model('stn_test_resnet', stn_stages=('input', 2))
-    model.spatial_transformers()[2].localization.regression.bias.data[2] = 0.25
+    model.spatial_transformers()[2].localization.regression.bias.data[2] = 0.025  # times lr_scale
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'c.pt')
     common = [photos / 'a.png', *MODEL[:2], '--checkpoint', tmp_path / 'c.pt', '--output', tmp_path / 's.png',
               '--model-kwargs', "stn_stages=('input',2)"]

@@ -662,7 +662,7 @@ def test_init_weights_restores_what_is_not_saved():
             tensor.fill_(float('nan') if tensor.is_floating_point() else 7)
     model.init_weights()
     assert torch.equal(model.stn.base, create(stn_glimpses=2, stn_scale=0.5).stn.base)
-    assert int(model.stn.localization.regression.lr_scale_nano) == 10 ** 9
+    assert int(model.stn.localization.regression.lr_scale_nano) == 10 ** 10
 
 
 def test_stages_of_tokens_of_which_training_drops_some_are_refused():

@@ -86,7 +86,7 @@ def test_what_does_not_hold_is_recorded(script, monkeypatch):
         return twin
 
     def cut(twin):
-        twin.stn.localization.body.register_forward_hook(lambda m, args, out: out * 0)
+        twin.stn.localization.standardize.register_forward_hook(lambda m, args, out: out * 0)
         return twin
 
     def more(twin):

@@ -107,13 +107,13 @@ class TestFreeze:
     def test_untouched_weights_stay_under_momentum_and_decay_shrinks_the_rest(self):
         model = create(move=0, stn_freeze_steps=3)
         before = copy.deepcopy(model.state_dict())
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=50.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=5.0)
         for _ in range(3):
             backward(model)
             optimizer.step()
         for name, p in model.named_parameters():
             if is_own(name):
-                torch.testing.assert_close(p.data, 0.95 ** 3 * before[name], rtol=1e-5, atol=0)
+                torch.testing.assert_close(p.data, 0.995 ** 3 * before[name], rtol=1e-5, atol=0)
         backward(model)
         optimizer.step()
         assert model.stn.localization.regression.weight.any()
@@ -802,7 +802,7 @@ class TestLrScale:
     @pytest.mark.parametrize('opt', ['sgd', 'adamw', 'lion', 'muon', 'lamb'])
     def test_steps_are_in_proportion(self, measured, opt, scale):
         one, other = measured[opt][1.0], measured[opt][scale]
-        assert one[1] > 1e-5 and one[10] > 3 * one[1]
+        assert one[1] > 1e-6 and one[10] > 3 * one[1]
         assert other[1] / one[1] == pytest.approx(scale, rel=1e-3)
         assert other[10] / one[10] == pytest.approx(scale, rel=0.15), 'the rest of the localization network learns, too'
 
