@@ -73,6 +73,7 @@ def agreement(mean: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    _before.pop(id(optimizer), None)  # of a step that failed
     localizations = [m for m in _bounded if m.training and m.standardize.active]
     if not localizations:
         return
