@@ -59,6 +59,36 @@ class TestBound:
         for theta, share in train(network(lr_scale=lr_scale), opt, scale=scale):
             assert 0 < theta <= steps.STEP * lr_scale * 1.001 and share <= steps.SHARE * 1.001
 
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+    def test_in_other_dtypes(self, dtype):
+        net = network().to(dtype)
+        optimizer = torch.optim.SGD(net.parameters(), lr=10.0, momentum=0.9)
+        for i in range(3):
+            optimizer.zero_grad()
+            loss(net, randn(8, 1, 28, 28, seed=i).to(dtype)).backward()
+            before = copy.deepcopy(net.state_dict())
+            optimizer.step()
+            weight, bias = (net.state_dict()[f'regression.{n}'].double() - before[f'regression.{n}'].double()
+                            for n in ('weight', 'bias'))
+            moved = (weight.square().sum() / 20 + bias.square().sum()).sqrt()
+            assert 0 < moved <= steps.STEP * 1.02 and net.regression.weight.dtype == dtype
+
+    def test_a_step_that_fails_leaves_nothing_to_the_next(self):
+        net = network()
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        loss(net, randn(8, 1, 28, 28)).backward()
+
+        def fail():
+            raise RuntimeError('of the user')
+
+        with pytest.raises(RuntimeError, match='of the user'):
+            optimizer.step(fail)
+        net.eval().zero_grad()
+        with torch.no_grad():
+            net.regression.weight.fill_(3.0)
+        optimizer.step()
+        assert not steps._before and (net.regression.weight == 3).all()
+
     def test_without_it_the_same_steps_are_larger(self, monkeypatch):
         monkeypatch.setattr(steps, 'STEP', 1e9)
         assert max(theta for theta, _ in train(network())) > 1

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from .grid import coordinate_dtype
+
 __all__ = ['STEP', 'agreement', 'bound_steps', 'excess']
 
 STEP = 1e-3  # most that an update moves theta, at lr_scale 1: root mean square over images
@@ -94,7 +96,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for part, times_too_far, old in _before.pop(id(optimizer), ()):
         share = 1 / times_too_far(old, [p - q for p, q in zip(part, old)])
         for p, q in zip(part, old):
-            p.copy_(torch.lerp(q, p, share))
+            p.copy_(torch.lerp(q, p, share.to(p.dtype)))
 
 
 def _parts(localization: Any) -> Iterator[tuple[list[Any], Callable[[], Excess]]]:
@@ -117,8 +119,9 @@ def _allowed(layer: Any) -> Tensor:
 
 
 def _joined(weight: Tensor, bias: Tensor) -> Tensor:
-    """Weights (P, F) and bias (P,) as one vector, whose length is what they do to theta."""
-    return torch.cat([(weight / weight.shape[1] ** 0.5).flatten(), bias])
+    """Weights (P, F) and bias (P,) as one vector, whose length is what they do to theta; float32 or float64."""
+    dtype = coordinate_dtype(weight.dtype)
+    return torch.cat([(weight.to(dtype) / weight.shape[1] ** 0.5).flatten(), bias.to(dtype)])
 
 
 def _excess_of_theta(allowed: Tensor, values: Sequence[Tensor], changes: Sequence[Tensor]) -> Tensor:
