@@ -146,6 +146,18 @@ class TestStatistics:
         torch.func.grad(lambda x: standardize(layer.train(), x).sum())(randn(4, 3))
         assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), before.values()))
 
+    @pytest.mark.parametrize('x', [(40 * randn(512, 3)).half(), torch.full((2, 3), 1e30)], ids=['fp16', 'float32'])
+    def test_large_features_do_not_overflow_them(self, x):
+        layer = seen(Standardize(3), randn(8, 3), x, randn(8, 3, seed=1))
+        assert layer.running_mean.isfinite().all() and layer.running_var.isfinite().all()
+
+    def test_that_there_are_none_holds_whatever_wrote_it(self):
+        layer = Standardize(3)
+        layer.num_batches_tracked.fill_(-1)  # as DDP and EMA do, in place
+        before = copy.deepcopy(layer.state_dict())
+        seen(layer, randn(8, 3))
+        assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), before.values()))
+
     def test_single_images_find_them(self):
         x = 5 + 0.1 * randn(4000, 3)
         layer = seen(Standardize(3), *x.split(1))

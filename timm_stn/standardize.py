@@ -162,14 +162,16 @@ def _take_in(x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> None:
     The variance is that about the running mean, so that single images tell of it, too; at first, when there is none,
     that of the batch and of its mean about zero.
     """
-    of_batch, within, n = (t.to(mean.dtype) for t in _moments(x))
-    weight = torch.where(n > 0, (1 / (count + 1)).clamp_min(MOMENTUM), 0.0)
-    apart = of_batch - mean
+    of_batch, within, n = (t.to(mean.dtype) for t in _moments(x.to(coordinate_dtype(x.dtype))))
+    usable = (n > 0) & (count >= 0) & (within + of_batch.square()).isfinite().all()
+    weight = torch.where(usable, (1 / (count + 1)).clamp_min(MOMENTUM), 0.0)
+    apart = torch.where(usable, of_batch - mean, 0.0)
+    within = torch.where(usable, within, 0.0)
     about_zero = within + of_batch.square() / n.clamp_min(1)
     about_mean = (1 - weight) * (var + weight * apart.square()) + weight * within
-    var.copy_(torch.where((count == 0) & (n > 0), about_zero, about_mean))
+    var.copy_(torch.where((count == 0) & usable, about_zero, about_mean))
     mean.add_(weight * apart)
-    count.add_((n > 0).to(count.dtype))
+    count.add_(usable.to(count.dtype))
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -81,10 +81,11 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
     kept = []
+    unscale = 1 / scale if (scale := getattr(optimizer, 'grad_scale', None)) is not None else 1.0  # fused, with AMP
     for part, make in (pair for m in localizations for pair in _parts(m)):
         if all(id(p) in rates and p.grad is not None for p in part):
             times_too_far = make()
-            times = times_too_far(part, [p.grad * (rates[id(p)] * MOMENTUM) for p in part])
+            times = times_too_far(part, [p.grad * (rates[id(p)] * MOMENTUM * unscale) for p in part])
             for p in part:
                 p.grad.div_(times)
             kept.append((part, times_too_far, [p.clone() for p in part]))
@@ -102,6 +103,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def _parts(localization: Any) -> Iterator[tuple[list[Any], Callable[[], Excess]]]:
     """Parameters that are shortened alike, and what makes of their gradients what they are shortened by."""
     layer = localization.regression
+    if layer.weight.ndim != 2:  # a flat part of it, as FSDP1 leaves: what it does to theta cannot be told
+        return
     yield [layer.weight, layer.bias], lambda: partial(_excess_of_theta, _allowed(layer))
     for parameter in localization.body.parameters():
         yield [parameter], lambda: _excess_of_share
