@@ -157,6 +157,7 @@ class TestStatistics:
         before = copy.deepcopy(layer.state_dict())
         seen(layer, randn(8, 3))
         assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), before.values()))
+        assert torch.equal(layer.eval()(randn(8, 3)), randn(8, 3))
 
     def test_single_images_find_them(self):
         x = 5 + 0.1 * randn(4000, 3)

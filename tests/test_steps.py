@@ -178,9 +178,10 @@ class TestWhom:
             assert max(theta for theta, _ in train(net)) <= steps.STEP * 10 * 1.001
 
     def test_not_what_is_in_evaluation_nor_old_weights_nor_other_layers(self):
-        for change in (lambda net: net.eval(), lambda net: setattr(net.standardize, 'active', False)):
+        for change in (lambda net: net.eval(), lambda net: net.standardize.num_batches_tracked.fill_(-1)):
             net = network()
-            change(net)
+            change(net.train())
+            net.standardize.train(net.training)
             assert max(theta for theta, _ in train(net)) > 10 * steps.STEP
         layer = nn.Linear(3, 3)
         before = layer.weight.detach().clone()

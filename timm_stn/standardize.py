@@ -59,6 +59,13 @@ class Standardize(nn.Module):
         self.register_buffer('running_var', torch.ones(features, dtype=torch.float32, device=device))
         self.register_buffer('num_batches_tracked', torch.zeros((), dtype=torch.long, device=device))
 
+    def train(self, mode: bool = True) -> 'Standardize':
+        """As any module; what the buffers say by now counts, whatever has written them (DDP, averages of weights)."""
+        super().train(mode)
+        if not self.num_batches_tracked.is_meta:
+            self.active = bool(self.num_batches_tracked >= 0)
+        return self
+
     def reset_parameters(self) -> None:
         """Forget all batches."""
         self.active = True
