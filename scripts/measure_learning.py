@@ -36,7 +36,7 @@ from torch.nn import functional as F
 import timm_stn  # noqa: F401
 from timm_stn import warp
 from timm_stn.data import distort, load_mnist
-from timm_stn.dependence import dependence
+from timm_stn.dependence import witnessing
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'training.md'
@@ -61,7 +61,6 @@ class Case(NamedTuple):
     opt: str = 'adamw'
     lr: float = 2e-3
     warmup: int = 0
-    kwargs: tuple[tuple[str, Any], ...] = ()
     dtype: str = ''  # of autocast; default: bfloat16 for the small network of digits, where it is three times as fast
 
     @property
@@ -72,8 +71,7 @@ class Case(NamedTuple):
     def name(self) -> str:
         who = self.transform or 'plain'
         how = f'{self.opt}-{self.lr:g}{"-warmup" if self.warmup else ""}{"-" * bool(self.dtype)}{self.dtype}'
-        extra = ''.join(f'-{k}={v}' for k, v in self.kwargs)
-        return f'{self.group}/{self.task}/{how}/{who}{extra}'
+        return f'{self.group}/{self.task}/{how}/{who}'
 
 
 # data
@@ -202,7 +200,7 @@ def create(task: Task, case: Case, weights: str | None, kwargs: dict[str, Any]) 
         pretrained = dict(pretrained=True, pretrained_cfg_overlay=dict(file=weights, hf_hub_id=None, url=None))
     if case.transform is None:
         return timm.create_model(task.model, **task.kwargs, **pretrained)
-    stn = dict(stn_transform=case.transform, **dict(case.kwargs), **kwargs)
+    stn = dict(stn_transform=case.transform, **kwargs)
     return timm.create_model(f'stn_{task.model}', **task.kwargs, **stn, **pretrained)
 
 
@@ -265,22 +263,12 @@ class Watch:
 @torch.inference_mode()
 def evaluate(model: Any, images: Tensor, labels: Tensor) -> dict[str, Any]:
     model.eval()
-    stn = getattr(model, 'stn', None)
-    batches = images.split(250)
-    if stn is None:
-        answers = torch.cat([model(batch) for batch in batches]).argmax(1)
-        return dict(accuracy=round(100 * float((answers == labels).float().mean()), 2))
-    features: list[Tensor] = []
-    handle = stn.localization.regression.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
-    answers, thetas = [], []
-    for batch in batches:
-        answers.append(model(batch).argmax(1))
-        thetas.append(stn.last_theta)
-    handle.remove()
-    found = dependence(stn, torch.cat(thetas), torch.cat(features))
-    return dict(
-        accuracy=round(100 * float((torch.cat(answers) == labels).float().mean()), 2),
-        spread=round(found.spread, 4), dead=found.dead, features=found.features)
+    with witnessing() as witness:
+        answers = torch.cat([model(batch) for batch in images.split(250)]).argmax(1)
+    line: dict[str, Any] = dict(accuracy=round(100 * float((answers == labels).float().mean()), 2))
+    for _, found in witness.found():
+        line.update(spread=round(found.spread, 4), dead=found.dead, features=found.features)
+    return line
 
 
 # the record

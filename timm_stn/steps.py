@@ -5,7 +5,8 @@ a few steps, from where nothing leads back; AdamW moves it by the same whether t
 look that jumps about is all that the rest then learns from. What bounds the steps stands around
 `torch.optim.Optimizer.step`, of every optimizer of the process: so it holds under any optimizer, learning rate and
 training script, for gradients that were accumulated, averaged over processes or unscaled, and is the same in all
-processes.
+processes. Not so where weight and bias of a regression belong to different optimizers, nor with FSDP1 and
+`ZeroRedundancyOptimizer`.
 
 An update may move theta by `STEP` times the agreement of its gradients (below), and any other tensor of the
 localization network by `SHARE` of its norm: what went further keeps that part of the way. For optimizers with momentum,
@@ -42,7 +43,7 @@ Excess = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]  # (tensors, the
 
 _bounded: WeakSet[Any] = WeakSet()
 _means: WeakKeyDictionary[Any, tuple[Tensor, int]] = WeakKeyDictionary()  # of gradients of length 1, and their number
-_before: dict[int, list[tuple[list[Any], Excess, list[Tensor]]]] = {}  # by optimizer, while it is within its step
+_before: WeakKeyDictionary[Optimizer, list[tuple[list[Any], Excess, list[Tensor]]]] = WeakKeyDictionary()  # in a step
 
 
 def bound_steps(localization: Any) -> None:
@@ -75,7 +76,7 @@ def agreement(mean: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    _before.pop(id(optimizer), None)  # of a step that failed
+    _before.pop(optimizer, None)  # of a step that failed
     localizations = [m for m in _bounded if m.training and m.standardize.active]
     if not localizations:
         return
@@ -89,12 +90,12 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             for p in part:
                 p.grad.div_(times)
             kept.append((part, times_too_far, [p.clone() for p in part]))
-    _before[id(optimizer)] = kept
+    _before[optimizer] = kept
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for part, times_too_far, old in _before.pop(id(optimizer), ()):
+    for part, times_too_far, old in _before.pop(optimizer, ()):
         share = 1 / times_too_far(old, [p - q for p, q in zip(part, old)])
         for p, q in zip(part, old):
             p.copy_(torch.lerp(q, p, share.to(p.dtype)))
