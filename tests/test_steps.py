@@ -87,7 +87,7 @@ class TestBound:
         with torch.no_grad():
             net.regression.weight.fill_(3.0)
         optimizer.step()
-        assert not steps._before and (net.regression.weight == 3).all()
+        assert not steps._open and (net.regression.weight == 3).all()
 
     def test_without_it_the_same_steps_are_larger(self, monkeypatch):
         monkeypatch.setattr(steps, 'STEP', 1e9)
@@ -131,11 +131,15 @@ class TestBound:
     @given(st.floats(1e-9, 1e9), st.integers(1, 40), st.integers(1, 50))
     def test_excess(self, size, params, features):
         weight, bias = size * randn(params, features), size * randn(params, seed=1)
-        times = steps.excess(weight, bias)
+        times = steps.excess(dict(weight=weight, bias=bias))
         short = [weight / times, bias / times]
         moved = (short[0].double().square().sum() / features + short[1].double().square().sum()).sqrt()
         limit = steps.STEP * max(1, params / steps.TOGETHER) ** 0.5
         assert times >= 1 and moved <= limit * 1.0001 and (times == 1 or moved >= limit * 0.9999)
+
+
+def seen(count):
+    return torch.tensor(1 - steps.DECAY ** count)
 
 
 class TestAgreement:
@@ -147,11 +151,11 @@ class TestAgreement:
 
     @pytest.mark.parametrize('count', [2, 10, 300])
     def test_of_equal_gradients_is_one(self, count):
-        assert abs(steps.agreement(self.mean(randn(1, 30).expand(count, -1)), count) - 1) < 1e-3
+        assert abs(steps.agreement(self.mean(randn(1, 30).expand(count, -1)), seen(count)) - 1) < 1e-3
 
     @pytest.mark.parametrize('count', [2, 10, 300])
     def test_of_random_gradients_is_zero_on_average(self, count):
-        found = torch.stack([steps.agreement(self.mean(randn(count, 30, seed=s)), count) for s in range(200)])
+        found = torch.stack([steps.agreement(self.mean(randn(count, 30, seed=s)), seen(count)) for s in range(200)])
         assert abs(found.mean()) < 4 * found.std() / 200 ** 0.5
 
     def test_more_agreement_allows_larger_steps(self):
@@ -194,7 +198,7 @@ class TestWhom:
         before = len(steps._bounded)
         net = network()
         train(net)
-        assert len(steps._bounded) == before + 1 and not steps._before and net.regression in steps._means
+        assert len(steps._bounded) == before + 1 and not steps._open and net.regression in steps._means
         del net
         gc.collect()
         assert len(steps._bounded) == before
@@ -222,3 +226,69 @@ def test_theta_stays_near_the_identity_at_first(opt):
         optimizer.step()
         distance = (model.stn.last_theta - torch.eye(2, 3)).flatten(1).norm(dim=1)
         assert distance.max() < 1
+
+
+class TestWhereStepsAreTaken:
+    def optimizer_moves(self, net, optimizers, count=5, closure=False):
+        moves = []
+        for i in range(count):
+            def backward(i=i):
+                net.zero_grad()
+                value = loss(net, randn(8, 1, 28, 28, seed=i), slope_seed=i)
+                value.backward()
+                return value
+            if not closure:
+                backward()
+            before = {n: p.detach().clone() for n, p in net.named_parameters()}
+            for optimizer in optimizers:
+                optimizer.step(*([backward] if closure else []))
+            moves.append({n: (p.detach() - before[n]).norm().item() for n, p in net.named_parameters()})
+        return moves
+
+    @pytest.mark.parametrize('opt', [torch.optim.SGD, torch.optim.AdamW])
+    def test_weight_and_bias_in_two_optimizers(self, opt):
+        net = network()
+        matrices = [p for p in net.parameters() if p.ndim > 1]
+        rest = [p for p in net.parameters() if p.ndim == 1]
+        for move in self.optimizer_moves(net, [opt(matrices, lr=10.0), opt(rest, lr=10.0)]):
+            assert 0 < move['regression.weight'] / 20 ** 0.5 <= steps.STEP * 1.001
+            assert 0 < move['regression.bias'] <= steps.STEP * 1.001
+
+    def test_one_of_them_frozen(self):
+        net = network()
+        net.regression.bias.requires_grad_(False)
+        for move in self.optimizer_moves(net, [torch.optim.SGD(net.parameters(), lr=10.0)]):
+            assert 0 < move['regression.weight'] / 20 ** 0.5 <= steps.STEP * 1.001 and move['regression.bias'] == 0
+
+    def test_gradients_of_a_closure(self):
+        net = network()
+        for move in self.optimizer_moves(net, [torch.optim.SGD(net.parameters(), lr=10.0)], closure=True):
+            length = (move['regression.weight'] ** 2 / 20 + move['regression.bias'] ** 2) ** 0.5
+            assert 0 < length <= steps.STEP * 1.001
+
+    def test_a_step_within_a_step_counts_once(self):
+        """As of ZeroRedundancyOptimizer, whose processes each step a part of what all of them see."""
+        class Outer(torch.optim.Optimizer):
+            def __init__(self, params):
+                super().__init__(params, dict(lr=10.0))
+                self.inner = torch.optim.SGD(self.param_groups, lr=10.0)
+
+            def step(self, closure=None):
+                self.inner.step()
+
+        nets = network(), network()
+        self.optimizer_moves(nets[0], [Outer(list(nets[0].parameters()))])
+        self.optimizer_moves(nets[1], [torch.optim.SGD(nets[1].parameters(), lr=10.0)])
+        for p, q in zip(nets[0].parameters(), nets[1].parameters()):
+            assert torch.equal(p, q)
+
+    def test_gradients_of_zero_before_the_first_do_not_count(self):
+        nets = network(), network()
+        optimizers = [torch.optim.SGD(net.parameters(), lr=10.0) for net in nets]
+        for _ in range(30):
+            for p in nets[0].parameters():
+                p.grad = torch.zeros_like(p)
+            optimizers[0].step()
+        for net, optimizer in zip(nets, optimizers):
+            self.optimizer_moves(net, [optimizer])
+        assert torch.equal(nets[0].regression.weight, nets[1].regression.weight)

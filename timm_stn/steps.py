@@ -4,9 +4,10 @@ Theta's gradient sums over all pixels. SGD, at a rate that suits the rest of a n
 a few steps, from where nothing leads back; AdamW moves it by the same whether there is something to find or not, and a
 look that jumps about is all that the rest then learns from. What bounds the steps stands around
 `torch.optim.Optimizer.step`, of every optimizer of the process: so it holds under any optimizer, learning rate and
-training script, for gradients that were accumulated, averaged over processes or unscaled, and is the same in all
-processes. Not so where weight and bias of a regression belong to different optimizers, nor with FSDP1 and
-`ZeroRedundancyOptimizer`.
+training script, for gradients that were accumulated, averaged over processes, unscaled or made in a closure, and is
+the same in all processes. Where a step calls that of another optimizer (`ZeroRedundancyOptimizer`), the outer one
+counts. Weight and bias of a regression that belong to two optimizers are bounded each for itself. Not bounded are the
+flat parameters of FSDP1.
 
 An update may move theta by `STEP` times the agreement of its gradients (below), and any other tensor of the
 localization network by `SHARE` of its norm: what went further keeps that part of the way. For optimizers with momentum,
@@ -15,12 +16,14 @@ than a tenth of that (as in adaptive gradient clipping, Brock et al. 2021, arXiv
 gradients' size, hardly notice.
 
 Agreement: of gradients of length 1, what part of the squared length is left in their running mean, less what would be
-left of random ones, from `AGREED` on counted as full. The running mean is not in checkpoints: a run that is resumed
-finds it again within some ten steps, and takes small ones meanwhile.
+left of random ones, from `AGREED` on counted as full. Gradients of zero do not count before the first of another size
+(`stn_freeze_steps`). The running mean is not in checkpoints: a run that is resumed finds it again within some ten
+steps, and takes small ones meanwhile.
+
+All of it happens on the device, in tensors that stay: nothing waits for it, and CUDA graphs can hold it.
 """
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -39,11 +42,32 @@ SHARE = 0.01  # most that an update changes a tensor of the layers before, of it
 LEAST = 0.01  # root mean square of a tensor that counts as none: biases start at zero
 MOMENTUM = 10  # plain steps that momentum adds up
 
-Excess = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]  # (tensors, their changes) -> how many times too far
+Named = Mapping[str, Any]  # 'weight' and 'bias' of a regression, or one of them
+
+
+class _Theta(NamedTuple):
+    """What an optimizer has of a regression, and where it was before the step."""
+    layer: Any
+    own: Named
+    old: Named
+
+
+class _Step(NamedTuple):
+    """What an optimizer's step may change, as it was before."""
+    thetas: list[_Theta]
+    agreed: list[Tensor | None]  # of each of these, what its gradients allow; None: they were not there yet
+    others: list[Any]
+    old: list[Tensor]
+
+    def changed(self) -> Iterator[Any]:
+        yield from self.others
+        for theta in self.thetas:
+            yield from theta.own.values()
+
 
 _bounded: WeakSet[Any] = WeakSet()
-_means: WeakKeyDictionary[Any, tuple[Tensor, int]] = WeakKeyDictionary()  # of gradients of length 1, and their number
-_before: WeakKeyDictionary[Optimizer, list[tuple[list[Any], Excess, list[Tensor]]]] = WeakKeyDictionary()  # in a step
+_means: WeakKeyDictionary[Any, dict[tuple[str, ...], tuple[Tensor, Tensor]]] = WeakKeyDictionary()  # by regression
+_open: WeakKeyDictionary[Optimizer, _Step] = WeakKeyDictionary()  # steps that have begun
 
 
 def bound_steps(localization: Any) -> None:
@@ -51,92 +75,129 @@ def bound_steps(localization: Any) -> None:
     _bounded.add(localization)
 
 
-def excess(weight: Tensor, bias: Tensor) -> Tensor:
-    """How many times `STEP`, 1 at least, an update of the weights (P, F) and the bias (P,) moves theta.
+def excess(change: Named) -> Tensor:
+    """How many times `STEP`, 1 at least, an update of the ``weight`` (P, F) and the ``bias`` (P,) moves theta.
 
     Features that are uncorrelated, of mean 0 and variance F, and divided by F (as
     :class:`timm_stn.standardize.Standardize` and :class:`timm_stn.localization.ThetaRegression` have them) move the P
     parameters by the root of the sum of squares; correlated ones by more or less.
     """
-    limit = STEP * max(1.0, (len(bias) / TOGETHER) ** 0.5)
-    return (_joined(weight, bias).norm() / limit).clamp_min(1)
+    params = max(len(value) for value in change.values())
+    limit = STEP * max(1.0, (params / TOGETHER) ** 0.5)
+    return (_joined(change).norm() / limit).clamp_min(1)
 
 
-def agreement(mean: Tensor, count: int) -> Tensor:
+def agreement(mean: Tensor, seen: Tensor) -> Tensor:
     """What part of the squared length of gradients they have in common: 0 on average if they are random, 1 if equal.
 
     Args:
-        mean: Running mean (D,), from 0, of ``count`` gradients of length 1.
-        count: Their number, 2 at least.
+        mean: Running mean (D,), from 0, of n gradients of length 1.
+        seen: The same running mean of n ones, 1 - DECAY ** n. Of one gradient nothing can be told: 0.
     """
-    seen = 1 - DECAY ** count
-    of_random = (1 - DECAY) / (1 + DECAY) * (1 + DECAY ** count) / seen
-    return ((mean / seen).square().sum() - of_random) / (1 - of_random)
+    of_random = (1 - DECAY) / (1 + DECAY) * (2 - seen) / seen
+    found = ((mean / seen).square().sum() - of_random) / (1 - of_random)
+    return torch.where(seen > 1.5 * (1 - DECAY), found, torch.zeros_like(found))
 
 
 @torch.no_grad()
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    _before.pop(optimizer, None)  # of a step that failed
+    _open.pop(optimizer, None)  # of a step that failed
     localizations = [m for m in _bounded if m.training and m.standardize.active]
     if not localizations:
         return
-    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
-    kept = []
-    unscale = 1 / scale if (scale := getattr(optimizer, 'grad_scale', None)) is not None else 1.0  # fused, with AMP
-    for part, make in (pair for m in localizations for pair in _parts(m)):
-        if all(id(p) in rates and p.grad is not None for p in part):
-            times_too_far = make()
-            times = times_too_far(part, [p.grad * (rates[id(p)] * MOMENTUM * unscale) for p in part])
-            for p in part:
-                p.grad.div_(times)
-            kept.append((part, times_too_far, [p.clone() for p in part]))
-    _before[optimizer] = kept
+    rates = {}
+    for group in optimizer.param_groups:
+        scale = getattr(optimizer, 'grad_scale', None)  # fused, with AMP
+        rate = group['lr'] * MOMENTUM / (1.0 if scale is None else scale)
+        rates.update({id(p): rate for p in group['params'] if p.requires_grad})
+    for step in _open.values():  # that has called this one
+        for p in step.changed():
+            rates.pop(id(p), None)
+    step = _begin(localizations, rates)
+    _open[optimizer] = step
+    for i, theta in enumerate(step.thetas):
+        if grads := _gradients(theta.own):
+            step.agreed[i] = allowed = _allowed(theta.layer, grads)
+            times = excess({n: g * rates[id(theta.own[n])] / allowed for n, g in grads.items()})
+            for grad in grads.values():
+                grad.div_(times)
+    there = [(p, p.grad) for p in step.others if p.grad is not None]
+    if there:
+        values, gradients = zip(*there)
+        torch._foreach_div_(gradients, _excess_of_share(values, gradients, [rates[id(p)] for p in values]))
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for part, times_too_far, old in _before.pop(optimizer, ()):
-        share = 1 / times_too_far(old, [p - q for p, q in zip(part, old)])
-        for p, q in zip(part, old):
-            p.copy_(torch.lerp(q, p, share.to(p.dtype)))
-
-
-def _parts(localization: Any) -> Iterator[tuple[list[Any], Callable[[], Excess]]]:
-    """Parameters that are shortened alike, and what makes of their gradients what they are shortened by."""
-    layer = localization.regression
-    if layer.weight.ndim != 2:  # a flat part of it, as FSDP1 leaves: what it does to theta cannot be told
+    step = _open.pop(optimizer, None)
+    if step is None:
         return
-    yield [layer.weight, layer.bias], lambda: partial(_excess_of_theta, _allowed(layer))
-    for parameter in localization.body.parameters():
-        yield [parameter], lambda: _excess_of_share
+    for theta, allowed in zip(step.thetas, step.agreed):
+        if allowed is None:
+            allowed = _allowed(theta.layer, _gradients(theta.own))
+        share = 1 / excess({n: (p - theta.old[n]) / allowed for n, p in theta.own.items()})
+        for n, p in theta.own.items():
+            p.copy_(torch.lerp(theta.old[n], p, share.to(p.dtype)))
+    if step.others:
+        shares = _excess_of_share(step.old, torch._foreach_sub(step.others, step.old))
+        torch._foreach_reciprocal_(shares)
+        shares = [share.to(p.dtype) for share, p in zip(shares, step.others)]
+        torch._foreach_copy_(step.others, torch._foreach_lerp(step.old, step.others, shares))
 
 
-def _allowed(layer: Any) -> Tensor:
+def _begin(localizations: Iterable[Any], rates: Mapping[int, Any]) -> _Step:
+    """Of the parameters that have a rate."""
+    thetas, others = [], {}
+    for m in localizations:
+        if m.regression.weight.ndim != 2:  # a flat part of it, as FSDP1 leaves: what it does to theta cannot be told
+            continue
+        if own := {n: p for n, p in m.regression.named_parameters() if id(p) in rates}:
+            thetas.append(_Theta(m.regression, own, {n: p.clone() for n, p in own.items()}))
+        others.update({id(p): p for p in m.body.parameters() if id(p) in rates})
+    return _Step(thetas, [None] * len(thetas), list(others.values()), [p.clone() for p in others.values()])
+
+
+def _gradients(own: Named) -> Named:
+    return {n: p.grad for n, p in own.items() if p.grad is not None}
+
+
+def _allowed(layer: Any, grads: Named) -> Tensor:
     """Takes in the gradients of this step, and gives the share of `STEP` that they are good for."""
-    grad = _joined(layer.weight.grad, layer.bias.grad).nan_to_num(0, 0, 0)
-    grad = grad / grad.norm().clamp_min(torch.finfo(torch.float32).tiny)
-    mean, count = _means.get(layer, (torch.zeros_like(grad), 0))
-    mean = torch.lerp(grad, mean.to(grad), DECAY)
-    _means[layer] = mean, count + 1
-    agreed = agreement(mean, count + 1) if count else torch.zeros_like(grad[0])
+    if not grads:
+        return torch.ones_like(_joined(dict(layer.named_parameters()))[0])
+    grad = _joined(grads).nan_to_num(0, 0, 0)
+    length = grad.norm()
+    grad = grad / length.clamp_min(torch.finfo(torch.float32).tiny)
+    means = _means.setdefault(layer, {})
+    mean, seen = means.get(tuple(grads)) or (torch.zeros_like(grad), torch.zeros_like(length))
+    means[tuple(grads)] = mean, seen = mean.to(grad), seen.to(length)
+    weight = (1 - DECAY) * ((length > 0) | (seen > 0)).to(grad.dtype)
+    mean.add_(weight * (grad - mean))
+    seen.add_(weight * (1 - seen))
+    agreed = torch.where(seen > 0, agreement(mean, seen.clamp_min(1 - DECAY)), 0.0)
     return (agreed / AGREED).clamp(DISAGREED, 1)
 
 
-def _joined(weight: Tensor, bias: Tensor) -> Tensor:
+def _joined(values: Named) -> Tensor:
     """Weights (P, F) and bias (P,) as one vector, whose length is what they do to theta; float32 or float64."""
-    dtype = coordinate_dtype(weight.dtype)
-    return torch.cat([(weight.to(dtype) / weight.shape[1] ** 0.5).flatten(), bias.to(dtype)])
+    parts = []
+    for name, value in values.items():
+        value = value.to(coordinate_dtype(value.dtype))
+        parts.append((value / value.shape[1] ** 0.5).flatten() if name == 'weight' else value)
+    return torch.cat(parts)
 
 
-def _excess_of_theta(allowed: Tensor, values: Sequence[Tensor], changes: Sequence[Tensor]) -> Tensor:
-    weight, bias = changes
-    return excess(weight / allowed, bias / allowed)
-
-
-def _excess_of_share(values: Sequence[Tensor], changes: Sequence[Tensor]) -> Tensor:
-    (value,), (change,) = values, changes
-    most = SHARE * value.norm().clamp_min(LEAST * value.numel() ** 0.5)
-    return (change.norm() / most).clamp_min(1)
+def _excess_of_share(values: Sequence[Tensor], changes: Sequence[Tensor], times: Sequence[Any] = ()) -> list[Tensor]:
+    """How many times `SHARE`, 1 at least, tensors are changed, by so many times ``changes``."""
+    dtype = torch.float64 if any(v.dtype == torch.float64 for v in values) else torch.float32
+    most, found = (list(torch._foreach_norm(list(tensors), 2, dtype)) for tensors in (values, changes))
+    torch._foreach_clamp_min_(most, [LEAST * v.numel() ** 0.5 for v in values])
+    torch._foreach_mul_(most, SHARE)
+    if times:
+        torch._foreach_mul_(found, list(times))
+    torch._foreach_div_(found, most)
+    torch._foreach_clamp_min_(found, 1.0)
+    return found
 
 
 register_optimizer_step_pre_hook(_before_step)
