@@ -3,6 +3,7 @@
     python scripts/measure_learning.py --data DIR --weights FILE --jobs 2     # all runs that docs/learning.jsonl lacks
     python scripts/measure_learning.py --write                                # the tables, from docs/learning.jsonl
     python scripts/measure_learning.py --tune --output FILE --only 'alive/*' --data ...     # to choose something by
+    python scripts/measure_learning.py --device cuda --jobs 12 --budget 300 --data ...      # starts none after 300 s
 
 DIR has `mnist/` (the idx files), `gtsrb32/` and `cub200-2010/` (`train.tar` and `test.tar`, a folder a class); FILE is
 the ImageNet checkpoint of tf_efficientnet_lite0. Every run is a line, with all that it was made of; a run that is there
@@ -17,8 +18,8 @@ import math
 import statistics
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from fnmatch import fnmatch
 from functools import cache, partial
 from multiprocessing import get_context
@@ -97,59 +98,69 @@ def digits(data: str, tune: bool, seed: int, kind: str) -> tuple[Images, Images]
     return (make(images[chosen], 1000 + seed), labels[chosen]), (make(held[0], 99), held[1])
 
 
-def pictures(path: Path, side: int, classes: Iterable[str]) -> dict[str, list[tuple[str, Tensor]]]:
-    """By class: names and images (3, side, side), normalised as lite0 wants them."""
-    found: dict[str, list[tuple[str, Tensor]]] = {c: [] for c in classes}
+def members(path: Path) -> dict[str, list[str]]:
+    """Of a tar of images, a folder a class: the members of each class, in order."""
+    found: dict[str, list[str]] = {}
     with tarfile.open(path) as tar:
-        for member in sorted((m for m in tar if m.isfile()), key=lambda m: m.name):
-            *_, folder, name = member.name.split('/')
-            if folder in found:
-                image = Image.open(tar.extractfile(member)).convert('RGB')
-                image = image.resize((side, side), Image.Resampling.BICUBIC)
-                pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
-                found[folder].append((name, pixels.permute(2, 0, 1).float() / 127.5 - 1))
-    return found
+        for name in sorted(m.name for m in tar if m.isfile()):
+            found.setdefault(name.split('/')[-2], []).append(name)
+    return dict(sorted(found.items()))
 
 
-def class_names(path: Path) -> list[str]:
+def pictures(path: Path, side: int, parts: list[list[str]]) -> Images:
+    """Images (N, 3, side, side) of members, a list a class, normalised as lite0 wants them, and their classes."""
+    images = []
     with tarfile.open(path) as tar:
-        return sorted({m.name.split('/')[-2] for m in tar if m.isfile()})
+        for name in (name for part in parts for name in part):
+            image = Image.open(tar.extractfile(name)).convert('RGB').resize((side, side), Image.Resampling.BICUBIC)
+            pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
+            images.append(pixels.permute(2, 0, 1).float() / 127.5 - 1)
+    return torch.stack(images), torch.tensor([i for i, part in enumerate(parts) for _ in part])
 
 
-def stacked(parts: list[list[Tensor]]) -> Images:
-    labels = [i for i, part in enumerate(parts) for _ in part]
-    return torch.stack([image for part in parts for image in part]), torch.tensor(labels)
+def choice_of_signs(data: str, tune: bool) -> list[tuple[Path, list[list[str]]]]:
+    """Train and held out: a tar, and the members of each of five speed limits."""
+    folder = Path(data) / 'gtsrb32'
+    generator = torch.Generator().manual_seed(5)
+    train, held = [], []
+    trains = members(folder / 'train.tar')
+    tests = {} if tune else members(folder / 'test.tar')
+    for name in list(trains)[:5]:
+        tracks = sorted({track(file) for file in trains[name]})
+        order = torch.randperm(len(tracks), generator=generator).tolist()
+        kept = {tracks[i] for i in order[:len(tracks) // 5]}
+        others = [file for file in trains[name] if track(file) not in kept]
+        apart = [file for file in (trains if tune else tests)[name] if not tune or track(file) in kept]
+        for part, files, count in ((train, others, 200), (held, apart, 120)):
+            part.append([files[i] for i in torch.randperm(len(files), generator=generator)[:count].tolist()])
+    return [(folder / 'train.tar', train), (folder / ('train.tar' if tune else 'test.tar'), held)]
+
+
+def track(file: str) -> str:
+    """Of which a sign is one of thirty frames."""
+    return file.rpartition('/')[2][:5]
 
 
 @cache
 def signs(data: str, tune: bool, seed: int, turn: bool, side: int) -> tuple[Images, Images]:
     """Five speed limits, 200 training images each; held out are other tracks, or the test set's."""
-    folder = Path(data) / 'gtsrb32'
-    classes = class_names(folder / 'train.tar')[:5]
-    generator = torch.Generator().manual_seed(5)
-    train, held = [], []
-    tests = {} if tune else pictures(folder / 'test.tar', side, classes)
-    for name, found in pictures(folder / 'train.tar', side, classes).items():
-        tracks = sorted({file[:5] for file, _ in found})
-        order = torch.randperm(len(tracks), generator=generator).tolist()
-        kept = {tracks[i] for i in order[:len(tracks) // 5]}
-        others = [image for file, image in found if file[:5] not in kept]
-        apart = [image for file, image in (found if tune else tests[name]) if not tune or file[:5] in kept]
-        for part, images, count in ((train, others, 200), (held, apart, 120)):
-            part.append([images[i] for i in torch.randperm(len(images), generator=generator)[:count].tolist()])
-    (x, y), (held_x, held_y) = stacked(train), stacked(held)
+    (x, y), (held_x, held_y) = [pictures(path, side, parts) for path, parts in choice_of_signs(data, tune)]
     if turn:
         x, held_x = turned(x, 1000 + seed, 'border'), turned(held_x, 99, 'border')
     return (x, y), (held_x, held_y)
 
 
+def choice_of_birds(data: str, tune: bool) -> list[tuple[Path, list[list[str]]]]:
+    """Train and held out: a tar, and the members of each of ten species; to tune, of ten others."""
+    paths = [Path(data) / 'cub200-2010' / f'{split}.tar' for split in ('train', 'test')]
+    return [(path, list(members(path).values())[7 if tune else 0::20]) for path in paths]
+
+
 @cache
 def birds(data: str, tune: bool, seed: int) -> tuple[Images, Images]:
     """Ten species, 15 training images each, at 64 x 64, and their test images; to tune, ten others."""
-    folder = Path(data) / 'cub200-2010'
-    classes = class_names(folder / 'train.tar')[7 if tune else 0::20]
-    parts = [pictures(folder / f'{split}.tar', 64, classes) for split in ('train', 'test')]
-    return tuple(stacked([[image for _, image in found] for found in part.values()]) for part in parts)
+    train, held = (pictures(path, 64, parts) for path, parts in choice_of_birds(data, tune))
+    return train, held
 
 
 MNIST = dict(in_chans=1, img_size=42, channels=(32, 64), num_classes=10)
@@ -166,32 +177,25 @@ TASKS = {
 # what is measured
 
 
-def cases() -> list[tuple[Case, int]]:
-    """All runs, those that say most first: five seeds where a run takes less than half a minute, else three."""
-    found: list[tuple[Case, int]] = []
-    for task in ('turned digits', 'RTS digits', 'turned signs', 'birds'):
-        seeds, lr = (5, 2e-3) if 'digits' in task else (3, 1e-3)
-        found += [(Case('alive', task, transform, lr=lr), seed) for seed in range(seeds)
-                  for transform in (None, 'affine', 'rotation', 'translation', 'similarity', 'tps')]
-    for task in ('signs', 'birds'):
-        for opt, lr in OPTIMIZERS:
-            found += both(task, opt, lr)
-    for opt, lr in (('nesterov', 0.1), ('adamw', 5e-3)):
-        found += both('signs', opt, lr, warmup=50)
-    for opt, lr in (('nesterov', 0.1), ('adamw', 1e-3)):
-        found += both('signs', opt, lr, dtype='bfloat16')
-    return found
+def cases(seeds: int = 5) -> Iterator[tuple[Case, int]]:
+    """All runs, seed by seed."""
+    for seed in range(seeds):
+        for task in ('turned digits', 'RTS digits', 'turned signs', 'birds'):
+            for transform in (None, 'affine', 'rotation', 'translation', 'similarity', 'tps'):
+                yield Case('alive', task, transform, lr=2e-3 if 'digits' in task else 1e-3), seed
+        for transform in (None, 'affine'):
+            for task in ('signs', 'birds'):
+                for opt, lr in OPTIMIZERS:
+                    yield Case('hurts', task, transform, opt, lr), seed
+            for opt, lr in (('nesterov', 0.1), ('adamw', 5e-3)):
+                yield Case('hurts', 'signs', transform, opt, lr, warmup=50), seed
+            for opt, lr in (('nesterov', 0.1), ('adamw', 1e-3)):
+                yield Case('hurts', 'signs', transform, opt, lr, dtype='bfloat16'), seed
 
 
 OPTIMIZERS = (
     ('nesterov', 0.1), ('nesterov', 0.01), ('adamw', 1e-3), ('adamw', 5e-3), ('lion', 1e-4), ('muon', 1e-3),
     ('lamb', 5e-3))
-
-
-def both(*args: Any, **kwargs: Any) -> list[tuple[Case, int]]:
-    """Plain and with the default transformer."""
-    task, *rest = args
-    return [(Case('hurts', task, who, *rest, **kwargs), seed) for seed in range(3) for who in (None, 'affine')]
 
 
 def create(task: Task, case: Case, weights: str | None, kwargs: dict[str, Any]) -> Any:
@@ -213,6 +217,7 @@ def run(case: Case, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     model = create(task, case, args.weights, args.model_kwargs)
     if task.model == LITE0:
         model, x = (t.to(memory_format=torch.channels_last) for t in (model, x))
+    model, x, y = (t.to(args.device) for t in (model, x, y))
     optimizer = create_optimizer_v2(
         model, case.opt, lr=case.lr, weight_decay=0.0 if task.model == 'mnist_cnn' else 0.05, momentum=MOMENTUM)
     steps = task.epochs * math.ceil(len(x) / task.batch_size)
@@ -221,8 +226,8 @@ def run(case: Case, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     watch = Watch(model)
     for _ in range(task.epochs):
         model.train()
-        for index in torch.randperm(len(x), generator=order).split(task.batch_size):
-            with torch.autocast('cpu', torch.bfloat16, enabled=case.bfloat16):
+        for index in torch.randperm(len(x), generator=order).to(args.device).split(task.batch_size):
+            with torch.autocast(args.device, torch.bfloat16, enabled=case.bfloat16):
                 logits = model(x[index])
             optimizer.zero_grad()
             F.cross_entropy(logits.float(), y[index]).backward()
@@ -230,7 +235,9 @@ def run(case: Case, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             optimizer.step()
             schedule.step()
     line = dict(case._asdict(), name=case.name, seed=seed, tune=args.tune, model_kwargs=args.model_kwargs, steps=steps)
-    line.update(evaluate(model, *held), **watch.found(), torch=torch.__version__, timm=timm.__version__)
+    line.update(evaluate(model, *(t.to(args.device) for t in held)), **watch.found())
+    device = torch.cuda.get_device_name() if args.device == 'cuda' else args.device
+    line.update(device=device, torch=torch.__version__, timm=timm.__version__)
     return dict(line, seconds=round(time.perf_counter() - start, 1))
 
 
@@ -239,25 +246,28 @@ def factor(step: int, warmup: int, total: int) -> float:
 
 
 class Watch:
-    """theta in the first hundred steps, and its gradient in all."""
+    """theta in the first hundred steps, and its gradient in all; read at the end, so that no step waits for it."""
 
     def __init__(self, model: Any) -> None:
         self.stn = getattr(model, 'stn', None)
-        self.steps, self.blank, self.far = 0, 0, 0.0
+        self.blank: list[Tensor] = []
+        self.far: list[Tensor] = []
 
+    @torch.no_grad()
     def step(self) -> None:
         """After a backward pass."""
         if self.stn is None:
             return
-        self.steps += 1
-        self.blank += not self.stn.localization.regression.bias.grad.any()
-        if self.steps <= 100:
-            theta = self.stn.last_theta
-            start = torch.eye(2, 3) if self.stn.transform.linear else torch.zeros(theta.shape[1:])
-            self.far = max(self.far, float((theta - start).flatten(1).norm(dim=1).max()))
+        self.blank.append(~self.stn.localization.regression.bias.grad.any())
+        if len(self.blank) <= 100:
+            theta = self.stn.last_theta.detach()
+            start = torch.eye(2, 3).to(theta) if self.stn.transform.linear else torch.zeros_like(theta)
+            self.far.append((theta - start).flatten(1).norm(dim=1).max())
 
     def found(self) -> dict[str, Any]:
-        return {} if self.stn is None else dict(far=round(self.far, 4), blank=self.blank)
+        if self.stn is None:
+            return {}
+        return dict(far=round(float(torch.stack(self.far).max()), 4), blank=int(torch.stack(self.blank).sum()))
 
 
 @torch.inference_mode()
@@ -280,16 +290,20 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def measure(args: argparse.Namespace) -> None:
     done = {(line['name'], line['seed'], line['tune']) for line in read(args.output)}
-    todo = [(case, seed) for case, seed in cases()
-            if fnmatch(case.name, args.only) and (args.seeds is None or seed < args.seeds)
-            and (case.name, seed, args.tune) not in done]
+    todo = [(case, seed) for case, seed in cases(args.seeds)
+            if fnmatch(case.name, args.only) and (case.name, seed, args.tune) not in done]
+    stop = time.monotonic() + args.budget
     with ProcessPoolExecutor(args.jobs, mp_context=get_context('spawn')) as pool:
-        for future in [pool.submit(run, case, seed, args) for case, seed in todo]:
+        for future in as_completed([pool.submit(run, case, seed, args) for case, seed in todo]):
+            if future.cancelled():
+                continue
             line = future.result()
             with args.output.open('a') as file:
                 file.write(json.dumps(line) + '\n')
             told = {k: line[k] for k in ('accuracy', 'spread', 'dead', 'far', 'blank', 'seconds') if k in line}
             print(line['name'], line['seed'], told, flush=True)
+            if time.monotonic() > stop:
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 # the tables
@@ -359,8 +373,10 @@ def main() -> None:
     add('--weights', metavar='FILE')
     add('--output', type=Path, default=ROOT / 'docs' / 'learning.jsonl', metavar='FILE')
     add('--only', default='*', metavar='PATTERN', help='of the names of runs, GROUP/TASK/OPTIMIZER-LR/TRANSFORM')
-    add('--seeds', type=int, help='at most so many')
+    add('--seeds', type=int, default=5)
     add('--jobs', type=int, default=1)
+    add('--device', default='cpu', choices=('cpu', 'cuda'))
+    add('--budget', type=float, default=math.inf, metavar='SECONDS', help='begin no run after so long')
     add('--tune', action='store_true')
     add('--model-kwargs', nargs='+', default={}, action=ParseKwargs, metavar='KEY=VALUE')
     add('--write', action='store_true')
