@@ -228,6 +228,13 @@ class TestOldWeights:
         trained = timm.create_model('stn_mnist_cnn_rts', pretrained=True)
         assert not trained.stn.localization.standardize.active
 
+    def test_parameters_alone_leave_the_statistics_and_are_missed(self):
+        net = Localization('conv', 1, (28, 28), 6)
+        net(randn(4, 1, 28, 28)).sum().backward()
+        found = net.load_state_dict(dict(Localization('conv', 1, (28, 28), 6).named_parameters()), strict=False)
+        assert net.standardize.active and net.standardize.num_batches_tracked == 1
+        assert 'standardize.running_mean' in found.missing_keys and 'regression.lr_scale_nano' in found.missing_keys
+
     def test_a_plain_checkpoint_leaves_the_statistics(self):
         plain = timm.create_model('mnist_cnn', **MNIST_CNN)
         model = timm.create_model('stn_mnist_cnn', **MNIST_CNN)

@@ -138,7 +138,11 @@ def _load_run(args: argparse.Namespace) -> Any:
     """The model of a checkpoint, as train.py made it; its name becomes that of the command line."""
     if not args.checkpoint or args.model_kwargs:
         raise Refused("argument --model: it takes a name; only --checkpoint alone, of timm's train.py, needs none")
-    model = _attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint)).model
+    try:
+        model = _attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint)).model
+    except Refused as error:
+        of = 'If it holds weights alone, say of which model: --model NAME, and --model-kwargs KEY=VALUE'
+        raise Refused(f'{error} {of}') from error
     args.model = model.pretrained_cfg['architecture']
     return model
 
@@ -329,7 +333,8 @@ def _digits(kind: str, data: str | None, download: bool) -> tuple[Tensor, Tensor
 
 def _eval_arguments(add: Callable[..., Any]) -> None:
     _model_arguments(add)
-    add('--set', required=True, choices=list(DISTORTIONS), help='distortion')
+    sizes = ', '.join(f'{kind} {distortion.size}' for kind, distortion in DISTORTIONS.items())
+    add('--set', required=True, choices=list(DISTORTIONS), help=f'distortion, of images so wide: {sizes}')
     add('--data', help=f'folder with MNIST (default: the environment variable {DATA_VARIABLE})')
     add('--download', action='store_true', help='download MNIST to --data if it is not there')
 
@@ -344,7 +349,8 @@ def _eval(args: argparse.Namespace) -> int:
     images, labels = _digits(args.set, args.data, args.download)
     start = time.perf_counter()
     with witnessing() as witness:
-        wrong = _attempt(f'--model {args.model}', wrong_answers, model, images, labels, args.device)
+        what = f'--model {args.model} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
+        wrong = _attempt(what, wrong_answers, model, images, labels, args.device)
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')
     print(f'{args.model} on {args.set}: {_error(wrong, len(labels))}, {seconds:.1f} s')

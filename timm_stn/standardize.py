@@ -125,12 +125,14 @@ def without_statistics(state_dict: Mapping[str, Tensor], *weights: str) -> dict[
         *weights: Keys of regressions' weights, ``stn.localization.regression.weight``. Default: all.
 
     Returns:
-        For each regression in ``state_dict`` without statistics beside it, these; ``state_dict`` is not touched.
+        For each regression in ``state_dict`` without statistics beside it, these; ``state_dict`` is not touched. Not
+        for one without the buffer that every regression has: parameters alone tell nothing of statistics.
     """
     lacking = {}
     for key in weights or [k for k in state_dict if k.endswith('.localization.regression.weight')]:
         prefix = key.removesuffix('regression.weight') + 'standardize.'
-        if key in state_dict and prefix + 'num_batches_tracked' not in state_dict:
+        buffer = key.removesuffix('weight') + 'lr_scale_nano'
+        if key in state_dict and buffer in state_dict and prefix + 'num_batches_tracked' not in state_dict:
             made = Standardize(state_dict[key].shape[1], device=state_dict[key].device).state_dict()
             made['num_batches_tracked'].fill_(AS_THEY_COME)
             lacking.update({prefix + name: value for name, value in made.items()})
