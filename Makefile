@@ -3,12 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+BUDGET ?= 540
+DEVICE ?= cuda
+OUT ?= .gpu/out
+DATA ?= $(TIMM_STN_DATA)
+WEIGHTS ?= $(DATA)/../weights/tf_efficientnet_lite0.in1k/model.safetensors
 OLDEST_VENV ?= .venv-oldest
 DIST_VENV ?= .venv-dist
 OLDEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-all test-oldest timm-tests lint bench dist clean
+.PHONY: demo test test-all test-oldest timm-tests lint bench gpu-pack gpu dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/timm-stn demo --output demo.png
@@ -33,6 +38,13 @@ lint: $(VENV)/.tested
 
 bench: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark.py --check
+
+# for a machine with a GPU, which may be bare and offline: what it needs, and then there all that waits for it
+gpu-pack: $(VENV)/.installed
+	$(BIN)/python scripts/gpu.py pack --data $(DATA) --weights $(WEIGHTS)
+
+gpu:
+	$(PYTHON) scripts/gpu.py run --budget $(BUDGET) --output $(OUT) --device $(DEVICE) $(if $(SMOKE),--smoke)
 
 # wheel and sdist, checked; then the wheel, installed in an environment of its own, runs the demo
 dist: $(VENV)/.installed

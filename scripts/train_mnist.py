@@ -7,6 +7,8 @@ The folder `--output` gets `summary.csv` (a line an epoch, with the learning rat
 run that is started again goes on from it, with the same result as if it had never stopped), and at the end
 `model.safetensors` and `result.json`. What is reported is the last epoch, over the fixed test set of
 `timm_stn.data.test_set`, which decides nothing on the way.
+
+With `--device cuda` the steps of an epoch are replays of one CUDA graph, but for its last batch, if that is smaller.
 """
 import argparse
 import csv
@@ -21,6 +23,7 @@ from typing import Any
 
 import timm
 import torch
+from cuda_step import CapturedStep, capture_arguments, work_on
 from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg_value
 from timm.optim import create_optimizer_v2
@@ -29,9 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
-from timm_stn.data import DISTORTIONS, distort, load_mnist, test_set
+from timm_stn.data import DISTORTIONS, load_mnist, test_set
 
-MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device')  # between the starts of one run
+MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph')  # between the starts of one run
 Digits = tuple[Tensor, Tensor]
 
 
@@ -57,6 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--channels-last', action='store_true', help='memory format; often faster, on CPUs too')
     add('--threads', type=int, help='CPU threads')
     add('--device', default='cpu')
+    add('--no-cuda-graph', action='store_true', help='launch each operation of a step by itself on a CUDA device, too')
     return parser.parse_args(argv)
 
 
@@ -68,11 +72,21 @@ class Run:
         self.args = args
         self.model = create_model(args)
         self.ema = ModelEmaV3(self.model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+        capturing = {} if args.no_cuda_graph else capture_arguments(args.opt, args.device)
         self.optimizer = create_optimizer_v2(
-            self.model, args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum)
+            self.model, args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum, **capturing)
         factor = warmup_cosine(args.warmup_epochs * steps_per_epoch, args.epochs * steps_per_epoch)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.total = torch.zeros((), device=args.device)  # loss of an epoch's digits so far
         self.history: list[dict[str, Any]] = []
+        self.captured = CapturedStep(train_step, eager_step) if capturing else None
+        self.place_rates()
+
+    def place_rates(self) -> None:
+        """Learning rates are where a CUDA graph can read them, if there is one, and numbers of Python else."""
+        for group in self.optimizer.param_groups:
+            rate = float(group['lr'])
+            group['lr'] = torch.tensor(rate, device=self.args.device) if self.captured else rate
 
     @property
     def reported(self) -> nn.Module:
@@ -91,9 +105,12 @@ class Run:
         state = torch.load(path, map_location=self.args.device, weights_only=True)
         if state['args'] != comparable(self.args):
             raise ValueError(f'{path} is of a run with other arguments: {state["args"]}, now {comparable(self.args)}.')
+        for saved, own in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=True):
+            saved.update({key: own[key] for key in ('capturable', 'fused') if key in own})  # of another device, maybe
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
         self.history = state['history']
+        self.place_rates()
 
 
 def create_model(args: argparse.Namespace) -> nn.Module:
@@ -115,43 +132,60 @@ def warmup_cosine(warmup: float, total: int) -> Callable[[int], float]:
     return factor
 
 
+def draw(count: int, kind: str, generator: torch.Generator) -> Digits:
+    """The order of an epoch's digits, and the uniform numbers that distort each, the same as drawn batch by batch."""
+    order = torch.randperm(count, generator=generator)
+    return order, torch.rand(count, DISTORTIONS[kind].draws, generator=generator)
+
+
 def train_epoch(run: Run, digits: Digits, epoch: int) -> float:
     """One pass over the digits; all its randomness is drawn from the seed and the epoch. Returns the mean loss."""
-    args, (images, labels) = run.args, digits
+    args, count = run.args, len(digits[0])
     torch.manual_seed(10_000 * (args.seed + 1) + epoch)
     generator = torch.Generator().manual_seed(10_000 * (args.seed + 1) + epoch)
-    total = torch.zeros((), device=images.device)
+    order, u = (drawn.to(args.device) for drawn in draw(count, args.set, generator))
+    run.total.zero_()
     run.model.train()
-    for index in torch.randperm(len(images), generator=generator).to(images.device).split(args.batch_size):
-        x = distort(images[index], args.set, generator, clutter=images)
-        loss = F.cross_entropy(run.model(x), labels[index])
-        step(run, loss)
-        total += loss.detach() * len(index)
-    mean = total.item() / len(images)
+    step = run.captured or eager_step
+    for batch in zip(order.split(args.batch_size), u.split(args.batch_size), strict=True):
+        step(run, digits, *batch)
+    mean = run.total.item() / count
     if not math.isfinite(mean):
         raise RuntimeError(f'The loss of epoch {epoch} is {mean}.')
     return mean
 
 
-def step(run: Run, loss: Tensor) -> None:
+def train_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
+    """Distort the digits that `index` names, by uniform numbers `u`, and learn from them.
+
+    A CUDA graph can hold this: nothing waits for the device, and no number in Python changes from step to step.
+    """
+    images, labels = digits
+    size, _, apply = DISTORTIONS[run.args.set]
+    x = apply(images[index].float() / 255, u, size, images)
+    loss = F.cross_entropy(run.model(x), labels[index])
     run.optimizer.zero_grad()
     loss.backward()
     if run.args.clip_grad:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.args.clip_grad)
     run.optimizer.step()
+    run.total += loss.detach() * len(index)
+
+
+def eager_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
+    train_step(run, digits, index, u)
     run.scheduler.step()
     if run.ema:
         run.ema.update(run.model, step=run.scheduler.last_epoch)
 
 
 @torch.inference_mode()
-def test_error(model: nn.Module, digits: Digits, device: str) -> float:
+def test_error(model: nn.Module, digits: Digits) -> float:
     """Percentage of digits that are classified wrongly."""
     model.eval()
-    wrong = 0
-    for x, y in zip(digits[0].split(500), digits[1].split(500), strict=True):
-        wrong += int((model(x.to(device)).argmax(dim=1).cpu() != y).sum())
-    return 100 * wrong / len(digits[1])
+    batches = (part.split(500 if part.device.type == 'cpu' else 2500) for part in digits)
+    wrong = sum((model(x).argmax(dim=1) != y).sum() for x, y in zip(*batches, strict=True))
+    return 100 * int(wrong) / len(digits[1])
 
 
 def write(path: Path, save: Callable[[Path], Any]) -> None:
@@ -178,6 +212,8 @@ def write_result(run: Run, output: Path) -> None:
         'test_error': run.history[-1]['test_error'],
         'train_loss': run.history[-1]['train_loss'],
         'seconds': [line['seconds'] for line in run.history],
+        'device': torch.cuda.get_device_name(run.args.device) if run.total.is_cuda else run.args.device,
+        'cuda_graph': run.captured is not None and run.captured.graph is not None,
         'versions': {'torch': torch.__version__, 'timm': timm.__version__},
     }
     write(output / 'model.safetensors', lambda path: save_file(state, path))
@@ -188,19 +224,23 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    with work_on(args.device):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
     images, labels = load_mnist(args.data, 'train', args.download)
-    held_out = test_set(args.set, args.data)
+    images, labels, *held_out = (part.to(args.device) for part in (images, labels, *test_set(args.set, args.data)))
     run = Run(args, math.ceil(len(images) / args.batch_size))
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     if (output / 'checkpoint.pt').exists():
         run.load(output / 'checkpoint.pt')
-    digits = images.to(args.device), labels.to(args.device)
     for epoch in range(len(run.history) + 1, args.epochs + 1):
-        start, lr = time.perf_counter(), run.scheduler.get_last_lr()[0]
-        loss = train_epoch(run, digits, epoch)
+        start, lr = time.perf_counter(), float(run.scheduler.get_last_lr()[0])
+        loss = train_epoch(run, (images, labels), epoch)
         seconds = round(time.perf_counter() - start, 2)
-        error = test_error(run.reported, held_out, args.device)
+        error = test_error(run.reported, held_out)
         run.history.append({'epoch': epoch, 'lr': lr, 'train_loss': loss, 'test_error': error, 'seconds': seconds})
         write_epoch(run, output)
         print(f'{epoch:3}/{args.epochs}  lr {lr:.2e}  loss {loss:.4f}  error {error:.2f} %  {seconds} s', flush=True)

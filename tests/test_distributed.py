@@ -167,6 +167,31 @@ def test_ddp_goes_on_from_a_checkpoint(tmp_path):
     assert all(g['stn.localization.regression.bias'].any() for g in grads), 'its one frozen step was before'
 
 
+def zero(rank):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    model = create('input')
+    net = DistributedDataParallel(model)
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=1.0, momentum=0.9)
+    for images, labels in batches(rank):
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    return {n: t.clone() for n, t in model.state_dict().items()}
+
+
+def test_bounded_steps_of_an_optimizer_whose_state_is_sharded(tmp_path):
+    """Each process steps a part of the parameters: bounded as if one had stepped all."""
+    state, other = launch(zero, tmp_path)
+    assert all(torch.equal(t, other[n]) for n, t in state.items())
+    model = create('input')
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    for images, labels in batches():
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    assert_close(state, model.state_dict())
+
+
 def test_conversion_to_synchronised_batch_norm():
     model = create('knobs').eval()
     images, _ = next(batches())

@@ -24,7 +24,7 @@ All of it happens on the device, in tensors that stay: nothing waits for it, and
 """
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -65,14 +65,14 @@ class _Step(NamedTuple):
             yield from theta.own.values()
 
 
-_bounded: WeakSet[Any] = WeakSet()
+_bounded: WeakKeyDictionary[Any, None] = WeakKeyDictionary()  # in order, which is that of all processes
 _means: WeakKeyDictionary[Any, dict[tuple[str, ...], tuple[Tensor, Tensor]]] = WeakKeyDictionary()  # by regression
 _open: WeakKeyDictionary[Optimizer, _Step] = WeakKeyDictionary()  # steps that have begun
 
 
 def bound_steps(localization: Any) -> None:
     """From now on, bound the steps of a localization network whose regression sees standardized features."""
-    _bounded.add(localization)
+    _bounded[localization] = None
 
 
 def excess(change: Named) -> Tensor:
@@ -120,11 +120,12 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             step.agreed[i] = allowed = _allowed(theta.layer, grads)
             times = excess({n: g * rates[id(theta.own[n])] / allowed for n, g in grads.items()})
             for grad in grads.values():
-                grad.div_(times)
+                _local(grad).div_(times)
     there = [(p, p.grad) for p in step.others if p.grad is not None]
     if there:
         values, gradients = zip(*there)
-        torch._foreach_div_(gradients, _excess_of_share(values, gradients, [rates[id(p)] for p in values]))
+        many = _excess_of_share(values, gradients, [rates[id(p)] for p in values])
+        torch._foreach_div_([_local(g) for g in gradients], many)
 
 
 @torch.no_grad()
@@ -137,12 +138,13 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             allowed = _allowed(theta.layer, _gradients(theta.own))
         share = 1 / excess({n: (p - theta.old[n]) / allowed for n, p in theta.own.items()})
         for n, p in theta.own.items():
-            p.copy_(torch.lerp(theta.old[n], p, share.to(p.dtype)))
+            _local(p).copy_(torch.lerp(_local(theta.old[n]), _local(p), share.to(p.dtype)))
     if step.others:
-        shares = _excess_of_share(step.old, torch._foreach_sub(step.others, step.old))
-        torch._foreach_reciprocal_(shares)
-        shares = [share.to(p.dtype) for share, p in zip(shares, step.others)]
-        torch._foreach_copy_(step.others, torch._foreach_lerp(step.old, step.others, shares))
+        many = _excess_of_share(step.old, [p - q for p, q in zip(step.others, step.old)])
+        torch._foreach_reciprocal_(many)
+        others, old = [_local(p) for p in step.others], [_local(p) for p in step.old]
+        shares = [share.to(p.dtype) for share, p in zip(many, others)]
+        torch._foreach_copy_(others, torch._foreach_lerp(old, others, shares))
 
 
 def _begin(localizations: Iterable[Any], rates: Mapping[int, Any]) -> _Step:
@@ -182,15 +184,14 @@ def _joined(values: Named) -> Tensor:
     """Weights (P, F) and bias (P,) as one vector, whose length is what they do to theta; float32 or float64."""
     parts = []
     for name, value in values.items():
-        value = value.to(coordinate_dtype(value.dtype))
+        value = _whole(value.to(coordinate_dtype(value.dtype)))
         parts.append((value / value.shape[1] ** 0.5).flatten() if name == 'weight' else value)
     return torch.cat(parts)
 
 
 def _excess_of_share(values: Sequence[Tensor], changes: Sequence[Tensor], times: Sequence[Any] = ()) -> list[Tensor]:
     """How many times `SHARE`, 1 at least, tensors are changed, by so many times ``changes``."""
-    dtype = torch.float64 if any(v.dtype == torch.float64 for v in values) else torch.float32
-    most, found = (list(torch._foreach_norm(list(tensors), 2, dtype)) for tensors in (values, changes))
+    most, found = _norms(values), _norms(changes)
     torch._foreach_clamp_min_(most, [LEAST * v.numel() ** 0.5 for v in values])
     torch._foreach_mul_(most, SHARE)
     if times:
@@ -198,6 +199,24 @@ def _excess_of_share(values: Sequence[Tensor], changes: Sequence[Tensor], times:
     torch._foreach_div_(found, most)
     torch._foreach_clamp_min_(found, 1.0)
     return found
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each a scalar, float32 or float64, of whole tensors where these are shards (DTensor)."""
+    tensors = [t.to(coordinate_dtype(t.dtype)) for t in tensors]
+    if any(hasattr(t, 'full_tensor') for t in tensors):
+        return [_whole(torch.linalg.vector_norm(t)) for t in tensors]
+    return list(torch._foreach_norm(tensors))
+
+
+def _whole(tensor: Any) -> Tensor:
+    """A sharded tensor in one piece; others as they are."""
+    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
+
+
+def _local(tensor: Any) -> Tensor:
+    """The shard of this process, of a sharded tensor; others as they are."""
+    return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
 
 
 register_optimizer_step_pre_hook(_before_step)

@@ -36,6 +36,7 @@ __all__ = ['DISTORTIONS', 'Distortion', 'distort', 'test_set']
 DIGIT = 28  # side of an MNIST image
 PATCHES, PATCH = 6, 6  # count and side of the clutter
 CORNERS = ((-1., -1.), (1., -1.), (1., 1.), (-1., 1.))  # of an image, xy order, clockwise
+SPLINE = get_transform('tps')
 
 
 class Distortion(NamedTuple):
@@ -135,13 +136,19 @@ def _place(digits: Tensor, angle: Tensor, scale: Tensor, center: Tensor, size: i
 
 
 def _project(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
-    corners = u.new_tensor(CORNERS)
+    corners = _corners(u)
     scale = _between(u[:, :1, None], 0.75, 1.)
     offsets = _normal(u[:, 1:], 5 * 2 / size).reshape(-1, 4, 2) / scale
     for _ in range(4):
         offsets = torch.where(_is_convex(corners + offsets), offsets, offsets / 2)
     theta = _homography(scale * (corners + offsets), corners)
     return sample(digits, matrix_grid(theta, (size, size)), padding_mode='zeros')
+
+
+def _corners(like: Tensor) -> Tensor:
+    """`CORNERS`, made on the device of `like`: a CUDA graph can hold no copy of a list."""
+    side = torch.linspace(-1, 1, 2, dtype=like.dtype, device=like.device)
+    return torch.stack((torch.cat((side, side.flip(0))), side[:, None].expand(2, 2).flatten()), dim=1)
 
 
 def _is_convex(quad: Tensor) -> Tensor:
@@ -154,7 +161,7 @@ def _is_convex(quad: Tensor) -> Tensor:
 
 def _homography(source: Tensor, target: Tensor) -> Tensor:
     """Matrices (N, 3, 3) from convex quadrilaterals (N, 4, 2) to `target` (4, 2), denominators positive inside."""
-    theta = _basis(target.expand_as(source)) @ torch.linalg.inv(_basis(source))
+    theta = _basis(target.expand_as(source)) @ _inverse(_basis(source))
     middle = source.mean(dim=1)
     denominator = (theta[:, 2, :2] * middle).sum(dim=1) + theta[:, 2, 2]
     return theta / denominator[:, None, None]
@@ -163,14 +170,27 @@ def _homography(source: Tensor, target: Tensor) -> Tensor:
 def _basis(quad: Tensor) -> Tensor:
     """Matrices that map the unit vectors to the first three corners and (1, 1, 1) to the fourth, up to scale."""
     corners = torch.cat((quad, torch.ones_like(quad[..., :1])), dim=2).mT
-    weights = torch.linalg.solve(corners[..., :3], corners[..., 3:])
+    weights = _solution(corners[..., :3], corners[..., 3:])
     return corners[..., :3] * weights.mT
+
+
+def _solution(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.solve(a, b) if a.device.type == 'cpu' else _inverse(a) @ b
+
+
+def _inverse(m: Tensor) -> Tensor:
+    """Of (N, 3, 3); by adjugates where torch.linalg would wait for the device, which no CUDA graph can hold."""
+    if m.device.type == 'cpu':
+        return torch.linalg.inv(m)
+    a, b, c = m.unbind(1)
+    adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=2)
+    return adjugate / (a * adjugate[..., 0]).sum(dim=1)[:, None, None]
 
 
 def _warp_elastically(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
     scale = _between(u[:, 0], 0.75, 1.)
     offsets = _normal(u[:, 1:], 1.5 * 2 / size)
-    grid = get_transform('tps').grid(offsets, (size, size)) / scale[:, None, None, None]
+    grid = SPLINE.grid(offsets, (size, size)) / scale[:, None, None, None]
     return sample(digits, grid, padding_mode='zeros')
 
 

@@ -36,7 +36,8 @@ class Diffeomorphic(LatticeTransform):
         return self.map_points(-params, points)
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:
-        steps = points.new_tensor([self.columns - 1, self.rows - 1]) / 2  # control points per unit of coordinates
+        sides = [points.new_full((1,), n - 1) for n in (self.columns, self.rows)]  # no copy to the device, from a list
+        steps = torch.cat(sides) / 2  # control points per unit of coordinates
         field = MAX_VELOCITY / 36 * (control * steps / MAX_VELOCITY).tanh()  # _bspline is six times too large
         start = (points + 1) * steps[:, None]
         moved = points.new_zeros(field.shape[0], *points.shape[1:])

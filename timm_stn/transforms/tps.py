@@ -1,9 +1,11 @@
 """Thin-plate splines: the least bent map that takes control points where the parameters want them."""
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..grid import has_values
 from .lattice import LatticeTransform
 from .matrix import as_points
 from .numeric import exact_matmul, invert_map
@@ -38,7 +40,7 @@ class ThinPlateSpline(LatticeTransform):
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:
         basis = self._basis(points)
-        solution = self._solution.T.to(control.dtype).to(control.device)
+        solution = self._constant('_solution', control).T
         weights = exact_matmul(control.flatten(1, 2).transpose(-1, -2), solution)
         if basis.shape[0] != 1:
             return exact_matmul(weights, basis)
@@ -46,7 +48,19 @@ class ThinPlateSpline(LatticeTransform):
 
     def _basis(self, points: Tensor) -> Tensor:
         """U of the distances to all control points, 1, x and y, at planar points (B, 2, P): (B, K + 3, P)."""
-        centers = self._centers.to(points.dtype).to(points.device)
+        centers = self._constant('_centers', points)
         squared = (points[:, :, None] - centers[:, :, None]).square().sum(1)
         bent = squared * squared.clamp(min=torch.finfo(points.dtype).tiny).log()
         return torch.cat([bent, torch.ones_like(points[:, :1]), points], 1)
+
+    def _constant(self, name: str, like: Tensor) -> Tensor:
+        """An attribute in the dtype and on the device of `like`; kept there, for a CUDA graph can hold no such copy."""
+        if like.device.type == 'cpu' or not has_values(like):
+            return getattr(self, name).to(like.dtype).to(like.device)
+        return _kept(self, name, like.dtype, like.device)
+
+
+@lru_cache(maxsize=32)
+def _kept(spline: ThinPlateSpline, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # training may need it next
+        return getattr(spline, name).to(dtype).to(device)

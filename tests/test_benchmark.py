@@ -1,0 +1,61 @@
+"""The GPU benchmark, rehearsed on the CPU: all of its cases run, its file, failures and a budget that is too small."""
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / 'scripts' / 'benchmark_gpu.py'
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location('benchmark_gpu', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, tmp_path, capsys):
+    def run(*arguments):
+        assert script.main(['--device', 'cpu', '--output', str(tmp_path / 'gpu.json'), *arguments]) == 0
+        assert [path.name for path in tmp_path.iterdir()] == ['gpu.json']
+        report = json.loads((tmp_path / 'gpu.json').read_text())
+        return report, {result['case']: result for result in report['results']}, capsys.readouterr().out
+    return run
+
+
+def test_all_cases_run(run):
+    report, results, printed = run()
+    assert {'device', 'driver', 'revision', 'versions', 'arguments', 'timer', 'seconds'} < set(report)
+    assert {'python', 'torch', 'cuda', 'timm', 'timm_stn'} == set(report['versions'])
+    assert [result['kind'] for result in report['results'][:5]] == ['copy', *['warp'] * 3, 'training']
+    assert {result['kind'] for result in results.values()} == {'copy', 'warp', 'training', 'compiled'}
+    for name, result in results.items():
+        assert 'error' not in result and 'skipped' not in result and not result.get('errors') and name in printed
+        assert all(ms > 0 for ms in result['ms'].values())
+        assert result['kind'] == 'copy' or set(result['ratio']) == set(result['ms']) - {'plain'}
+        assert ('share_of_copy' in result) == name.endswith('forward')
+        assert result.get('difference', {'ours': 0})['ours'] < 1e-3
+    assert set(results['compiled 2x3x24x24 -> 24x24 float32 to theta']['ms']) == {
+        'plain', 'ours', 'plain_compiled', 'ours_compiled'}
+    assert set(results['warp 2x3x48x48 -> 24x24 bfloat16 forward']['ms']) == {'plain', 'ours', 'plain_float32'}
+
+
+def test_a_failure_does_not_stop_the_others(script, run, monkeypatch):
+    def broken(*args):
+        raise RuntimeError('out of order')
+
+    monkeypatch.setattr(script, 'ours', broken)
+    monkeypatch.setattr(script, 'Training', broken)
+    _, results, printed = run('--only', 'copy', 'training test_resnet', 'warp 2x3x24x24*float32*')
+    assert results['training test_resnet']['error'].startswith('RuntimeError: out of order\n(')
+    warp = results['warp 2x3x24x24 -> 24x24 float32 to theta']
+    assert warp['errors']['ours'].startswith('RuntimeError: out of order') and list(warp['ms']) == ['plain']
+    assert 'ours failed' in printed and results['copy']['gigabytes_per_second'] > 0
+
+
+def test_what_the_budget_does_not_reach_is_listed(run):
+    _, results, _ = run('--budget', '0')
+    assert len(results) == 18 and all(result['skipped'] == 'not reached' for result in results.values())
