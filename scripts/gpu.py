@@ -67,6 +67,8 @@ def pack(args: argparse.Namespace) -> None:
     import timm
     subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(args.pack / 'wheels'),
                     f'timm=={timm.__version__}'], check=True)
+    revision = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
+    (args.pack / 'revision').write_text(revision.stdout)
     for path in sorted(p for p in args.pack.rglob('*') if p.is_file()):
         print(f'{path.stat().st_size / 2 ** 20:8.2f} MiB  {path.relative_to(args.pack)}')
     print(f'{size(args.pack) / 2 ** 20:8.2f} MiB in all; {len(waiting(args))} jobs left to run')
@@ -131,8 +133,11 @@ def run(args: argparse.Namespace) -> int:
         if 'speed' in args.sections:
             failed |= speed(args, output, env, clock)
         if 'queue' in args.sections:
+            stop = share_the_gpu(env, Path(packages)) if args.device == 'cuda' else None
             data = tiny(Path(packages)) if args.smoke else args.pack / 'data'
             failed |= Queue(args, output, env, clock, data).run()
+            if stop:
+                stop()
     print(f'{clock.left():.0f} s left; in {output}: {" ".join(sorted(p.name for p in output.iterdir()))}', flush=True)
     return failed
 
@@ -149,6 +154,8 @@ print(json.dumps(dict(
         print(done.stderr)
         return 1
     found = dict(json.loads(done.stdout), processor=platform.processor() or platform.machine(), cores=os.cpu_count())
+    if (args.pack / 'revision').is_file():
+        found['revision'] = (args.pack / 'revision').read_text().strip()
     if shutil.which('nvidia-smi'):
         query = ['nvidia-smi', '--query-gpu=driver_version,memory.total', '--format=csv,noheader']
         found['driver'] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
@@ -213,6 +220,19 @@ def kill(process: subprocess.Popen) -> None:
         process.wait()
 
 
+def share_the_gpu(env: dict[str, str], folder: Path) -> Callable[[], Any] | None:
+    """Start NVIDIA's service that lets kernels of several processes run side by side, where it is installed."""
+    if not shutil.which('nvidia-cuda-mps-control'):
+        return None
+    for name in ('PIPE', 'LOG'):
+        env[f'CUDA_MPS_{name}_DIRECTORY'] = str(folder / f'mps-{name}')
+        (folder / f'mps-{name}').mkdir()
+    if subprocess.run(['nvidia-cuda-mps-control', '-d'], env=env).returncode:
+        del env['CUDA_MPS_PIPE_DIRECTORY']
+        return None
+    return lambda: subprocess.run(['nvidia-cuda-mps-control'], input='quit', text=True, env=env, timeout=10)
+
+
 class Queue:
     """Jobs, as many side by side as there are cores, until the time is over."""
 
@@ -267,8 +287,8 @@ class Queue:
             if process.returncode:
                 self.failed.append(name)
                 print(f'{name} failed:', *(folder / 'log.txt').read_text().splitlines()[-15:], sep='\n', flush=True)
-            elif job.result == 'finished':
-                (folder / 'finished').touch()
+            elif job.partly and self.clock.left() > LAST + 20:  # it ended before its time did
+                (folder / job.result).touch()
             last = (folder / 'log.txt').read_text().splitlines()[-1:]
             print(f'{name} ended, {self.clock.left():.0f} s left', *last, flush=True)
 

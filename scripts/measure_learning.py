@@ -109,13 +109,16 @@ def members(path: Path) -> dict[str, list[str]]:
 
 def pictures(path: Path, side: int, parts: list[list[str]]) -> Images:
     """Images (N, 3, side, side) of members, a list a class, normalised as lite0 wants them, and their classes."""
-    images = []
+    names = [name for part in parts for name in part]
+    images = dict.fromkeys(names, torch.empty(0))
     with tarfile.open(path) as tar:
-        for name in (name for part in parts for name in part):
-            image = Image.open(tar.extractfile(name)).convert('RGB').resize((side, side), Image.Resampling.BICUBIC)
-            pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
-            images.append(pixels.permute(2, 0, 1).float() / 127.5 - 1)
-    return torch.stack(images), torch.tensor([i for i, part in enumerate(parts) for _ in part])
+        for member in tar:  # in its order: a packed one cannot be read backwards
+            if member.name in images:
+                image = Image.open(tar.extractfile(member)).convert('RGB')
+                image = image.resize((side, side), Image.Resampling.BICUBIC)
+                pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
+                images[member.name] = pixels.permute(2, 0, 1).float() / 127.5 - 1
+    return torch.stack([images[name] for name in names]), torch.tensor([i for i, p in enumerate(parts) for _ in p])
 
 
 def choice_of_signs(data: str, tune: bool) -> list[tuple[Path, list[list[str]]]]:
@@ -293,9 +296,14 @@ def measure(args: argparse.Namespace) -> None:
     todo = [(case, seed) for case, seed in cases(args.seeds)
             if fnmatch(case.name, args.only) and (case.name, seed, args.tune) not in done]
     stop = time.monotonic() + args.budget
+    failed: list[Any] = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context('spawn')) as pool:
         for future in as_completed([pool.submit(run, case, seed, args) for case, seed in todo]):
             if future.cancelled():
+                continue
+            if future.exception() is not None:
+                failed.append(future.exception())
+                print(f'a run failed: {failed[-1]!r}', flush=True)
                 continue
             line = future.result()
             with args.output.open('a') as file:
@@ -304,6 +312,8 @@ def measure(args: argparse.Namespace) -> None:
             print(line['name'], line['seed'], told, flush=True)
             if time.monotonic() > stop:
                 pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        raise SystemExit(f'{len(failed)} runs failed')
 
 
 # the tables

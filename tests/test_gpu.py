@@ -341,6 +341,19 @@ def test_func_of_warp(device, family):
     check(found, expected, (1e-5, 1e-4), WHAT[1:])
 
 
+def torch_has_gradients_of_grids(device):
+    """Within vmap, of images that need none: torch 2.11 has not."""
+    def loss(grid, image):
+        return F.grid_sample(image, grid, align_corners=False).sum()
+
+    image, grid = randn(2, 1, 1, 4, 4).to(device), randn(2, 1, 4, 4, 2).to(device)
+    try:
+        torch.vmap(torch.func.grad(loss))(grid, image)
+    except RuntimeError:
+        return False
+    return True
+
+
 def test_func_of_a_network(device):
     model = move(create('stages')).to(device).double().eval()  # with float32 one sample beside a kink tells
     weights = {k: v.detach() for k, v in model.named_parameters()}
@@ -349,6 +362,8 @@ def test_func_of_a_network(device):
     def loss(weights, image, label):
         return F.cross_entropy(torch.func.functional_call(model, weights, (image[None],)), label[None])
 
+    if not torch_has_gradients_of_grids(device):
+        pytest.xfail(f'torch {torch.__version__} itself fails')
     found = torch.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, labels)
     for i in range(3):
         expected = torch.autograd.grad(

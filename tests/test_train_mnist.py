@@ -262,8 +262,11 @@ def test_captured_steps_are_eager_steps(script, kind, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     common = ['--ema-decay', '0.9', '--lr', '1e-3', '--model-kwargs', 'channels=(4, 4)']
     with work_on('cuda'):
+        monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
         captured = make_run(script, *common, device='cuda', kind=kind)
         eager = make_run(script, *common, '--no-cuda-graph', device='cuda', kind=kind)
+        for group in captured.optimizer.param_groups + eager.optimizer.param_groups:
+            group['eps'] = 1e-4  # else AdamW makes whole steps of rounding errors
         start = deepcopy({f'{part}.{key}': v for part in ('model', 'ema') for key, v in eager.state()[part].items()})
         one, other = trained(script, captured), trained(script, eager)
         assert captured.captured.graph is not None and eager.captured is None
@@ -272,7 +275,7 @@ def test_captured_steps_are_eager_steps(script, kind, monkeypatch):
     assert rates[0] == pytest.approx(rates[1], rel=1e-6)
     moved = {key: (other[key].double() - start[key]).norm() for key in start}
     assert sum(length > 1e-4 for length in moved.values()) > len(moved) / 2
-    for key, length in moved.items():  # as a whole: AdamW makes steps of single gradients' rounding errors
+    for key, length in moved.items():
         assert (one[key].double() - other[key]).norm() <= 0.02 * length + 1e-6, key
 
 
