@@ -59,7 +59,7 @@ def pack(args: argparse.Namespace) -> None:
     measure_learning = script('measure_learning')
     chosen: dict[Path, set[str]] = {}
     for choose in (measure_learning.choice_of_signs, measure_learning.choice_of_birds):
-        for path, classes in choose(str(data), False):
+        for path, classes in (*choose(str(data), False), *choose(str(data), True)):
             chosen.setdefault(path, set()).update(name for names in classes for name in names)
     for path, names in chosen.items():
         thin(path, args.pack / 'data' / path.relative_to(data), names)
@@ -221,8 +221,8 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def share_the_gpu(env: dict[str, str], folder: Path) -> Callable[[], Any] | None:
-    """Start NVIDIA's service that lets kernels of several processes run side by side, where it is installed."""
-    if not shutil.which('nvidia-cuda-mps-control'):
+    """Start NVIDIA's service that lets kernels of several processes run side by side, where it is and does not run."""
+    if 'CUDA_MPS_PIPE_DIRECTORY' in env or not shutil.which('nvidia-cuda-mps-control'):
         return None
     for name in ('PIPE', 'LOG'):
         env[f'CUDA_MPS_{name}_DIRECTORY'] = str(folder / f'mps-{name}')
