@@ -354,7 +354,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = [case for case in cases(smoke) if any(fnmatch(case.label, pattern) for pattern in args.only)]
     results: list[Result] = [{'case': case.label, 'kind': case.kind, 'skipped': 'not reached'} for case in todo]
     report = environment(device) | {
-        'arguments': vars(args), 'timer': timer, 'seconds': 0., 'results': results}
+        'arguments': {k: v for k, v in vars(args).items() if k != 'output'}, 'timer': timer, 'seconds': 0.,
+        'results': results}
     # seconds that the last case of each kind took, at first a guess: what does not fit any more is not begun
     took = {} if smoke else {'copy': 1., 'warp': 1., 'training': 8., 'compiled': 15.}
     for index, case in enumerate(todo):

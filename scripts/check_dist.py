@@ -21,7 +21,7 @@ def expected_in_wheel(card: Path) -> list[str]:
 def check_wheel(path: Path) -> list[str]:
     names = zipfile.ZipFile(path).namelist()
     wanted = [str(p.relative_to(ROOT)) for p in (ROOT / 'timm_stn').rglob('*.py')]
-    wanted += [name for card in (ROOT / 'model_cards').iterdir() for name in expected_in_wheel(card)]
+    wanted += [name for card in (ROOT / 'model_cards').iterdir() if card.is_dir() for name in expected_in_wheel(card)]
     wrong = [f'lacks {name}' for name in wanted if name not in names]
     return wrong + [f'holds {n}' for n in names if n not in wanted and '.dist-info/' not in n]
 

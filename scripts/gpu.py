@@ -44,6 +44,7 @@ MOST_CHECKS, MOST_SPEED = 150.0, 80.0  # seconds
 LAST = 12.0  # seconds that are left for the copy at the end
 MOST = 15 * 2 ** 20  # bytes of a file that comes back
 CHECKPOINT = 'checkpoint.pt'
+PATHS = ('data', 'output', 'download')  # arguments of a job that say nothing of its result
 
 
 # pack
@@ -343,12 +344,15 @@ def collect(args: argparse.Namespace) -> None:
     for job in queue():
         result = runs / job.name / 'result.json'
         if result.is_file() and job.name not in {line['name'] for line in recorded}:
-            recorded.append(dict(name=job.name, **json.loads(result.read_text()), environment=environment))
+            line = json.loads(result.read_text())
+            line['args'] = {k: v for k, v in line['args'].items() if k not in PATHS}
+            recorded.append(dict(name=job.name, **line, environment=environment))
     replace(args.root / RECORD, recorded)
     for path in runs.glob('*/learning.jsonl'):
         merged = {key(line): line for line in [*lines(args.root / LEARNING), *lines(path)]}
         replace(args.root / LEARNING, list(merged.values()))
-    print(f'{len(waiting(args))} jobs left to run:', *(job.name for job in waiting(args)))
+    names = [job.name for job in waiting(args)]
+    print(f'{len(names)} jobs left to run:', *names[:10], *(['...'] if names[10:] else []))
 
 
 def key(line: dict[str, Any]) -> tuple:

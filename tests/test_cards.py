@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 ROOT = Path(__file__).resolve().parents[1]
-CARDS = sorted(p.name for p in (ROOT / 'model_cards').iterdir())
+CARDS = sorted(p.name for p in (ROOT / 'model_cards').iterdir() if p.is_dir())
 
 
 def test_the_table_in_the_readme_is_up_to_date():
