@@ -6,8 +6,8 @@
     python scripts/gpu.py collect OUT                        # back here: what came back, where it belongs
 
 DIR has `mnist/`, `gtsrb32/` and `cub200-2010/` as scripts/measure_learning.py wants them; FILE is the ImageNet
-checkpoint of tf_efficientnet_lite0. Of the tars, only the images that a job opens are packed; the others are there by
-name alone, for they are chosen by their number. The weights travel in half precision.
+checkpoint of tf_efficientnet_lite0. Of the tars, only the images that a job opens are packed; the others of
+their classes are there by name alone, for images are chosen by their number. The weights travel in half precision.
 
 What a job made is in `.gpu/runs/NAME`; `run` copies it to OUT again and again, in files of at most 15 MiB, so that a
 machine that is taken away loses little. A job that was cut off goes on from there when it is packed and run again.
@@ -86,11 +86,15 @@ def script(name: str) -> Any:
 
 
 def thin(source: Path, target: Path, names: set[str]) -> None:
-    """A tar with the same members, all of them empty but for those named."""
+    """A tar with those members, and the others of their classes, empty, and of each other class one, empty."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    wanted = {Path(name).parent for name in names}
     with tarfile.open(source) as old, tarfile.open(target, 'w:gz') as new:
+        seen = set()
         for member in old:
-            if member.isfile():
+            folder = Path(member.name).parent
+            if member.isfile() and (folder in wanted or folder not in seen):
+                seen.add(folder)
                 content = old.extractfile(member).read() if member.name in names else b''  # type: ignore[union-attr]
                 found = tarfile.TarInfo(member.name)
                 found.size = len(content)

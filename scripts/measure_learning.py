@@ -145,9 +145,13 @@ def track(file: str) -> str:
 
 
 @cache
+def upright_signs(data: str, tune: bool, side: int) -> list[Images]:
+    return [pictures(path, side, parts) for path, parts in choice_of_signs(data, tune)]
+
+
 def signs(data: str, tune: bool, seed: int, turn: bool, side: int) -> tuple[Images, Images]:
     """Five speed limits, 200 training images each; held out are other tracks, or the test set's."""
-    (x, y), (held_x, held_y) = [pictures(path, side, parts) for path, parts in choice_of_signs(data, tune)]
+    (x, y), (held_x, held_y) = upright_signs(data, tune, side)
     if turn:
         x, held_x = turned(x, 1000 + seed, 'border'), turned(held_x, 99, 'border')
     return (x, y), (held_x, held_y)
@@ -160,9 +164,13 @@ def choice_of_birds(data: str, tune: bool) -> list[tuple[Path, list[list[str]]]]
 
 
 @cache
+def ten_species(data: str, tune: bool) -> tuple[Images, ...]:
+    return tuple(pictures(path, 64, parts) for path, parts in choice_of_birds(data, tune))
+
+
 def birds(data: str, tune: bool, seed: int) -> tuple[Images, Images]:
     """Ten species, 15 training images each, at 64 x 64, and their test images; to tune, ten others."""
-    train, held = (pictures(path, 64, parts) for path, parts in choice_of_birds(data, tune))
+    train, held = ten_species(data, tune)
     return train, held
 
 

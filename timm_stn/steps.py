@@ -1,26 +1,19 @@
-"""No update of an optimizer moves theta far, and less where its gradients do not agree.
+"""No update of an optimizer moves theta far.
 
 Theta's gradient sums over all pixels. SGD, at a rate that suits the rest of a network, moves theta out of the image in
-a few steps, from where nothing leads back; AdamW moves it by the same whether there is something to find or not, and a
-look that jumps about is all that the rest then learns from. What bounds the steps stands around
-`torch.optim.Optimizer.step`, of every optimizer of the process: so it holds under any optimizer, learning rate and
-training script, for gradients that were accumulated, averaged over processes, unscaled or made in a closure, and is
-the same in all processes. Where a step calls that of another optimizer (`ZeroRedundancyOptimizer`), the outer one
-counts. Weight and bias of a regression that belong to two optimizers are bounded each for itself. Not bounded are the
-flat parameters of FSDP1.
+a few steps, from where nothing leads back; AdamW, at a rate that is high for it, makes the look jump about, and that is
+all that the rest then learns from. What bounds the steps stands around `torch.optim.Optimizer.step`, of every optimizer
+of the process: so it holds under any optimizer, learning rate and training script, for gradients that were accumulated,
+averaged over processes, unscaled or made in a closure, and is the same in all processes. Where a step calls that of
+another optimizer (`ZeroRedundancyOptimizer`), the outer one counts. Weight and bias of a regression that belong to two
+optimizers are bounded each for itself. Not bounded are the flat parameters of FSDP1.
 
-An update may move theta by `STEP` times the agreement of its gradients (below), and any other tensor of the
-localization network by `SHARE` of its norm: what went further keeps that part of the way. For optimizers with momentum,
-whose step is the sum of many gradients, gradients are scaled down beforehand where a plain step of SGD would be more
-than a tenth of that (as in adaptive gradient clipping, Brock et al. 2021, arXiv:2102.06171); others, that divide by the
-gradients' size, hardly notice.
+An update may move theta by `STEP`, and any other tensor of the localization network by `SHARE` of its norm: what went
+further keeps that part of the way. For optimizers with momentum, whose step is the sum of many gradients, gradients are
+scaled down beforehand where a plain step of SGD would be more than a tenth of that (as in adaptive gradient clipping,
+Brock et al. 2021, arXiv:2102.06171); others, that divide by the gradients' size, hardly notice.
 
-Agreement: of gradients of length 1, what part of the squared length is left in their running mean, less what would be
-left of random ones, from `AGREED` on counted as full. Gradients of zero do not count before the first of another size
-(`stn_freeze_steps`). The running mean is not in checkpoints: a run that is resumed finds it again within some ten
-steps, and takes small ones meanwhile.
-
-All of it happens on the device, in tensors that stay: nothing waits for it, and CUDA graphs can hold it.
+All of it happens on the device: nothing waits for it, and CUDA graphs can hold it.
 """
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,12 +25,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from .grid import coordinate_dtype
 
-__all__ = ['STEP', 'agreement', 'bound_steps', 'excess']
+__all__ = ['STEP', 'bound_steps', 'excess']
 
-STEP = 1e-3  # most that an update moves theta, at lr_scale 1: root mean square over images
+STEP = 3e-4  # most that an update moves theta, at lr_scale 1: root mean square over images
 TOGETHER = 8  # parameters; of more (tps, several glimpses), each may move as far as one of so many
-AGREED, DISAGREED = 0.03, 0.1  # agreement that allows a full step, and the share of it that is always allowed
-DECAY = 0.98  # of the running mean of gradients
 SHARE = 0.01  # most that an update changes a tensor of the layers before, of its norm
 LEAST = 0.01  # root mean square of a tensor that counts as none: biases start at zero
 MOMENTUM = 10  # plain steps that momentum adds up
@@ -47,7 +38,6 @@ Named = Mapping[str, Any]  # 'weight' and 'bias' of a regression, or one of them
 
 class _Theta(NamedTuple):
     """What an optimizer has of a regression, and where it was before the step."""
-    layer: Any
     own: Named
     old: Named
 
@@ -55,7 +45,6 @@ class _Theta(NamedTuple):
 class _Step(NamedTuple):
     """What an optimizer's step may change, as it was before."""
     thetas: list[_Theta]
-    agreed: list[Tensor | None]  # of each of these, what its gradients allow; None: they were not there yet
     others: list[Any]
     old: list[Tensor]
 
@@ -66,7 +55,6 @@ class _Step(NamedTuple):
 
 
 _bounded: WeakKeyDictionary[Any, None] = WeakKeyDictionary()  # in order, which is that of all processes
-_means: WeakKeyDictionary[Any, dict[tuple[str, ...], tuple[Tensor, Tensor]]] = WeakKeyDictionary()  # by regression
 _open: WeakKeyDictionary[Optimizer, _Step] = WeakKeyDictionary()  # steps that have begun
 
 
@@ -87,18 +75,6 @@ def excess(change: Named) -> Tensor:
     return (_joined(change).norm() / limit).clamp_min(1)
 
 
-def agreement(mean: Tensor, seen: Tensor) -> Tensor:
-    """What part of the squared length of gradients they have in common: 0 on average if they are random, 1 if equal.
-
-    Args:
-        mean: Running mean (D,), from 0, of n gradients of length 1.
-        seen: The same running mean of n ones, 1 - DECAY ** n. Of one gradient nothing can be told: 0.
-    """
-    of_random = (1 - DECAY) / (1 + DECAY) * (2 - seen) / seen
-    found = ((mean / seen).square().sum() - of_random) / (1 - of_random)
-    return torch.where(seen > 1.5 * (1 - DECAY), found, torch.zeros_like(found))
-
-
 @torch.no_grad()
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     _open.pop(optimizer, None)  # of a step that failed
@@ -115,10 +91,9 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             rates.pop(id(p), None)
     step = _begin(localizations, rates)
     _open[optimizer] = step
-    for i, theta in enumerate(step.thetas):
-        if grads := _gradients(theta.own):
-            step.agreed[i] = allowed = _allowed(theta.layer, grads)
-            times = excess({n: g * rates[id(theta.own[n])] / allowed for n, g in grads.items()})
+    for own, _ in step.thetas:
+        if grads := {n: p.grad for n, p in own.items() if p.grad is not None}:
+            times = excess({n: g * rates[id(own[n])] for n, g in grads.items()})
             for grad in grads.values():
                 _local(grad).div_(times)
     there = [(p, p.grad) for p in step.others if p.grad is not None]
@@ -133,18 +108,16 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     step = _open.pop(optimizer, None)
     if step is None:
         return
-    for theta, allowed in zip(step.thetas, step.agreed):
-        if allowed is None:
-            allowed = _allowed(theta.layer, _gradients(theta.own))
-        share = 1 / excess({n: (p - theta.old[n]) / allowed for n, p in theta.own.items()})
-        for n, p in theta.own.items():
-            _local(p).copy_(torch.lerp(_local(theta.old[n]), _local(p), share.to(p.dtype)))
+    for own, old in step.thetas:
+        share = 1 / excess({n: p - old[n] for n, p in own.items()})
+        for n, p in own.items():
+            _local(p).copy_(torch.lerp(_local(old[n]), _local(p), share.to(p.dtype)))
     if step.others:
         many = _excess_of_share(step.old, [p - q for p, q in zip(step.others, step.old)])
         torch._foreach_reciprocal_(many)
-        others, old = [_local(p) for p in step.others], [_local(p) for p in step.old]
+        others, before = [_local(p) for p in step.others], [_local(p) for p in step.old]
         shares = [share.to(p.dtype) for share, p in zip(many, others)]
-        torch._foreach_copy_(others, torch._foreach_lerp(old, others, shares))
+        torch._foreach_copy_(others, torch._foreach_lerp(before, others, shares))
 
 
 def _begin(localizations: Iterable[Any], rates: Mapping[int, Any]) -> _Step:
@@ -154,30 +127,9 @@ def _begin(localizations: Iterable[Any], rates: Mapping[int, Any]) -> _Step:
         if m.regression.weight.ndim != 2:  # a flat part of it, as FSDP1 leaves: what it does to theta cannot be told
             continue
         if own := {n: p for n, p in m.regression.named_parameters() if id(p) in rates}:
-            thetas.append(_Theta(m.regression, own, {n: p.clone() for n, p in own.items()}))
+            thetas.append(_Theta(own, {n: p.clone() for n, p in own.items()}))
         others.update({id(p): p for p in m.body.parameters() if id(p) in rates})
-    return _Step(thetas, [None] * len(thetas), list(others.values()), [p.clone() for p in others.values()])
-
-
-def _gradients(own: Named) -> Named:
-    return {n: p.grad for n, p in own.items() if p.grad is not None}
-
-
-def _allowed(layer: Any, grads: Named) -> Tensor:
-    """Takes in the gradients of this step, and gives the share of `STEP` that they are good for."""
-    if not grads:
-        return torch.ones_like(_joined(dict(layer.named_parameters()))[0])
-    grad = _joined(grads).nan_to_num(0, 0, 0)
-    length = grad.norm()
-    grad = grad / length.clamp_min(torch.finfo(torch.float32).tiny)
-    means = _means.setdefault(layer, {})
-    mean, seen = means.get(tuple(grads)) or (torch.zeros_like(grad), torch.zeros_like(length))
-    means[tuple(grads)] = mean, seen = mean.to(grad), seen.to(length)
-    weight = (1 - DECAY) * ((length > 0) | (seen > 0)).to(grad.dtype)
-    mean.add_(weight * (grad - mean))
-    seen.add_(weight * (1 - seen))
-    agreed = torch.where(seen > 0, agreement(mean, seen.clamp_min(1 - DECAY)), 0.0)
-    return (agreed / AGREED).clamp(DISAGREED, 1)
+    return _Step(thetas, list(others.values()), [p.clone() for p in others.values()])
 
 
 def _joined(values: Named) -> Tensor:
