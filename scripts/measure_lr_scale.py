@@ -33,9 +33,9 @@ MARKS = '<!-- measure_lr_scale: begin -->\n', '<!-- measure_lr_scale: end -->\n'
 def distances(opt: str, lr_scale: float, weight_decay: float = 0.05) -> dict[int, float]:
     """Root mean square distance of theta from its start after each number of `STEPS`."""
     torch.manual_seed(0)
-    model = timm.create_model('stn_test_resnet', stn_lr_scale=lr_scale)
-    images = torch.rand(8, 3, 64, 64)
-    slope = torch.randn(8, 2, 3) / 10
+    model = timm.create_model('stn_test_resnet', stn_lr_scale=lr_scale).double()  # steps are small
+    images = torch.rand(8, 3, 64, 64).double()
+    slope = torch.randn(8, 2, 3).double() / 10
     lr, arguments = OPTIMIZERS[opt]
     optimizer = create_optimizer_v2(model, opt, lr=lr, weight_decay=weight_decay, **arguments)
     start = model.stn.regress(images).detach()

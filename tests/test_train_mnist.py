@@ -276,7 +276,7 @@ def test_captured_steps_are_eager_steps(script, kind, monkeypatch):
     moved = {key: (other[key].double() - start[key]).norm() for key in start}
     assert sum(length > 1e-4 for length in moved.values()) > len(moved) / 2
     for key, length in moved.items():
-        assert (one[key].double() - other[key]).norm() <= 0.02 * length + 1e-6, key
+        assert (one[key].double() - other[key]).norm() <= 0.05 * length + 1e-6, key
 
 
 @pytest.mark.gpu

@@ -529,7 +529,8 @@ class TestPenalty:
         placed = {}
         for strength in (0.0, 2.0):
             stn = SpatialTransformer(
-                1, (16, 16), 'attention', 'linear', glimpses=2, scale=0.5, bound=False, penalty=strength)
+                1, (16, 16), 'attention', 'linear', lr_scale=30.0, glimpses=2, scale=0.5, bound=False,
+                penalty=strength)
             optimizer = create_optimizer_v2(stn, opt, lr=0.02, weight_decay=0.0)
             x = rand(8, 1, 16, 16)
             for _ in range(500):
@@ -556,7 +557,8 @@ class TestPenalty:
         """Wholly outside an image whose edge is one colour, so that no pixel changes with theta."""
         x = nn.functional.pad(rand(8, 1, 8, 8, seed=3), [4] * 4)
         stn = SpatialTransformer(
-            1, (16, 16), 'translation', 'linear', scale=0.5, bound=False, padding_mode='border', penalty=strength)
+            1, (16, 16), 'translation', 'linear', lr_scale=30.0, scale=0.5, bound=False, padding_mode='border',
+            penalty=strength)
         optimizer = torch.optim.SGD(stn.parameters(), lr=0.1, momentum=0.9, nesterov=True)
         bias = stn.localization.regression.bias
 
