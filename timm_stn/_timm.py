@@ -4,11 +4,14 @@ from collections.abc import Callable
 import torch
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import _assert as traceable_assert
+from torch import _foreach_clamp_min_ as clamp_each_min_
+from torch import _foreach_div_ as div_each_
+from torch import _foreach_norm as norm_of_each
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
-    'MODEL_NAMES', 'MODULE_NAMES', 'FeatureGetterNet', 'TorchDispatchMode', 'after_backward', 'feature_take_indices',
-    'traceable_assert',
+    'MODEL_NAMES', 'MODULE_NAMES', 'FeatureGetterNet', 'TorchDispatchMode', 'after_backward', 'clamp_each_min_',
+    'div_each_', 'feature_take_indices', 'norm_of_each', 'traceable_assert',
 ]
 
 # Attributes of torch.nn.Module without a public equivalent.

@@ -15,7 +15,7 @@ Brock et al. 2021, arXiv:2102.06171); others, that divide by the gradients' size
 
 All of it happens on the device: nothing waits for it, and CUDA graphs can hold it.
 """
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from ._timm import clamp_each_min_, div_each_, norm_of_each
 from .grid import coordinate_dtype
 
 __all__ = ['STEP', 'bound_steps', 'excess']
@@ -33,29 +34,19 @@ SHARE = 0.01  # most that an update changes a tensor of the layers before, of it
 LEAST = 0.01  # root mean square of a tensor that counts as none: biases start at zero
 MOMENTUM = 10  # plain steps that momentum adds up
 
-Named = Mapping[str, Any]  # 'weight' and 'bias' of a regression, or one of them
+Named = Mapping[str, Any]
+TooFar = Callable[[Named, Named], list[Tensor]]  # (tensors, their changes) -> how many times too far each went
 
 
-class _Theta(NamedTuple):
-    """What an optimizer has of a regression, and where it was before the step."""
+class _Part(NamedTuple):
+    """Parameters of an optimizer that are bounded together, and what they were before its step."""
     own: Named
     old: Named
-
-
-class _Step(NamedTuple):
-    """What an optimizer's step may change, as it was before."""
-    thetas: list[_Theta]
-    others: list[Any]
-    old: list[Tensor]
-
-    def changed(self) -> Iterator[Any]:
-        yield from self.others
-        for theta in self.thetas:
-            yield from theta.own.values()
+    too_far: TooFar
 
 
 _bounded: WeakKeyDictionary[Any, None] = WeakKeyDictionary()  # in order, which is that of all processes
-_open: WeakKeyDictionary[Optimizer, _Step] = WeakKeyDictionary()  # steps that have begun
+_open: WeakKeyDictionary[Optimizer, list[_Part]] = WeakKeyDictionary()  # steps that have begun
 
 
 def bound_steps(localization: Any) -> None:
@@ -86,50 +77,46 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         scale = getattr(optimizer, 'grad_scale', None)  # fused, with AMP
         rate = group['lr'] * MOMENTUM / (1.0 if scale is None else scale)
         rates.update({id(p): rate for p in group['params'] if p.requires_grad})
-    for step in _open.values():  # that has called this one
-        for p in step.changed():
+    for part in (part for parts in _open.values() for part in parts):  # of a step that has called this one
+        for p in part.own.values():
             rates.pop(id(p), None)
-    step = _begin(localizations, rates)
-    _open[optimizer] = step
-    for own, _ in step.thetas:
+    _open[optimizer] = [part for m in localizations for part in _parts(m, rates)]
+    for own, _, too_far in _open[optimizer]:
         if grads := {n: p.grad for n, p in own.items() if p.grad is not None}:
-            times = excess({n: g * rates[id(own[n])] for n, g in grads.items()})
-            for grad in grads.values():
-                _local(grad).div_(times)
-    there = [(p, p.grad) for p in step.others if p.grad is not None]
-    if there:
-        values, gradients = zip(*there)
-        many = _excess_of_share(values, gradients, [rates[id(p)] for p in values])
-        torch._foreach_div_([_local(g) for g in gradients], many)
+            times = too_far({n: own[n] for n in grads}, {n: g * rates[id(own[n])] for n, g in grads.items()})
+            div_each_([_local(g) for g in grads.values()], times)
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    step = _open.pop(optimizer, None)
-    if step is None:
-        return
-    for own, old in step.thetas:
-        share = 1 / excess({n: p - old[n] for n, p in own.items()})
-        for n, p in own.items():
-            _local(p).copy_(torch.lerp(_local(old[n]), _local(p), share.to(p.dtype)))
-    if step.others:
-        many = _excess_of_share(step.old, [p - q for p, q in zip(step.others, step.old)])
-        torch._foreach_reciprocal_(many)
-        others, before = [_local(p) for p in step.others], [_local(p) for p in step.old]
-        shares = [share.to(p.dtype) for share, p in zip(many, others)]
-        torch._foreach_copy_(others, torch._foreach_lerp(before, others, shares))
+    for own, old, too_far in _open.pop(optimizer, ()):
+        for times, n in zip(too_far(old, {n: p - old[n] for n, p in own.items()}), own):
+            p = _local(own[n])
+            p.copy_(torch.lerp(_local(old[n]), p, times.reciprocal().to(p.dtype)))
 
 
-def _begin(localizations: Iterable[Any], rates: Mapping[int, Any]) -> _Step:
+def _parts(localization: Any, rates: Mapping[int, Any]) -> Iterator[_Part]:
     """Of the parameters that have a rate."""
-    thetas, others = [], {}
-    for m in localizations:
-        if m.regression.weight.ndim != 2:  # a flat part of it, as FSDP1 leaves: what it does to theta cannot be told
-            continue
-        if own := {n: p for n, p in m.regression.named_parameters() if id(p) in rates}:
-            thetas.append(_Theta(own, {n: p.clone() for n, p in own.items()}))
-        others.update({id(p): p for p in m.body.parameters() if id(p) in rates})
-    return _Step(thetas, list(others.values()), [p.clone() for p in others.values()])
+    layer = localization.regression
+    if layer.weight.ndim != 2:  # a flat part of it, as FSDP1 leaves: what it does to theta cannot be told
+        return
+    for module, too_far in ((layer, _excess_of_theta), (localization.body, _excess_of_share)):
+        own = {n: p for n, p in module.named_parameters() if id(p) in rates}
+        if own:
+            yield _Part(own, {n: p.clone() for n, p in own.items()}, too_far)
+
+
+def _excess_of_theta(values: Named, changes: Named) -> list[Tensor]:
+    return [excess(changes)] * len(changes)
+
+
+def _excess_of_share(values: Named, changes: Named) -> list[Tensor]:
+    most, found = _norms(values.values()), _norms(changes.values())
+    clamp_each_min_(most, [LEAST * v.numel() ** 0.5 for v in values.values()])
+    div_each_(found, most)
+    div_each_(found, SHARE)
+    clamp_each_min_(found, 1.0)
+    return found
 
 
 def _joined(values: Named) -> Tensor:
@@ -141,24 +128,12 @@ def _joined(values: Named) -> Tensor:
     return torch.cat(parts)
 
 
-def _excess_of_share(values: Sequence[Tensor], changes: Sequence[Tensor], times: Sequence[Any] = ()) -> list[Tensor]:
-    """How many times `SHARE`, 1 at least, tensors are changed, by so many times ``changes``."""
-    most, found = _norms(values), _norms(changes)
-    torch._foreach_clamp_min_(most, [LEAST * v.numel() ** 0.5 for v in values])
-    torch._foreach_mul_(most, SHARE)
-    if times:
-        torch._foreach_mul_(found, list(times))
-    torch._foreach_div_(found, most)
-    torch._foreach_clamp_min_(found, 1.0)
-    return found
-
-
-def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Each a scalar, float32 or float64, of whole tensors where these are shards (DTensor)."""
     tensors = [t.to(coordinate_dtype(t.dtype)) for t in tensors]
     if any(hasattr(t, 'full_tensor') for t in tensors):
         return [_whole(torch.linalg.vector_norm(t)) for t in tensors]
-    return list(torch._foreach_norm(tensors))
+    return list(norm_of_each(tensors))
 
 
 def _whole(tensor: Any) -> Tensor:
