@@ -41,6 +41,7 @@ bench: $(VENV)/.installed
 
 # for a machine with a GPU, which may be bare and offline: what it needs, and then there all that waits for it
 gpu-pack: $(VENV)/.installed
+	@test -n "$(DATA)" || { echo 'make gpu-pack DATA=DIR WEIGHTS=FILE: see docs/gpu.md'; exit 2; }
 	$(BIN)/python scripts/gpu.py pack --data $(DATA) --weights $(WEIGHTS)
 
 gpu:

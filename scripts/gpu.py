@@ -133,7 +133,9 @@ def run(args: argparse.Namespace) -> int:
         env = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in paths if p), PYTHONUNBUFFERED='1',
                    OMP_NUM_THREADS='1')
         failed = environment(args, output, env)
-        if not failed and 'checks' in args.sections:
+        if failed:
+            return failed
+        if 'checks' in args.sections:
             failed |= checks(args, output, env, clock)
         if 'speed' in args.sections:
             failed |= speed(args, output, env, clock)
@@ -156,9 +158,10 @@ print(json.dumps(dict(
     timm=timm.__version__, timm_stn=timm_stn.__version__, python=sys.version.split()[0])))'''
     done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
     if done.returncode:
-        print(done.stderr)
+        print(done.stderr, f'{sys.executable} needs torch and more, and {args.pack} timm: see docs/gpu.md.')
         return 1
-    found = dict(json.loads(done.stdout), processor=platform.processor() or platform.machine(), cores=os.cpu_count())
+    found = dict(json.loads(done.stdout), smoke=args.smoke, processor=platform.processor() or platform.machine(),
+                 cores=os.cpu_count())
     if (args.pack / 'revision').is_file():
         found['revision'] = (args.pack / 'revision').read_text().strip()
     if shutil.which('nvidia-smi'):
@@ -270,7 +273,7 @@ class Queue:
         return int(bool(self.failed))
 
     def start(self, job: Job) -> None:
-        folder = self.args.pack / 'runs' / job.name
+        folder = self.args.runs / job.name
         folder.mkdir(parents=True, exist_ok=True)
         fill = dict(data=self.data, weights=self.args.pack / 'weights' / 'lite0.safetensors', run=folder,
                     device=self.args.device, left=int(max(1, self.clock.left() - LAST - 15)))
@@ -288,7 +291,7 @@ class Queue:
             if process.poll() is None:
                 continue
             del self.running[name]
-            folder = self.args.pack / 'runs' / name
+            folder = self.args.runs / name
             if process.returncode:
                 self.failed.append(name)
                 print(f'{name} failed:', *(folder / 'log.txt').read_text().splitlines()[-15:], sep='\n', flush=True)
@@ -311,14 +314,14 @@ class Queue:
             beside = self.output / f'.runs-{number}.tar'
             with tarfile.open(beside, 'w') as tar:
                 for path in part:
-                    tar.add(path, path.relative_to(self.args.pack / 'runs'))
+                    tar.add(path, path.relative_to(self.args.runs))
             os.replace(beside, self.output / f'runs-{number}.tar')
 
 
 def worth_keeping(args: argparse.Namespace) -> Iterator[Path]:
     """What comes back of each job that has begun: of those without a result the checkpoint, and what they have said."""
     for job in queue():
-        folder = args.pack / 'runs' / job.name
+        folder = args.runs / job.name
         done = (folder / job.result).is_file()
         names = [*job.keeps, job.result] if done else [*job.keeps, CHECKPOINT, 'log.txt']
         yield from (folder / name for name in dict.fromkeys(names) if (folder / name).is_file())
@@ -328,15 +331,17 @@ def waiting(args: argparse.Namespace) -> list[Job]:
     """Jobs that have no result yet, here or in the record."""
     recorded = {line['name'] for line in lines(args.root / RECORD)}
     return [job for job in queue() if job.name not in recorded and fnmatch(job.name, args.only)
-            and not (args.pack / 'runs' / job.name / job.result).is_file()]
+            and not (args.runs / job.name / job.result).is_file()]
 
 
 # collect
 
 
 def collect(args: argparse.Namespace) -> None:
-    folder, runs, target = Path(args.folder), args.pack / 'runs', args.root / 'docs' / 'gpu'
+    folder, runs, target = Path(args.folder), args.runs, args.root / 'docs' / 'gpu'
     environment = json.loads((folder / 'environment.json').read_text())
+    if environment.get('smoke') and args.root == ROOT:
+        raise SystemExit(f'{folder} is of a rehearsal (--smoke), which is no record; --root DIR collects it elsewhere.')
     runs.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob('runs-*.tar')):
         with tarfile.open(path) as tar:
@@ -400,7 +405,8 @@ def main() -> int:
     add = command('collect', collect)
     add('folder', metavar='OUT')
     args = parser.parse_args()
-    args.pack = args.pack.resolve()
+    args.pack, args.root = args.pack.resolve(), args.root.resolve()
+    args.runs = args.pack / ('rehearsal' if getattr(args, 'smoke', False) else 'runs')
     return args.do(args) or 0
 
 

@@ -52,18 +52,23 @@ def test_a_job_with_a_result_is_not_run_again(finished):
 
 
 def test_a_job_that_was_cut_off_comes_back_with_its_checkpoint(finished, tmp_path):
-    folder = tmp_path / 'pack' / 'runs' / JOB
+    folder = tmp_path / 'pack' / 'rehearsal' / JOB
     folder.mkdir(parents=True)
     (folder / 'checkpoint.pt').write_bytes(b'so far')
     code, said = run(tmp_path, '--budget', 20)  # too little to start it
     assert code == 0 and 'started' not in said, said
-    (folder / 'checkpoint.pt').unlink()
+    folder = tmp_path / 'pack' / 'runs' / JOB
     assert gpu('collect', tmp_path / 'out', *places(tmp_path))[0] == 0
     assert (folder / 'checkpoint.pt').read_bytes() == b'so far' and record(tmp_path) == []
 
 
+def test_a_rehearsal_is_no_record(finished):
+    code, said = gpu('collect', finished / 'out', '--pack', finished / 'pack')
+    assert code == 1 and 'rehearsal' in said, said
+
+
 def test_a_job_that_fails_is_told(tmp_path):
-    folder = tmp_path / 'pack' / 'runs' / JOB
+    folder = tmp_path / 'pack' / 'rehearsal' / JOB
     folder.mkdir(parents=True)
     (folder / 'checkpoint.pt').write_bytes(b'broken')
     code, said = run(tmp_path)
