@@ -68,6 +68,7 @@ def pack(args: argparse.Namespace) -> None:
     import timm
     subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(args.pack / 'wheels'),
                     f'timm=={timm.__version__}'], check=True)
+    replace(args.pack / 'runs' / 'learning' / LEARNING.name, lines(args.root / LEARNING))  # not to be run again
     revision = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
     (args.pack / 'revision').write_text(revision.stdout)
     for path in sorted(p for p in args.pack.rglob('*') if p.is_file()):
@@ -358,7 +359,7 @@ def collect(args: argparse.Namespace) -> None:
             recorded.append(dict(name=job.name, **line, environment=environment))
     replace(args.root / RECORD, recorded)
     for path in runs.glob('*/learning.jsonl'):
-        merged = {key(line): line for line in [*lines(args.root / LEARNING), *lines(path)]}
+        merged = {key(line): line for line in [*lines(path), *lines(args.root / LEARNING)]}  # what is recorded stays
         replace(args.root / LEARNING, list(merged.values()))
     names = [job.name for job in waiting(args)]
     print(f'{len(names)} jobs left to run:', *names[:10], *(['...'] if names[10:] else []))

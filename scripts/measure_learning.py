@@ -300,13 +300,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    done = {(line['name'], line['seed'], line['tune']) for line in read(args.output)}
+    done = {(line['name'], line['seed'], line['tune']) for line in read(args.output)
+            if line['model_kwargs'] == args.model_kwargs}
     todo = [(case, seed) for case, seed in cases(args.seeds)
             if fnmatch(case.name, args.only) and (case.name, seed, args.tune) not in done]
     stop = time.monotonic() + args.budget
     failed: list[Any] = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context('spawn')) as pool:
         for future in as_completed([pool.submit(run, case, seed, args) for case, seed in todo]):
+            if time.monotonic() > stop:
+                pool.shutdown(wait=False, cancel_futures=True)
             if future.cancelled():
                 continue
             if future.exception() is not None:
@@ -318,8 +321,6 @@ def measure(args: argparse.Namespace) -> None:
                 file.write(json.dumps(line) + '\n')
             told = {k: line[k] for k in ('accuracy', 'spread', 'dead', 'far', 'blank', 'seconds') if k in line}
             print(line['name'], line['seed'], told, flush=True)
-            if time.monotonic() > stop:
-                pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         raise SystemExit(f'{len(failed)} runs failed')
 
@@ -353,7 +354,7 @@ def rows(lines: list[dict[str, Any]], group: str) -> Iterator[list[str]]:
     for (task, how), by_who in groups(lines, group):
         plain = by_who.get('plain', {})
         for who, by_seed in by_who.items():
-            seeds = [seed for seed in by_seed if seed in plain]
+            seeds = [seed for seed, line in by_seed.items() if plain.get(seed, {}).get('device') == line['device']]
             if who != 'plain' and seeds:
                 of = [by_seed[seed] for seed in seeds]
                 ours, theirs = [line['accuracy'] for line in of], [plain[seed]['accuracy'] for seed in seeds]

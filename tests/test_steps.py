@@ -2,10 +2,14 @@
 import copy
 import gc
 import pickle
+import sys
+import threading
 
 import pytest
 import timm
 import torch
+import torch.nn.utils.parametrizations
+import torch.nn.utils.prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
@@ -87,7 +91,7 @@ class TestBound:
         with torch.no_grad():
             net.regression.weight.fill_(3.0)
         optimizer.step()
-        assert not steps._open and (net.regression.weight == 3).all()
+        assert not steps._steps.open and (net.regression.weight == 3).all()
 
     def test_without_it_the_same_steps_are_larger(self, monkeypatch):
         monkeypatch.setattr(steps, 'STEP', 1e9)
@@ -159,7 +163,7 @@ class TestWhom:
         before = len(steps._bounded)
         net = network()
         train(net)
-        assert len(steps._bounded) == before + 1 and not steps._open
+        assert len(steps._bounded) == before + 1 and not steps._steps.open
         del net
         gc.collect()
         assert len(steps._bounded) == before
@@ -242,3 +246,87 @@ class TestWhereStepsAreTaken:
         self.optimizer_moves(nets[1], [torch.optim.SGD(nets[1].parameters(), lr=10.0)])
         for p, q in zip(nets[0].parameters(), nets[1].parameters()):
             assert torch.equal(p, q)
+
+    @pytest.mark.parametrize('keep', [False, True])
+    def test_after_a_step_that_failed_others_are_bounded(self, keep):
+        net = network()
+        loss(net, randn(8, 1, 28, 28)).backward()
+
+        def fail():
+            raise RuntimeError('of the user')
+
+        failed = torch.optim.SGD(net.parameters(), lr=1.0)
+        with pytest.raises(RuntimeError) as error:
+            failed.step(fail)
+        if not keep:
+            del failed, error
+        for move in self.optimizer_moves(net, [torch.optim.AdamW(net.parameters(), lr=0.1)], count=2):
+            assert 0 < move['regression.weight'] / 20 ** 0.5 <= steps.STEP * 1.001
+        assert not steps._steps.open
+
+    def test_a_subclass_that_goes_on_where_its_parent_ends(self):
+        class Further(torch.optim.SGD):
+            def step(self, closure=None):
+                super().step(closure)
+                with torch.no_grad():
+                    for group in self.param_groups:
+                        for p in group['params']:
+                            p.add_(0.1)
+
+        net = network()
+        torch.optim.SGD(net.parameters(), lr=1.0)  # whose class has hooks by now
+        for move in self.optimizer_moves(net, [Further(net.parameters(), lr=1.0)]):
+            length = (move['regression.weight'] ** 2 / 20 + move['regression.bias'] ** 2) ** 0.5
+            assert 0 < length <= steps.STEP * 1.001
+
+    def test_frozen_parameters_that_momentum_still_moves(self):
+        net = network()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+        self.optimizer_moves(net, [optimizer], count=3)
+        net.requires_grad_(False)
+        before = net.regression.weight.clone()
+        optimizer.step()
+        assert 0 < (net.regression.weight - before).norm() / 20 ** 0.5 <= steps.STEP * 1.001
+
+    def test_a_regression_that_is_parametrized_or_pruned_is_stepped(self):
+        for change in (
+                lambda layer: nn.utils.prune.l1_unstructured(layer, 'weight', amount=0.1),
+                nn.utils.parametrizations.weight_norm):
+            net = network()
+            with torch.no_grad():
+                net.regression.weight.copy_(randn(6, 20))
+            change(net.regression)
+            self.optimizer_moves(net, [torch.optim.SGD(net.parameters(), lr=1e-3)], count=2)
+
+    def test_threads_do_not_meet(self):
+        net, errors = network(), []
+
+        def work():
+            layer = nn.Linear(2, 2)
+            optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+            try:
+                for _ in range(200):
+                    layer(torch.ones(1, 2)).sum().backward()
+                    optimizer.step()
+            except RuntimeError as error:
+                errors.append(error)
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=work) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(before)
+        assert not errors and net.training
+
+    def test_gradients_of_half_precision_do_not_overflow(self):
+        net = network().half()
+        for p in net.parameters():
+            p.grad = torch.full_like(p, 1000.0)
+        before = net.regression.bias.clone()
+        torch.optim.SGD(net.parameters(), lr=10.0).step()
+        assert (net.regression.bias != before).all()

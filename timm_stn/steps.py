@@ -5,8 +5,9 @@ a few steps, from where nothing leads back; AdamW, at a rate that is high for it
 all that the rest then learns from. What bounds the steps stands around `torch.optim.Optimizer.step`, of every optimizer
 of the process: so it holds under any optimizer, learning rate and training script, for gradients that were accumulated,
 averaged over processes, unscaled or made in a closure, and is the same in all processes. Where a step calls that of
-another optimizer (`ZeroRedundancyOptimizer`), the outer one counts. Weight and bias of a regression that belong to two
-optimizers are bounded each for itself. Not bounded are the flat parameters of FSDP1.
+another optimizer (`ZeroRedundancyOptimizer`), or of its parent class, the outer one counts. Weight and bias of a
+regression that belong to two optimizers are bounded each for itself. Not bounded are the flat parameters of FSDP1,
+copies of parameters that an optimizer keeps for itself, and what a parametrization makes a weight of.
 
 An update may move theta by `STEP`, and any other tensor of the localization network by `SHARE` of its norm: what went
 further keeps that part of the way. For optimizers with momentum, whose step is the sum of many gradients, gradients are
@@ -15,7 +16,10 @@ Brock et al. 2021, arXiv:2102.06171); others, that divide by the gradients' size
 
 All of it happens on the device: nothing waits for it, and CUDA graphs can hold it.
 """
+import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -45,8 +49,21 @@ class _Part(NamedTuple):
     too_far: TooFar
 
 
+class _Step(NamedTuple):
+    """A step that has begun, known by the frame that it runs in."""
+    frame: FrameType | None
+    parts: list[_Part]
+
+
+class _Steps(threading.local):
+    """Those of a thread, outer ones first."""
+
+    def __init__(self) -> None:
+        self.open: list[_Step] = []
+
+
 _bounded: WeakKeyDictionary[Any, None] = WeakKeyDictionary()  # in order, which is that of all processes
-_open: WeakKeyDictionary[Optimizer, list[_Part]] = WeakKeyDictionary()  # steps that have begun
+_steps = _Steps()
 
 
 def bound_steps(localization: Any) -> None:
@@ -66,33 +83,49 @@ def excess(change: Named) -> Tensor:
     return (_joined(change).norm() / limit).clamp_min(1)
 
 
-@torch.no_grad()
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    _open.pop(optimizer, None)  # of a step that failed
-    localizations = [m for m in _bounded if m.training and m.standardize.active]
+    here = inspect.currentframe()
+    frame = here.f_back if here else None
+    if _steps.open:
+        running = set(_running(frame))
+        _steps.open = [step for step in _steps.open if step.frame in running]  # others have failed
+    localizations = [m for m in (ref() for ref in _bounded.keyrefs()) if m is not None and m.training]
+    localizations = [m for m in localizations if m.standardize.active]
     if not localizations:
         return
     rates = {}
     for group in optimizer.param_groups:
         scale = getattr(optimizer, 'grad_scale', None)  # fused, with AMP
         rate = group['lr'] * MOMENTUM / (1.0 if scale is None else scale)
-        rates.update({id(p): rate for p in group['params'] if p.requires_grad})
-    for part in (part for parts in _open.values() for part in parts):  # of a step that has called this one
+        rates.update({id(p): rate for p in group['params'] if p.requires_grad or p.grad is not None})
+    for part in (part for step in _steps.open for part in step.parts):  # of a step that has called this one
         for p in part.own.values():
             rates.pop(id(p), None)
-    _open[optimizer] = [part for m in localizations for part in _parts(m, rates)]
-    for own, _, too_far in _open[optimizer]:
-        if grads := {n: p.grad for n, p in own.items() if p.grad is not None}:
-            times = too_far({n: own[n] for n in grads}, {n: g * rates[id(own[n])] for n, g in grads.items()})
-            div_each_([_local(g) for g in grads.values()], times)
+    with torch.no_grad():
+        parts = [part for m in localizations for part in _parts(m, rates)]
+        _steps.open.append(_Step(frame, parts))
+        for own, _, too_far in parts:
+            if grads := {n: p.grad for n, p in own.items() if p.grad is not None}:
+                planned = {n: _wide(g) * rates[id(own[n])] for n, g in grads.items()}
+                div_each_([_local(g) for g in grads.values()], too_far({n: own[n] for n in grads}, planned))
 
 
-@torch.no_grad()
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for own, old, too_far in _open.pop(optimizer, ()):
-        for times, n in zip(too_far(old, {n: p - old[n] for n, p in own.items()}), own):
-            p = _local(own[n])
-            p.copy_(torch.lerp(_local(old[n]), p, times.reciprocal().to(p.dtype)))
+    here = inspect.currentframe()
+    if here is None or not _steps.open or _steps.open[-1].frame is not here.f_back:
+        return  # it began when there was nothing to bound
+    with torch.no_grad():
+        for own, old, too_far in _steps.open.pop().parts:
+            changes = {n: _wide(p) - _wide(old[n]) for n, p in own.items()}
+            for times, n in zip(too_far(old, changes), own):
+                p = _local(own[n])
+                p.copy_(torch.lerp(_local(old[n]), p, times.reciprocal().to(p.dtype)))
+
+
+def _running(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _parts(localization: Any, rates: Mapping[int, Any]) -> Iterator[_Part]:
@@ -100,8 +133,9 @@ def _parts(localization: Any, rates: Mapping[int, Any]) -> Iterator[_Part]:
     layer = localization.regression
     if layer.weight.ndim != 2:  # a flat part of it, as FSDP1 leaves: what it does to theta cannot be told
         return
-    for module, too_far in ((layer, _excess_of_theta), (localization.body, _excess_of_share)):
-        own = {n: p for n, p in module.named_parameters() if id(p) in rates}
+    theta = {'weight': layer.weight, 'bias': layer.bias}  # not what a parametrization or pruning makes them of
+    for named, too_far in ((theta, _excess_of_theta), (dict(localization.body.named_parameters()), _excess_of_share)):
+        own = {n: p for n, p in named.items() if id(p) in rates}
         if own:
             yield _Part(own, {n: p.clone() for n, p in own.items()}, too_far)
 
@@ -123,17 +157,22 @@ def _joined(values: Named) -> Tensor:
     """Weights (P, F) and bias (P,) as one vector, whose length is what they do to theta; float32 or float64."""
     parts = []
     for name, value in values.items():
-        value = _whole(value.to(coordinate_dtype(value.dtype)))
+        value = _whole(_wide(value))
         parts.append((value / value.shape[1] ** 0.5).flatten() if name == 'weight' else value)
     return torch.cat(parts)
 
 
 def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Each a scalar, float32 or float64, of whole tensors where these are shards (DTensor)."""
-    tensors = [t.to(coordinate_dtype(t.dtype)) for t in tensors]
+    tensors = [_wide(t) for t in tensors]
     if any(hasattr(t, 'full_tensor') for t in tensors):
         return [_whole(torch.linalg.vector_norm(t)) for t in tensors]
     return list(norm_of_each(tensors))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32, or float64 where it is that."""
+    return tensor.to(coordinate_dtype(tensor.dtype))
 
 
 def _whole(tensor: Any) -> Tensor:

@@ -55,9 +55,12 @@ class ThinPlateSpline(LatticeTransform):
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
         """An attribute in the dtype and on the device of `like`; kept there, for a CUDA graph can hold no such copy."""
-        if like.device.type == 'cpu' or not has_values(like):
+        if like.device.type == 'cpu' or type(like) not in PLAIN or not has_values(like):
             return getattr(self, name).to(like.dtype).to(like.device)
         return _kept(self, name, like.dtype, like.device)
+
+
+PLAIN = (Tensor, torch.nn.Parameter)  # what is kept for one kind of tensor would be wrong for another
 
 
 @lru_cache(maxsize=32)
