@@ -28,12 +28,14 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from gpu_queue import Job, queue
+from records import Line, key, read, replace
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path('model_cards', 'results.jsonl')
@@ -44,6 +46,7 @@ MOST_CHECKS, MOST_SPEED = 150.0, 80.0  # seconds
 LAST = 12.0  # seconds that are left for the copy at the end
 MOST = 15 * 2 ** 20  # bytes of a file that comes back
 CHECKPOINT = 'checkpoint.pt'
+MPS = 'nvidia-cuda-mps-control'
 PATHS = ('data', 'output', 'download')  # arguments of a job that say nothing of its result
 
 
@@ -51,13 +54,14 @@ PATHS = ('data', 'output', 'download')  # arguments of a job that say nothing of
 
 
 def pack(args: argparse.Namespace) -> None:
+    import measure_learning  # here, for the other commands do without torch
+    import timm
     data = Path(args.data)
     for folder in ('data', 'weights', 'wheels'):
         shutil.rmtree(args.pack / folder, ignore_errors=True)
         (args.pack / folder).mkdir(parents=True)
     shutil.copytree(data / 'mnist', args.pack / 'data' / 'mnist', copy_function=shutil.copyfile)
     (args.pack / 'data' / 'mnist').chmod(0o755)
-    measure_learning = script('measure_learning')
     chosen: dict[Path, set[str]] = {}
     for choose in (measure_learning.choice_of_signs, measure_learning.choice_of_birds):
         for path, classes in (*choose(str(data), False), *choose(str(data), True)):
@@ -65,25 +69,14 @@ def pack(args: argparse.Namespace) -> None:
     for path, names in chosen.items():
         thin(path, args.pack / 'data' / path.relative_to(data), names)
     halve(Path(args.weights), args.pack / 'weights' / 'lite0.safetensors')
-    import timm
     subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(args.pack / 'wheels'),
                     f'timm=={timm.__version__}'], check=True)
-    replace(args.pack / 'runs' / 'learning' / LEARNING.name, lines(args.root / LEARNING))  # not to be run again
+    replace(args.runs / 'learning' / LEARNING.name, learned(args))  # not to be run again
     revision = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
     (args.pack / 'revision').write_text(revision.stdout)
     for path in sorted(p for p in args.pack.rglob('*') if p.is_file()):
         print(f'{path.stat().st_size / 2 ** 20:8.2f} MiB  {path.relative_to(args.pack)}')
     print(f'{size(args.pack) / 2 ** 20:8.2f} MiB in all; {len(waiting(args))} jobs left to run')
-
-
-def script(name: str) -> Any:
-    """A script of this folder, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'scripts' / f'{name}.py')
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def thin(source: Path, target: Path, names: set[str]) -> None:
@@ -141,11 +134,9 @@ def run(args: argparse.Namespace) -> int:
         if 'speed' in args.sections:
             failed |= speed(args, output, env, clock)
         if 'queue' in args.sections:
-            stop = share_the_gpu(env, Path(packages)) if args.device == 'cuda' else None
             data = tiny(Path(packages)) if args.smoke else args.pack / 'data'
-            failed |= Queue(args, output, env, clock, data).run()
-            if stop:
-                stop()
+            with shared_gpu(env, Path(packages)) if args.device == 'cuda' else nullcontext():
+                failed |= Queue(args, output, env, clock, data).run()
     print(f'{clock.left():.0f} s left; in {output}: {" ".join(sorted(p.name for p in output.iterdir()))}', flush=True)
     return failed
 
@@ -229,17 +220,22 @@ def kill(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def share_the_gpu(env: dict[str, str], folder: Path) -> Callable[[], Any] | None:
-    """Start NVIDIA's service that lets kernels of several processes run side by side, where it is and does not run."""
-    if 'CUDA_MPS_PIPE_DIRECTORY' in env or not shutil.which('nvidia-cuda-mps-control'):
-        return None
-    for name in ('PIPE', 'LOG'):
-        env[f'CUDA_MPS_{name}_DIRECTORY'] = str(folder / f'mps-{name}')
-        (folder / f'mps-{name}').mkdir()
-    if subprocess.run(['nvidia-cuda-mps-control', '-d'], env=env).returncode:
-        del env['CUDA_MPS_PIPE_DIRECTORY']
-        return None
-    return lambda: subprocess.run(['nvidia-cuda-mps-control'], input='quit', text=True, env=env, timeout=10)
+@contextmanager
+def shared_gpu(env: dict[str, str], folder: Path) -> Iterator[None]:
+    """NVIDIA's service that lets kernels of several processes run side by side, where it is and does not run yet."""
+    mine = {f'CUDA_MPS_{name}_DIRECTORY': str(folder / f'mps-{name}') for name in ('PIPE', 'LOG')}
+    if mine.keys() & env.keys() or not shutil.which(MPS):
+        yield
+        return
+    for path in mine.values():
+        Path(path).mkdir()
+    started = subprocess.run([MPS, '-d'], env=env | mine).returncode == 0
+    env.update(mine if started else {})
+    try:
+        yield
+    finally:
+        if started:
+            subprocess.run([MPS], input='quit', text=True, env=env, timeout=10)
 
 
 class Queue:
@@ -281,9 +277,9 @@ class Queue:
         words = [word.format(**fill) if word.startswith('{') else word for word in job.command]
         words += job.smoke if self.args.smoke else []
         command = [sys.executable, str(ROOT / 'scripts' / words[0]), *words[1:]]
-        log = (folder / 'log.txt').open('a')
-        process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+        with (folder / 'log.txt').open('a') as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=subprocess.STDOUT,
+                                       start_new_session=True)
         self.running[job.name] = job, process
         print(f'{job.name} started, {self.clock.left():.0f} s left', flush=True)
 
@@ -330,7 +326,7 @@ def worth_keeping(args: argparse.Namespace) -> Iterator[Path]:
 
 def waiting(args: argparse.Namespace) -> list[Job]:
     """Jobs that have no result yet, here or in the record."""
-    recorded = {line['name'] for line in lines(args.root / RECORD)}
+    recorded = {line['name'] for line in read(args.root / RECORD)}
     return [job for job in queue() if job.name not in recorded and fnmatch(job.name, args.only)
             and not (args.runs / job.name / job.result).is_file()]
 
@@ -350,7 +346,7 @@ def collect(args: argparse.Namespace) -> None:
     for path in sorted(folder.glob('*.json')) + sorted(folder.glob('checks.txt')):
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / path.name)
-    recorded = lines(args.root / RECORD)
+    recorded = read(args.root / RECORD)
     for job in queue():
         result = runs / job.name / 'result.json'
         if result.is_file() and job.name not in {line['name'] for line in recorded}:
@@ -358,27 +354,15 @@ def collect(args: argparse.Namespace) -> None:
             line['args'] = {k: v for k, v in line['args'].items() if k not in PATHS}
             recorded.append(dict(name=job.name, **line, environment=environment))
     replace(args.root / RECORD, recorded)
-    for path in runs.glob('*/learning.jsonl'):
-        merged = {key(line): line for line in [*lines(path), *lines(args.root / LEARNING)]}  # what is recorded stays
-        replace(args.root / LEARNING, list(merged.values()))
+    replace(args.root / LEARNING, learned(args))
     names = [job.name for job in waiting(args)]
     print(f'{len(names)} jobs left to run:', *names[:10], *(['...'] if names[10:] else []))
 
 
-def key(line: dict[str, Any]) -> tuple:
-    """What makes a run of scripts/measure_learning.py."""
-    return line['name'], line['seed'], line['tune'], json.dumps(line['model_kwargs'], sort_keys=True)
-
-
-def replace(path: Path, content: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix('.tmp')
-    beside.write_text(''.join(json.dumps(line) + '\n' for line in content))
-    os.replace(beside, path)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def learned(args: argparse.Namespace) -> list[Line]:
+    """The record of learning, and what jobs have added; what is recorded stays."""
+    found = [*read(args.runs / 'learning' / LEARNING.name), *read(args.root / LEARNING)]
+    return list({key(line): line for line in found}.values())
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from PIL import Image
+from records import key, read
 from timm.optim import create_optimizer_v2
 from timm.utils import ParseKwargs
 from torch import Tensor
@@ -145,13 +146,14 @@ def track(file: str) -> str:
 
 
 @cache
-def upright_signs(data: str, tune: bool, side: int) -> list[Images]:
-    return [pictures(path, side, parts) for path, parts in choice_of_signs(data, tune)]
+def chosen(choice: Callable[..., Any], data: str, tune: bool, side: int) -> list[Images]:
+    """Train and held out, as :func:`choice_of_signs` or :func:`choice_of_birds` has it; decoded once a process."""
+    return [pictures(path, side, parts) for path, parts in choice(data, tune)]
 
 
 def signs(data: str, tune: bool, seed: int, turn: bool, side: int) -> tuple[Images, Images]:
     """Five speed limits, 200 training images each; held out are other tracks, or the test set's."""
-    (x, y), (held_x, held_y) = upright_signs(data, tune, side)
+    (x, y), (held_x, held_y) = chosen(choice_of_signs, data, tune, side)
     if turn:
         x, held_x = turned(x, 1000 + seed, 'border'), turned(held_x, 99, 'border')
     return (x, y), (held_x, held_y)
@@ -163,14 +165,9 @@ def choice_of_birds(data: str, tune: bool) -> list[tuple[Path, list[list[str]]]]
     return [(path, list(members(path).values())[7 if tune else 0::20]) for path in paths]
 
 
-@cache
-def ten_species(data: str, tune: bool) -> tuple[Images, ...]:
-    return tuple(pictures(path, 64, parts) for path, parts in choice_of_birds(data, tune))
-
-
 def birds(data: str, tune: bool, seed: int) -> tuple[Images, Images]:
     """Ten species, 15 training images each, at 64 x 64, and their test images; to tune, ten others."""
-    train, held = ten_species(data, tune)
+    train, held = chosen(choice_of_birds, data, tune, 64)
     return train, held
 
 
@@ -295,15 +292,11 @@ def evaluate(model: Any, images: Tensor, labels: Tensor) -> dict[str, Any]:
 # the record
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def measure(args: argparse.Namespace) -> None:
-    done = {(line['name'], line['seed'], line['tune']) for line in read(args.output)
-            if line['model_kwargs'] == args.model_kwargs}
+    done = {key(line) for line in read(args.output)}
+    mine = dict(tune=args.tune, model_kwargs=args.model_kwargs)
     todo = [(case, seed) for case, seed in cases(args.seeds)
-            if fnmatch(case.name, args.only) and (case.name, seed, args.tune) not in done]
+            if fnmatch(case.name, args.only) and key(dict(mine, name=case.name, seed=seed)) not in done]
     stop = time.monotonic() + args.budget
     failed: list[Any] = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context('spawn')) as pool:

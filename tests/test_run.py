@@ -1,5 +1,5 @@
 """The runner of other people's scripts, and the check of timm's own in scripts/check_timm_scripts.sh."""
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -208,10 +208,7 @@ def test_usage(here, monkeypatch, capsys):
 
 @pytest.fixture(scope='module')
 def helper():
-    spec = importlib.util.spec_from_file_location('timm_scripts_helper', ROOT / 'scripts' / 'timm_scripts_helper.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module('timm_scripts_helper')
 
 
 def check(*argv, **more):

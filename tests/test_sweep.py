@@ -1,15 +1,13 @@
 """The sweep over architectures: its records, that it goes on where it stopped, crashes and time limits, the table."""
-import importlib.util
+import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-SCRIPT = Path(__file__).parents[1] / 'scripts' / 'sweep.py'
 WORKER = '''
 import json, os, signal, sys, time
 for line in sys.stdin:
@@ -25,10 +23,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope='module')
 def script():
-    spec = importlib.util.spec_from_file_location('sweep', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module('sweep')
 
 
 @pytest.fixture

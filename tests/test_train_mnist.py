@@ -1,11 +1,9 @@
 """The training script: its files, that an interrupted run ends as an uninterrupted one, and its CUDA graph."""
 import csv
-import importlib.util
+import importlib
 import json
-import sys
 from contextlib import suppress
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from timm_stn.data import DISTORTIONS, distort
 
-SCRIPT = Path(__file__).parents[1] / 'scripts' / 'train_mnist.py'
-
 
 @pytest.fixture(scope='module')
 def script():
-    sys.path.append(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location('train_mnist', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module('train_mnist')
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """The training knobs: what they do to gradients, what they count, and that they cost nothing when they are off."""
 import copy
 import gc
-import importlib.util
+import importlib
 import itertools
 import re
 import weakref
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -785,11 +784,7 @@ class TestPenaltyLoss:
 
 @pytest.fixture(scope='module')
 def script():
-    path = Path(__file__).parents[1] / 'scripts' / 'measure_lr_scale.py'
-    spec = importlib.util.spec_from_file_location('measure_lr_scale', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module('measure_lr_scale')
 
 
 @pytest.fixture(scope='module')

@@ -89,13 +89,13 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if _steps.open:
         running = set(_running(frame))
         _steps.open = [step for step in _steps.open if step.frame in running]  # others have failed
-    localizations = [m for m in (ref() for ref in _bounded.keyrefs()) if m is not None and m.training]
-    localizations = [m for m in localizations if m.standardize.active]
+    known = [ref() for ref in _bounded.keyrefs()]
+    localizations = [m for m in known if m is not None and m.training and m.standardize.active]
     if not localizations:
         return
     rates = {}
+    scale = getattr(optimizer, 'grad_scale', None)  # fused, with AMP
     for group in optimizer.param_groups:
-        scale = getattr(optimizer, 'grad_scale', None)  # fused, with AMP
         rate = group['lr'] * MOMENTUM / (1.0 if scale is None else scale)
         rates.update({id(p): rate for p in group['params'] if p.requires_grad or p.grad is not None})
     for part in (part for step in _steps.open for part in step.parts):  # of a step that has called this one

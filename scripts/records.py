@@ -1,0 +1,25 @@
+"""Records of runs: JSON, a line a run. Without torch: scripts/gpu.py wants no more than Python itself."""
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+def read(path: Path) -> list[Line]:
+    """All lines; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def replace(path: Path, lines: list[Line]) -> None:
+    """Write beside its place, and move there once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix('.tmp')
+    beside.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    os.replace(beside, path)
+
+
+def key(line: Line) -> tuple[str, int, bool, str]:
+    """What makes a run of scripts/measure_learning.py one of its kind."""
+    return line['name'], line['seed'], line['tune'], json.dumps(line['model_kwargs'], sort_keys=True)
