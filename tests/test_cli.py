@@ -106,6 +106,13 @@ def test_show_what_a_folder_holds(photos, tmp_path, capsys):
     assert 'has no spatial transformer' in message
 
 
+def test_weights_alone_want_to_know_their_model(photos, tmp_path, capsys):
+    torch.save(timm.create_model('stn_mnist_cnn', in_chans=1, img_size=42).state_dict(), tmp_path / 'c.pt')
+    common = ['show', photos / 'a.png', '--checkpoint', tmp_path / 'c.pt']
+    assert 'say of which model: --model NAME' in refused(capsys, *common)
+    assert 'other arguments? Give them: --model-kwargs' in refused(capsys, *common, '--model', 'stn_mnist_cnn')
+
+
 def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path):
     model = timm.create_model('stn_test_resnet', stn_transform='similarity', num_classes=3)
     args = argparse.Namespace(model='stn_test_resnet', num_classes=3, model_kwargs=dict(stn_transform='similarity'))

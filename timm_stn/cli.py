@@ -130,7 +130,8 @@ def _load(args: argparse.Namespace, **defaults: Any) -> Any:
         _check_name(args.model, pretrained)
     model = _attempt(f'--model {args.model}', _create, args.model, pretrained, {**defaults, **dict(args.model_kwargs)})
     if args.checkpoint:
-        _attempt(f'--checkpoint {args.checkpoint}', load_checkpoint, model, args.checkpoint)
+        hint = 'Was the model built with other arguments? Give them: --model-kwargs KEY=VALUE'
+        _attempt(f'--checkpoint {args.checkpoint}', load_checkpoint, model, args.checkpoint, hint=hint)
     return _attempt(f'--device {args.device}', model.to, args.device).eval()
 
 
@@ -138,11 +139,8 @@ def _load_run(args: argparse.Namespace) -> Any:
     """The model of a checkpoint, as train.py made it; its name becomes that of the command line."""
     if not args.checkpoint or args.model_kwargs:
         raise Refused("argument --model: it takes a name; only --checkpoint alone, of timm's train.py, needs none")
-    try:
-        model = _attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint)).model
-    except Refused as error:
-        of = 'If it holds weights alone, say of which model: --model NAME, and --model-kwargs KEY=VALUE'
-        raise Refused(f'{error} {of}') from error
+    hint = 'If it holds weights alone, say of which model: --model NAME, and --model-kwargs KEY=VALUE'
+    model = _attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint), hint=hint).model
     args.model = model.pretrained_cfg['architecture']
     return model
 
@@ -173,12 +171,12 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f', the nearest are {", ".join(near)}' if near else ''
 
 
-def _attempt(argument: str, run: Callable[..., Any], *values: Any) -> Any:
+def _attempt(argument: str, run: Callable[..., Any], *values: Any, hint: str = '') -> Any:
     """What others raise on the user's values, in one line: timm, torch and the Hub have errors of many types."""
     try:
         return run(*values)
     except Exception as error:
-        raise Refused(f'argument {argument}: {type(error).__name__}: {error}') from error
+        raise Refused(f'argument {argument}: {type(error).__name__}: {error} {hint}'.rstrip()) from error
 
 
 # show
