@@ -41,11 +41,12 @@ bench: $(VENV)/.installed
 
 # for a machine with a GPU, which may be bare and offline: what it needs, and then there all that waits for it
 gpu-pack: $(VENV)/.installed
-	@test -n "$(DATA)" || { echo 'make gpu-pack DATA=DIR WEIGHTS=FILE: see docs/gpu.md'; exit 2; }
-	$(BIN)/python scripts/gpu.py pack --data $(DATA) --weights $(WEIGHTS)
+	@test -n "$(DATA)" || { echo 'make gpu-pack DATA=DIR WEIGHTS=FILE TIMM_SCRIPTS=DIR [PARTS="mnist ..."]: see docs/gpu.md'; exit 2; }
+	$(BIN)/python scripts/gpu.py pack --data $(DATA) --weights $(WEIGHTS) \
+		$(if $(TIMM_SCRIPTS),--scripts $(TIMM_SCRIPTS)) $(if $(PARTS),--parts $(PARTS))
 
 gpu:
-	$(PYTHON) scripts/gpu.py run --budget $(BUDGET) --output $(OUT) --device $(DEVICE) $(if $(SMOKE),--smoke)
+	$(PYTHON) scripts/gpu.py run --budget $(BUDGET) --output $(OUT) --device $(DEVICE) $(if $(SMOKE),--smoke) $(if $(ONLY),--only '$(ONLY)')
 
 # wheel and sdist, checked; then the wheel, installed in an environment of its own, runs the demo
 dist: $(VENV)/.installed

@@ -8,6 +8,7 @@ that waiting for other programs does not count; with --threads above 1 it is tha
 from machine to machine.
 
     python scripts/benchmark.py --check
+    python scripts/benchmark.py --device cuda --output FILE    # on a GPU: what scripts/benchmark_gpu.py measures
 """
 import argparse
 import statistics
@@ -72,6 +73,9 @@ def measure(case: Case, padding_mode: str, seconds: float, clock: Callable[[], f
 
 
 def main() -> int:
+    if any(word.startswith('--device') for word in sys.argv[1:]):
+        import benchmark_gpu  # has arguments of its own
+        return benchmark_gpu.main()
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--check', action='store_true', help='exit with status 1 if a goal is missed')
     parser.add_argument('--padding-mode', choices=('border', 'zeros', 'reflection'), default='border')

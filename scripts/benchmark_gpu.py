@@ -91,13 +91,16 @@ def cases(smoke: bool) -> Iterator[Case]:
     for name in SMOKE_NETWORKS if smoke else NETWORKS:
         yield Case('training', f'training {name}', partial(measure_training, name=name))
     yield from warp_cases('warp', inputs[1:])
-    yield from warp_cases('compiled', inputs[:1] if smoke else inputs)
+    for gradients in (1, 0, 2):
+        yield from warp_cases('compiled', inputs[:1] if smoke else inputs, [gradients])
 
 
-def warp_cases(kind: str, inputs: Iterable[tuple[Any, Any, torch.dtype]]) -> Iterator[Case]:
+def warp_cases(
+        kind: str, inputs: Iterable[tuple[Any, Any, torch.dtype]], passes: Sequence[int] = range(3)) -> Iterator[Case]:
     for shape, size, dtype in inputs:
-        for gradients, which in enumerate(PASSES):
-            label = f'{kind} {"x".join(map(str, shape))} -> {"x".join(map(str, size))} {str(dtype)[6:]} {which}'
+        for gradients in passes:
+            what = f'{"x".join(map(str, shape))} -> {"x".join(map(str, size))} {str(dtype)[6:]}'
+            label = f'{kind} {what} {PASSES[gradients]}'
             yield Case(kind, label, partial(
                 measure_warp, shape=shape, size=size, dtype=dtype, gradients=gradients, compiled=kind == 'compiled'))
 
@@ -342,19 +345,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--output', type=Path, help='JSON file')
     parser.add_argument('--smoke', action='store_true', help='tiny sizes: does it run?')
     parser.add_argument('--only', nargs='+', default=['*'], metavar='PATTERN', help="cases, as 'warp *float32*'")
+    parser.add_argument('--after', type=Path, metavar='FILE', help='a record; what it has is measured last')
     parser.add_argument('--budget', type=float, default=50., help='seconds for all cases, imports not counted')
     args = parser.parse_args(argv)
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('there is no CUDA device; --device cpu is a rehearsal')
     begin = time.perf_counter()
     device, smoke = torch.device(args.device), args.smoke or args.device == 'cpu'
-    torch.backends.cudnn.benchmark = args.device == 'cuda'  # as timm's training script sets it
+    if args.device == 'cuda':
+        torch.backends.cudnn.benchmark = True  # as timm's training script sets it
+        torch.backends.cudnn.benchmark_limit = 3  # algorithms to try: of ten, the search takes longer than all else
     timer, function = choose_timer(device)
     bench = Bench(device, smoke, function)
     todo = [case for case in cases(smoke) if any(fnmatch(case.label, pattern) for pattern in args.only)]
+    if args.after is not None:
+        known = {result['case'] for result in json.loads(args.after.read_text())['results'] if 'ms' in result}
+        todo.sort(key=lambda case: case.kind != 'copy' and case.label in known)
     results: list[Result] = [{'case': case.label, 'kind': case.kind, 'skipped': 'not reached'} for case in todo]
     report = environment(device) | {
-        'arguments': {k: v for k, v in vars(args).items() if k != 'output'}, 'timer': timer, 'seconds': 0.,
+        'arguments': {k: v for k, v in vars(args).items() if k not in ('output', 'after')},
+        'timer': timer, 'seconds': 0.,
         'results': results}
     # seconds that the last case of each kind took, at first a guess: what does not fit any more is not begun
     took = {} if smoke else {'copy': 1., 'warp': 1., 'training': 8., 'compiled': 15.}

@@ -1,7 +1,8 @@
 """What waits to be trained on a GPU, in order; `scripts/gpu.py` runs it.
 
-A command is one of our own scripts with its arguments, in which {data} and {weights} stand for what was packed, {run}
-for the folder of the job, {device} for the device and {left} for the seconds that are left.
+A command is one of our own scripts with its arguments, in which {mnist}, {learning}, {birds}, {signs} and {lite0} stand
+for what was packed, {run} for the folder of the job, {parent} for that in which it is, {device} for the device and
+{left} for the seconds that are left.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,24 +10,32 @@ from typing import NamedTuple
 
 class Job(NamedTuple):
     """A job, which goes on from what it finds in its folder."""
-    name: str
+    name: str  # and its folder among the runs
     command: tuple[str, ...]
-    seconds: float  # measured or estimated, on a H100
+    seconds: float  # measured or estimated, on a H100, beside others
+    parts: tuple[str, ...]  # of the pack, see scripts/gpu_pack.py
     result: str = 'result.json'  # the file in its folder that says that it is finished
     keeps: tuple[str, ...] = ('result.json', 'summary.csv')  # the files that come back
+    checkpoint: str = 'checkpoint.pt'  # comes back, too, of a job that is not finished
     cores: int = 1
     smoke: tuple[str, ...] = ('--epochs', '1')  # arguments that make it tiny
     partly: bool = False  # is of use also where it is cut off, and so starts whatever time is left
+
+    @property
+    def kind(self) -> str:
+        """Jobs of a kind do the same with other arguments: a rehearsal takes the first of each."""
+        return self.name.partition('-')[0]
 
 
 WEIGHTS = ('result.json', 'summary.csv', 'model.safetensors')
 CARD = ('--epochs', '20', '--batch-size', '64', '--lr', '0.0015', '--ema-decay', '0.999', '--channels-last')
 RTS = ('--model', 'stn_mnist_cnn_rts', '--model-kwargs', 'stn_size=24', 'channels=[64,128]', 'stn_iterations=2')
 TC = ('--model', 'stn_mnist_cnn_tc')
+BIRDS = ('plain224', 'zoom192', 'plain176', 'one176', 'plain112', 'whole2', 'whole4', 'glimpses2', 'glimpses4')
 
 
 def train_mnist(*args: str) -> tuple[str, ...]:
-    return ('train_mnist.py', '--data', '{data}', '--output', '{run}', '--device', '{device}', *args)
+    return ('train_mnist.py', '--data', '{mnist}', '--output', '{run}', '--device', '{device}', *args)
 
 
 def cards() -> Iterator[Job]:
@@ -34,15 +43,7 @@ def cards() -> Iterator[Job]:
     for seed in range(3):
         for kind, model in (('RTS', RTS), ('TC', TC)):
             command = train_mnist(*model, '--set', kind, *CARD, '--seed', str(seed))
-            yield Job(f'card-{kind}-{seed}', command, 60, keeps=WEIGHTS)
-
-
-def learning() -> Iterator[Job]:
-    """Does it learn, by default, on a thousand images?"""
-    command = ('measure_learning.py', '--data', '{data}', '--weights', '{weights}', '--output', '{run}/learning.jsonl',
-               '--device', '{device}', '--jobs', '10', '--seeds', '10', '--budget', '{left}')
-    yield Job('learning', command, 300, 'finished', ('learning.jsonl',), cores=10, partly=True,
-              smoke=('--only', 'alive/turned digits/*/rotation', '--seeds', '0'))
+            yield Job(f'card-{kind}-{seed}', command, 60, ('mnist',), keeps=WEIGHTS)
 
 
 def table1() -> Iterator[Job]:
@@ -54,8 +55,29 @@ def table1() -> Iterator[Job]:
         for kind in ('R', 'RTS', 'P', 'E', 'TC'):
             for name, (model, kwargs) in networks.items():
                 command = train_mnist('--model', model, *kwargs, '--set', kind, '--seed', str(seed))
-                yield Job(f'table1-{kind}-{name}-{seed}', command, 30)
+                yield Job(f'table1-{kind}-{name}-{seed}', command, 30, ('mnist',))
+
+
+def birds() -> Iterator[Job]:
+    """The runs of scripts/train_birds.sh; of the network whose card we have, the first seed's weights come back."""
+    for name in BIRDS:
+        for seed in range(3):
+            command = ('train_birds.sh', '{birds}', '{lite0}/model.safetensors', '{parent}',
+                       f'SEED={seed}', 'DEVICE={device}', 'WORKERS=2', name)
+            keeps = ('result.json', 'summary.csv', 'args.yaml')
+            yield Job(f'birds-{seed}/{name}', command, 100, ('lite0', 'timm-scripts', 'birds-train', 'birds-test'),
+                      keeps=(*keeps, 'last.pth.tar') if (name, seed) == ('zoom192', 0) else keeps,
+                      checkpoint='last.pth.tar', cores=3, smoke=('EPOCHS=1', 'WORKERS=1'))
+
+
+def learning() -> Iterator[Job]:
+    """Does it learn, by default, on a thousand images?"""
+    command = ('measure_learning.py', '--data', '{learning}', '--weights', '{lite0}/model.safetensors',
+               '--output', '{run}/learning.jsonl', '--device', '{device}', '--jobs', '10', '--seeds', '10',
+               '--budget', '{left}')
+    yield Job('learning', command, 300, ('mnist', 'learning', 'lite0'), 'finished', ('learning.jsonl',), cores=10,
+              partly=True, smoke=('--only', 'alive/birds/*/rotation', '--seeds', '1', '--jobs', '1'))
 
 
 def queue() -> list[Job]:
-    return [*learning(), *cards(), *table1()]
+    return [*cards(), *table1(), *birds(), *learning()]

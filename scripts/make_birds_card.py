@@ -1,25 +1,23 @@
 #!/usr/bin/env python
 r"""Make the folder of a network trained on birds, as its Hub repository holds it, from the runs of train_birds.sh.
 
-    python scripts/make_birds_card.py stn_tf_efficientnet_lite0_cub2010 --runs RUNS --best whole2 --data DATA
+    python scripts/make_birds_card.py stn_tf_efficientnet_lite0_cub2010 --runs RUNS [RUNS...] --best whole2 --data DATA
 
-RUNS is the OUTPUT of scripts/train_birds.sh; the card has a row for every finished run in it, and those that it had
-before for others. DATA, its data, gives the pictures. Multiply-adds are those of one image: torch's FlopCounterMode
-counts convolutions and products, and every value that is sampled or shrunk adds eight.
+RUNS are OUTPUTs of scripts/train_birds.sh, one a seed: of the first are the weights, whatever their accuracy. The card
+has a row for every finished run in them, and those that it had before for others. DATA gives the pictures.
 """
 import argparse
-import csv
+import json
 import re
+import statistics
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
+from birds_result import glance, multiply_adds
 from card_files import HEAD, write_folder
 from timm.models import clean_state_dict
-from torch.utils.flop_counter import FlopCounterMode
 
-from timm_stn.card import read_run
 from timm_stn.picture import picture_of
 from timm_stn.visualize import save_picture
 
@@ -66,19 +64,20 @@ test with. This split is not the official one, so the figures compare with each 
 
 ## Results
 
-Accuracy in percent on the test images after the last epoch (images shrunk to 256, middle 224), one seed. No epoch was
-chosen on the test images, but which of the networks has its weights here was. Multiply-adds of one image, of all:
-streams, localization, sampling.
+Accuracy in percent on the test images after the last epoch (images shrunk to 256, middle 224): of several
+seeds the mean and its standard error, and the weights of the first. No epoch was chosen on the test images, but which
+of the networks has its weights here was. Multiply-adds of one image, of all: streams, localization, sampling.
 
-| network | top-1 | top-5 | multiply-adds | of plain 224 | parameters |
-| --- | --- | --- | --- | --- | --- |
+| network | top-1 | top-5 | seeds | multiply-adds | of plain 224 | parameters |
+| --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-All are trained alike. The standard error of an accuracy is 0.9 points here. {note}
+All are trained alike. The standard error of a seed's accuracy, from the number of test images alone, is 0.9
+points here. {note}
 
 ## Recipe
 
-    TIMM_SCRIPTS=PYTORCH_IMAGE_MODELS scripts/train_birds.sh DATA WEIGHTS OUTPUT
+    TIMM_SCRIPTS=PYTORCH_IMAGE_MODELS scripts/train_birds.sh DATA WEIGHTS OUTPUT SEED=0
 
 {hardware}, PyTorch {torch}, timm {timm}.
 
@@ -89,64 +88,44 @@ research use; see the data set's own terms.
 '''
 
 
-def summary(run: Path) -> dict[str, float] | None:
-    """The last line of a finished run's summary.csv."""
-    if not (run / 'summary.csv').is_file() or not (run / 'last.pth.tar').is_file():
-        return None
-    epochs = int(re.search(r'^epochs: (\d+)$', (run / 'args.yaml').read_text(), re.MULTILINE)[1])
-    rows = list(csv.DictReader((run / 'summary.csv').open(newline='')))
-    last = {k: float(v) for k, v in rows[-1].items() if v} if rows else {}
-    return last if last.get('epoch') == epochs - 1 else None
+def results(runs: list[Path], name: str) -> list[dict]:
+    """Of the runs of a network that are finished, a seed each."""
+    files = (folder / name / 'result.json' for folder in runs)
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
 
 
-def multiply_adds(model: Any, size: tuple[int, int, int]) -> float:
-    """Of one image, in billions."""
-    image, values = torch.zeros(1, *size), 0
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image)
-    if hasattr(model, 'look'):
-        with torch.no_grad():
-            values = model.look(image)[0].numel() + size[0] * glance(model) ** 2
-    return (counter.get_total_flops() / 2 + 8 * values) / 1e9
+def figure(found: list[dict], key: str) -> str:
+    """Mean, and its standard error where there are several."""
+    values = [line[key] for line in found]
+    error = f' ± {statistics.stdev(values) / len(values) ** 0.5:.1f}' if values[1:] else ''
+    return f'{statistics.mean(values):.1f}{error}'
 
 
-def glance(model: Any) -> int:
-    """Side of the image whose features say where to look."""
-    args = model._model_args
-    side = args['stn_localization_size'] or args['stn_size']
-    return side if isinstance(side, int) else side[0]
+def row(found: list[dict], plain: float) -> str:
+    """What the table has beside the name of a network."""
+    cost = found[0]['multiply_adds']
+    return (f"{figure(found, 'top1')} | {figure(found, 'top5')} | {len(found)} | {cost:.3f} G | {cost / plain:.0%} | "
+            f"{found[0]['parameters']:,} |")
 
 
-def row(run: Path, found: dict[str, float], plain: float) -> str:
-    """What the table has beside the name of a run with this summary."""
-    model = read_run(run / 'last.pth.tar').model
-    cost = multiply_adds(model, size_of(model))
-    parameters = sum(p.numel() for p in model.parameters())
-    return f"{found['eval_top1']:.1f} | {found['eval_top5']:.1f} | {cost:.3f} G | {cost / plain:.0%} | {parameters:,} |"
-
-
-def rows(runs: Path, best: str, card: Path) -> str:
-    """The table: a line for every run that is finished, or is in the card."""
+def rows(runs: list[Path], best: str, card: Path) -> str:
+    """The table: a line for every network with finished runs, or that is in the card."""
     text = card.read_text().replace('**', '') if card.is_file() else ''
     plain = multiply_adds(timm.create_model('tf_efficientnet_lite0', num_classes=200), (3, 224, 224))
     lines = []
     for run, name in NAMES.items():
         before = re.search(rf'^\| {re.escape(name)} \| (.*)$', text, re.MULTILINE)
-        found = summary(runs / run)
+        found = results(runs, run)
         if found or before:
-            figures = row(runs / run, found, plain) if found else before[1]
+            figures = row(found, plain) if found else before[1]
             lines.append(f'| **{name}** | {figures}' if run == best else f'| {name} | {figures}')
     return '\n'.join(lines)
-
-
-def size_of(model: Any) -> tuple[int, int, int]:
-    return tuple(model.pretrained_cfg['input_size'])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='registered name of the network')
-    parser.add_argument('--runs', required=True, type=Path, help='OUTPUT of scripts/train_birds.sh')
+    parser.add_argument('--runs', required=True, type=Path, nargs='+', help='OUTPUTs of scripts/train_birds.sh')
     parser.add_argument('--best', required=True, help='the run whose weights are taken')
     parser.add_argument('--data', required=True, type=Path, help='its DATA, for the pictures')
     parser.add_argument('--hardware', default='2 cores of an AMD EPYC, no GPU')
@@ -155,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
 
     table = rows(args.runs, args.best, Path(args.output) / args.name / 'README.md')
-    held = torch.load(args.runs / args.best / 'last.pth.tar', map_location='cpu', weights_only=False)
+    held = torch.load(args.runs[0] / args.best / 'last.pth.tar', map_location='cpu', weights_only=False)
     model = timm.create_model(args.name)
     model.load_state_dict(clean_state_dict(held['state_dict']))
     classes = sorted(p for p in (args.data / 'test').iterdir() if p.is_dir())
@@ -165,7 +144,7 @@ def main() -> None:
     def add(folder: Path) -> None:
         save_picture(picture_of(model.eval(), pictures, args.name), folder / 'look.jpg')
         (folder / 'README.md').write_text(CARD.format(
-            name=args.name, accuracy=summary(args.runs / args.best)['eval_top1'] / 100, what=NAMES[args.best],
+            name=args.name, accuracy=results(args.runs[:1], args.best)[0]['top1'] / 100, what=NAMES[args.best],
             glance=glance(model), localization=model.arguments.localization, note=args.note,
             how=VARIES if isinstance(model.arguments.scale, list) else ', then moved by what is learned',
             rows=table, hardware=args.hardware, torch=torch.__version__, timm=timm.__version__))

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from PIL import Image
-from records import key, read
+from records import key, read, replace
 from timm.optim import create_optimizer_v2
 from timm.utils import ParseKwargs
 from torch import Tensor
@@ -293,7 +293,9 @@ def evaluate(model: Any, images: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    done = {key(line) for line in read(args.output)}
+    lines = read(args.output)
+    replace(args.output, lines)  # without what a run that was killed had begun to write
+    done = {key(line) for line in lines}
     mine = dict(tune=args.tune, model_kwargs=args.model_kwargs)
     todo = [(case, seed) for case, seed in cases(args.seeds)
             if fnmatch(case.name, args.only) and key(dict(mine, name=case.name, seed=seed)) not in done]

@@ -8,8 +8,11 @@ Line = dict[str, Any]
 
 
 def read(path: Path) -> list[Line]:
-    """All lines; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """All lines; none where there is no file. A last line that was not written to its end is left out."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text().rpartition('\n')
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def replace(path: Path, lines: list[Line]) -> None:

@@ -1,20 +1,28 @@
 #!/usr/bin/env bash
 # Fine-tunes tf_efficientnet_lite0 on birds by timm's own train.py, plain and with spatial transformers, all alike.
 #
-#   TIMM_SCRIPTS=/path/to/pytorch-image-models scripts/train_birds.sh DATA WEIGHTS OUTPUT [NAME...]
+#   TIMM_SCRIPTS=/path/to/pytorch-image-models scripts/train_birds.sh DATA WEIGHTS OUTPUT [OPTION=VALUE...] [NAME...]
 #
 # DATA has a folder train and a folder test, each with a folder of images a class; WEIGHTS is the ImageNet checkpoint
 # (model.safetensors of timm/tf_efficientnet_lite0.in1k); every run gets a folder in OUTPUT. NAMEs: those below; default
 # all. A run that was cut off goes on where it was, one that is finished is left alone.
-# PYTHON (python), DEVICE (cpu), EPOCHS (12), SEED (0) and OMP_NUM_THREADS (1) come from the environment.
+# OPTIONs, also from the environment: PYTHON (python), DEVICE (cpu), WORKERS (1), EPOCHS (12), SEED (0),
+# OMP_NUM_THREADS (1).
 set -euo pipefail
 
 if (($# < 3)); then
-    sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
 fi
 DATA=$(realpath "$1") WEIGHTS=$(realpath "$2") OUTPUT=$(realpath -m "$3")
 shift 3
+names=()
+for word; do
+    case $word in
+        PYTHON=* | DEVICE=* | WORKERS=* | EPOCHS=* | SEED=* | OMP_NUM_THREADS=*) declare "$word" ;;
+        *) names+=("$word") ;;
+    esac
+done
 PYTHON=${PYTHON:-python}
 EPOCHS=${EPOCHS:-12}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -24,24 +32,28 @@ export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALL
 run() {  # NAME MODEL SIDE [stn_argument=value...]
     local name=$1 model=$2 side=$3 resume=()
     shift 3
-    if grep -qs "^$((EPOCHS - 1))," "$OUTPUT/$name/summary.csv"; then
+    if [[ -f $OUTPUT/$name/result.json ]]; then
         echo "$name is finished"
         return
     fi
-    [[ -f $OUTPUT/$name/last.pth.tar ]] && resume=(--resume "$OUTPUT/$name/last.pth.tar")
-    "$PYTHON" -m timm_stn.run train.py --data-dir "$DATA" --train-split train --val-split test --num-classes 200 \
-        --model "$model" --img-size "$side" ${*:+--model-kwargs "$@"} --pretrained --pretrained-path "$WEIGHTS" \
-        --batch-size 32 --opt adamw --lr 1e-3 --weight-decay 0.05 --layer-decay 0.85 --epochs "$EPOCHS" \
-        --sched cosine --sched-on-updates --warmup-epochs 1 --warmup-lr 1e-5 --min-lr 1e-6 \
-        --scale 0.35 1.0 --smoothing 0.1 --crop-pct 0.875 --channels-last --device "${DEVICE:-cpu}" -j 1 \
-        --seed "${SEED:-0}" --val-interval 3 --checkpoint-hist 1 --output "$OUTPUT" --experiment "$name" "${resume[@]}"
+    if ! grep -qs "^$((EPOCHS - 1))," "$OUTPUT/$name/summary.csv"; then
+        [[ -f $OUTPUT/$name/last.pth.tar ]] && resume=(--resume "$OUTPUT/$name/last.pth.tar")
+        "$PYTHON" -m timm_stn.run train.py --data-dir "$DATA" --train-split train --val-split test --num-classes 200 \
+            --model "$model" --img-size "$side" ${*:+--model-kwargs "$@"} --pretrained --pretrained-path "$WEIGHTS" \
+            --batch-size 32 --opt adamw --lr 1e-3 --weight-decay 0.05 --layer-decay 0.85 --epochs "$EPOCHS" \
+            --sched cosine --sched-on-updates --warmup-epochs 1 --warmup-lr 1e-5 --min-lr 1e-6 \
+            --scale 0.35 1.0 --smoothing 0.1 --crop-pct 0.875 --channels-last --device "${DEVICE:-cpu}" \
+            -j "${WORKERS:-1}" --seed "${SEED:-0}" --val-interval 3 --checkpoint-hist 1 \
+            --output "$OUTPUT" --experiment "$name" "${resume[@]}"
+    fi
+    "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/birds_result.py" "$OUTPUT/$name"
 }
 
 plain=tf_efficientnet_lite0
 glimpses="stn_size=112 stn_transform=translation stn_scale=0.5 stn_join=mean stn_lr_scale=10.0 stn_localization=saliency:3"
 one="stn_transform=translation stn_lr_scale=10.0 stn_localization=saliency:3"
-(($#)) || set -- plain112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192
-for name; do
+((${#names[@]})) || names=(plain112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192)
+for name in "${names[@]}"; do
     # shellcheck disable=SC2086  # several arguments each
     case $name in
         plain112) run "$name" $plain 112 ;;

@@ -53,3 +53,11 @@ def test_a_failure_does_not_stop_the_others(script, run, monkeypatch):
 def test_what_the_budget_does_not_reach_is_listed(run):
     _, results, _ = run('--budget', '0')
     assert len(results) == 18 and all(result['skipped'] == 'not reached' for result in results.values())
+
+
+def test_what_a_record_has_comes_last(run, tmp_path):
+    record = tmp_path / 'gpu.json'
+    names = ['copy', 'training test_resnet', 'training test_vit']
+    record.write_text(json.dumps({'results': [{'case': 'training test_resnet', 'ms': {}}, {'case': names[2]}]}))
+    _, results, _ = run('--budget', '0', '--only', *names, '--after', str(record))
+    assert list(results) == ['copy', 'training test_vit', 'training test_resnet']

@@ -1,0 +1,259 @@
+"""The parts of a pack: what jobs of scripts/gpu_queue.py need on a machine that has nothing. A folder a part.
+
+`pack` makes them of what lies here, `unpack` makes there what the jobs read. Nothing is lost but in `lite0`, whose
+weights travel in half precision, and in `signs`, which travel as JPEG (see docs/gpu.md for what that costs).
+"""
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from gpu_queue import Job
+
+MOST = 60 * 2 ** 20  # bytes that travel at once, with the checkout
+SIDE, COLUMNS = 32, 64  # pixels of a sign; signs side by side in a picture of many
+QUALITY = 92  # of the JPEG of signs: the highest at which all are less than 30 MiB
+
+
+class Sources(NamedTuple):
+    """Where a pack is made from."""
+    data: Path | None = None  # has mnist/, gtsrb32/ and cub200-2010/, as scripts/measure_learning.py wants them
+    weights: Path | None = None  # the ImageNet checkpoint of tf_efficientnet_lite0
+    scripts: Path | None = None  # a checkout of pytorch-image-models
+
+    def find(self, name: str, *path: str) -> Path:
+        found = getattr(self, name)
+        if found is None or not found.joinpath(*path).exists():
+            given = f'--{name} {found}' if found else f'no --{name}'
+            raise SystemExit(f'{given}, but {"/".join(path) or name} is needed; --parts names the parts to pack.')
+        return found.joinpath(*path)
+
+
+# parts: each fills a folder
+
+
+def base(sources: Sources, folder: Path) -> None:
+    """What every job needs: a timm, as a wheel, and which revision of ours it is."""
+    import timm
+    subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(folder),
+                    f'timm=={timm.__version__}'], check=True)
+    root = Path(__file__).resolve().parents[1]
+    revision = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=root, capture_output=True, text=True)
+    (folder / 'revision').write_text(revision.stdout)
+
+
+def mnist(sources: Sources, folder: Path) -> None:
+    """All of it, as it is."""
+    for path in sources.find('data', 'mnist').iterdir():
+        shutil.copyfile(path, folder / path.name)
+
+
+def lite0(sources: Sources, folder: Path) -> None:
+    """ImageNet weights, in half precision."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    state = load_file(sources.find('weights'))
+    halves = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
+    save_file(halves, folder / 'model.safetensors')
+
+
+def timm_scripts(sources: Sources, folder: Path) -> None:
+    """timm's scripts, without the package."""
+    for path in sources.find('scripts', 'train.py').parent.glob('*.py'):
+        shutil.copyfile(path, folder / path.name)
+
+
+def birds_train(sources: Sources, folder: Path) -> None:
+    thin(sources.find('data', 'cub200-2010', 'train.tar'), folder / 'train.tar')
+
+
+def birds_test(sources: Sources, folder: Path) -> None:
+    thin(sources.find('data', 'cub200-2010', 'test.tar'), folder / 'test.tar')
+
+
+def signs(sources: Sources, folder: Path) -> None:
+    """A picture of all signs of a split: the blocks of JPEG, 8 pixels a side, never hold pixels of two of them."""
+    from PIL import Image
+    for split in ('train', 'test'):
+        with tarfile.open(sources.find('data', 'gtsrb32', f'{split}.tar')) as tar:
+            found = {m.name: Image.open(tar.extractfile(m)).convert('RGB') for m in tar if m.isfile()}
+        every = Image.new('RGB', (SIDE * COLUMNS, SIDE * -(-len(found) // COLUMNS)))
+        for i, image in enumerate(found.values()):
+            every.paste(image, place(i)[:2])
+        every.save(folder / f'{split}.jpg', quality=QUALITY, subsampling=0, optimize=True, progressive=True)
+        boxes = sources.find('data', 'gtsrb32', f'{split}-boxes.csv').read_bytes()
+        (folder / f'{split}-boxes.csv.gz').write_bytes(gzip.compress(boxes, mtime=0))
+        (folder / f'{split}.json.gz').write_bytes(gzip.compress(json.dumps(list(found)).encode(), mtime=0))
+
+
+def place(index: int) -> tuple[int, int, int, int]:
+    """Where in that picture a sign is: left, top, right, bottom."""
+    left, top = SIDE * (index % COLUMNS), SIDE * (index // COLUMNS)
+    return left, top, left + SIDE, top + SIDE
+
+
+def learning(sources: Sources, folder: Path) -> None:
+    """Of signs and birds the images that scripts/measure_learning.py chooses, as they are.
+
+    It chooses by their number, so that the others of their classes are there by name alone.
+    """
+    import measure_learning
+    data = sources.find('data')
+    chosen: dict[Path, set[str]] = {}
+    for choose in (measure_learning.choice_of_signs, measure_learning.choice_of_birds):
+        for path, classes in (*choose(str(data), False), *choose(str(data), True)):
+            chosen.setdefault(path, set()).update(name for names in classes for name in names)
+    for path, names in chosen.items():
+        thin(path, folder / path.relative_to(data), names)
+
+
+def thin(source: Path, target: Path, names: set[str] | None = None) -> None:
+    """A tar, compressed: all of it, or those members, the others of their classes, empty, and one of each class."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    wanted = {Path(name).parent for name in names or ()}
+    with tarfile.open(source) as old, tarfile.open(target, 'w:gz') as new:
+        seen = set()
+        for member in old:
+            parent = Path(member.name).parent
+            if member.isfile() and (names is None or parent in wanted or parent not in seen):
+                seen.add(parent)
+                whole = names is None or member.name in names
+                content = old.extractfile(member).read() if whole else b''  # type: ignore[union-attr]
+                found = tarfile.TarInfo(member.name)
+                found.size = len(content)
+                new.addfile(found, BytesIO(content))
+
+
+PARTS: dict[str, Callable[[Sources, Path], None]] = {
+    'base': base, 'mnist': mnist, 'lite0': lite0, 'timm-scripts': timm_scripts, 'birds-train': birds_train,
+    'birds-test': birds_test, 'learning': learning, 'signs': signs}
+
+
+def pack(sources: Sources, folder: Path, names: Iterable[str]) -> None:
+    """Make parts anew, each beside its place, and move it there once it is whole."""
+    for name in names:
+        beside = folder / f'.{name}'
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        PARTS[name](sources, beside)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        beside.rename(folder / name)
+
+
+# there
+
+
+def present(folder: Path) -> set[str]:
+    """The parts that are there."""
+    return {name for name in PARTS if (folder / name).is_dir()}
+
+
+def unpack(folder: Path, target: Path, jobs: Iterable[Job]) -> dict[str, Path]:
+    """Make what these jobs read, where it is not in a part as it is: words of their commands, and their paths."""
+    there, needed = present(folder), {part for job in jobs for part in job.parts}
+    paths = {name: folder / name for name in there}
+    if {'birds-train', 'birds-test'} <= there & needed:
+        paths['birds'] = target / 'birds'
+        for split in ('train', 'test'):
+            with tarfile.open(folder / f'birds-{split}' / f'{split}.tar') as tar:
+                tar.extractall(paths['birds'] / split, filter='data')
+    if 'signs' in there & needed:
+        paths['signs'] = target / 'signs'
+        for split in ('train', 'test'):
+            unpack_signs(folder / 'signs', paths['signs'], split)
+    if {'learning', 'mnist'} <= there & needed:
+        paths['learning'] = target / 'learning'
+        paths['learning'].mkdir()
+        for path in (folder / 'mnist', *(folder / 'learning').iterdir()):
+            (paths['learning'] / path.name).symlink_to(path)
+    return paths
+
+
+def unpack_signs(folder: Path, target: Path, split: str) -> None:
+    """A tar of PNG, as scripts/measure_learning.py wants it, and the boxes."""
+    from PIL import Image
+    target.mkdir(exist_ok=True)
+    (target / f'{split}-boxes.csv').write_bytes(gzip.decompress((folder / f'{split}-boxes.csv.gz').read_bytes()))
+    names = json.loads(gzip.decompress((folder / f'{split}.json.gz').read_bytes()))
+    every = Image.open(folder / f'{split}.jpg')
+    with tarfile.open(target / f'{split}.tar', 'w') as tar:
+        for i, name in enumerate(names):
+            file = BytesIO()
+            every.crop(place(i)).save(file, 'PNG', compress_level=1)
+            member = tarfile.TarInfo(name)
+            member.size = len(file.getvalue())
+            tar.addfile(member, BytesIO(file.getvalue()))
+
+
+# what travels
+
+
+def size(*paths: Path) -> int:
+    files = (file for path in paths for file in (path.rglob('*') if path.is_dir() else [path]))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def size_of_checkout(root: Path) -> int:
+    """Of what git does not ignore."""
+    listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=root, capture_output=True, text=True)
+    return size(*{root / name for name in listed.stdout.split('\0') if name})
+
+
+class Load(NamedTuple):
+    """What travels at once, and the jobs that can then begin, where earlier loads are still there."""
+    parts: list[str]
+    jobs: list[Job]
+
+
+def loads(jobs: Iterable[Job], sizes: dict[str, int], room: int, always: Iterable[str]) -> list[Load]:
+    """As few loads as it takes, the parts of the first jobs in the first."""
+    found = [Load(list(always), [])]
+    for job in jobs:
+        for part in job.parts:
+            if any(part in load.parts for load in found):
+                continue
+            fits = [load for load in found if sum(sizes[p] for p in (*load.parts, part)) <= room]
+            if not fits:
+                found.append(Load([], []))
+            (fits or found[-1:])[0].parts.append(part)
+        last = [load for load in found if set(load.parts) & {*job.parts}][-1]
+        last.jobs.append(job)
+    return found
+
+
+def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
+    """What the parts weigh, and which of them to take along at once."""
+    def mib(count: int) -> str:
+        return f'{count / 2 ** 20:8.2f} MiB'
+
+    there = present(folder)
+    sizes = {path.name: size(path) for path in (*(folder / name for name in PARTS if name in there), runs)}
+    checkout = size_of_checkout(root)
+    lines = [f'{mib(checkout)}  checkout', *(f'{mib(count)}  {name}' for name, count in sizes.items())]
+    ready = [job for job in jobs if {*job.parts} <= there]
+    always = [name for name in ('base', runs.name) if name in sizes]
+    for number, load in enumerate(loads(ready, sizes, MOST - checkout, always)):
+        kinds = ', '.join(f'{sum(job.kind == kind for job in load.jobs)} {kind}'
+                          for kind in dict.fromkeys(job.kind for job in load.jobs))
+        names = ' '.join(str(folder.relative_to(root) / name) if folder.is_relative_to(root) else name
+                         for name in load.parts)
+        lines.append(f'{mib(checkout + sum(sizes[p] for p in load.parts))}  with the checkout'
+                     f'{", on top of the above" if number else ""}: {names}; then: {kinds or "nothing yet"}')
+    return '\n'.join([*lines, *lacking(jobs, there)])
+
+
+def lacking(jobs: Iterable[Job], there: set[str]) -> list[str]:
+    """A line for each kind of job that waits for parts."""
+    waiting: dict[tuple[str, ...], list[str]] = {}
+    for job in jobs:
+        if missing := tuple(part for part in job.parts if part not in there):
+            waiting.setdefault(missing, []).append(job.kind)
+    return [f'{len(kinds)} jobs ({", ".join(dict.fromkeys(kinds))}) wait for parts that are not here: '
+            f'{", ".join(missing)}' for missing, kinds in waiting.items()]
+

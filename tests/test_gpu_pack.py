@@ -1,0 +1,191 @@
+"""What travels to a GPU machine and back: parts and loads of a pack, files in pieces."""
+import io
+import os
+import random
+import tarfile
+
+import numpy as np
+import pytest
+from gpu_files import read, write
+from gpu_pack import SIDE, Load, Sources, lacking, loads, pack, report, thin, unpack
+from gpu_queue import Job, queue
+from gpu_tiny import images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from records import read as read_lines
+
+MOST = 200_000
+
+
+def contents(path):
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+
+
+# there
+
+
+def job(name, *parts):
+    return Job(name, ('train_mnist.py',), 1, parts)
+
+
+NEEDS = st.lists(st.lists(st.sampled_from('abcdef'), min_size=1, max_size=4, unique=True), max_size=8)
+
+
+@given(NEEDS, st.integers(4, 12))
+def test_every_job_has_its_parts_when_its_load_is_there(needs, room):
+    sizes = dict(zip(('base', *'abcdef'), (1, 1, 2, 3, 3, 3, 2)))
+    jobs = [job(f'{i}-', *parts) for i, parts in enumerate(needs)]
+    found = loads(jobs, sizes, room, ['base'])
+    parts = [part for load in found for part in load.parts]
+    assert len(parts) == len(set(parts)) and set(parts) == {'base', *(part for need in needs for part in need)}
+    assert all(sum(sizes[part] for part in load.parts) <= room for load in found)
+    assert sorted(j.name for load in found for j in load.jobs) == sorted(j.name for j in jobs)
+    for number, load in enumerate(found):
+        here = {part for earlier in found[:number + 1] for part in earlier.parts}
+        before = here - {*load.parts}
+        assert all({*j.parts} <= here and (number == 0 or not {*j.parts} <= before) for j in load.jobs)
+
+
+def test_parts_of_the_first_jobs_travel_first():
+    assert loads([job('x', 'a'), job('y', 'b', 'c'), job('z', 'd')], dict(base=1, a=2, b=3, c=3, d=1), 6, ['base']) == [
+        Load(['base', 'a', 'b'], [job('x', 'a')]), Load(['c', 'd'], [job('y', 'b', 'c'), job('z', 'd')])]
+
+
+def test_birds_travel_as_they_are(tmp_path):
+    data = tmp_path / 'data' / 'cub200-2010'
+    data.mkdir(parents=True)
+    for split in ('train', 'test'):
+        images(data / f'{split}.tar', classes=3, count=2, side=16, kind='jpeg')
+    pack(Sources(tmp_path / 'data'), tmp_path / 'pack', ['birds-train', 'birds-test'])
+    birds = next(job for job in queue() if job.kind == 'birds')
+    assert lacking([birds], {'birds-train', 'lite0'}) == [
+        '1 jobs (birds) wait for parts that are not here: timm-scripts, birds-test']
+    paths = unpack(tmp_path / 'pack', tmp_path / 'there', [birds])
+    for split in ('train', 'test'):
+        for name, content in contents(data / f'{split}.tar').items():
+            assert (paths['birds'] / split / name).read_bytes() == content
+
+
+def test_of_a_tar_may_travel_some_images_and_the_names_of_others(tmp_path):
+    images(tmp_path / 'all.tar', classes=3, count=2, side=16, kind='png')
+    every = contents(tmp_path / 'all.tar')
+    chosen = list(every)[1]
+    thin(tmp_path / 'all.tar', tmp_path / 'some.tar', {chosen})
+    assert contents(tmp_path / 'some.tar') == {
+        name: every[name] if name == chosen else b'' for name in every if name[:5] == chosen[:5] or '00000_' in name}
+
+
+def test_a_sign_loses_what_jpeg_takes_of_it_alone(tmp_path):
+    """As if each were a JPEG of its own, but for the size: what lies beside it in the large one does not matter."""
+    data = tmp_path / 'data' / 'gtsrb32'
+    data.mkdir(parents=True)
+    for split, count in (('train', 30), ('test', 11)):
+        images(data / f'{split}.tar', classes=5, count=count, side=SIDE, kind='png')
+        (data / f'{split}-boxes.csv').write_text('file,width\nx,3\n')
+    pack(Sources(tmp_path / 'data'), tmp_path / 'pack', ['signs'])
+    paths = unpack(tmp_path / 'pack', tmp_path, [job('x', 'signs')])
+    for split in ('train', 'test'):
+        assert (paths['signs'] / f'{split}-boxes.csv').read_text() == 'file,width\nx,3\n'
+        before, after = contents(data / f'{split}.tar'), contents(paths['signs'] / f'{split}.tar')
+        assert list(before) == list(after)
+        for name, content in before.items():
+            alone = io.BytesIO()
+            Image.open(io.BytesIO(content)).save(alone, 'JPEG', quality=92, subsampling=0)
+            assert (np.asarray(Image.open(io.BytesIO(after[name]))) == np.asarray(Image.open(alone))).all()
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(SystemExit, match='no --weights, but weights is needed; --parts'):
+        pack(Sources(), tmp_path, ['lite0'])
+    with pytest.raises(SystemExit, match=r'--data .*, but mnist is needed'):
+        pack(Sources(tmp_path), tmp_path, ['mnist'])
+    assert not (tmp_path / 'mnist').exists() and not (tmp_path / 'lite0').exists()
+
+
+def test_a_part_that_cannot_be_made_leaves_the_one_before(tmp_path):
+    (tmp_path / 'pack' / 'mnist').mkdir(parents=True)
+    (tmp_path / 'pack' / 'mnist' / 'digits').write_text('old')
+    with pytest.raises(SystemExit):
+        pack(Sources(tmp_path), tmp_path / 'pack', ['mnist'])
+    assert (tmp_path / 'pack' / 'mnist' / 'digits').read_text() == 'old'
+
+
+def test_the_report_says_what_to_take_along(tmp_path):
+    for name in ('base', 'mnist', 'runs'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'file').write_bytes(bytes(2 ** 20))
+    jobs = [job('x-1', 'mnist'), job('x-2', 'mnist'), job('y-1', 'signs')]
+    said = report(tmp_path, tmp_path, jobs, tmp_path / 'runs')
+    assert '    1.00 MiB  mnist\n' in said and 'with the checkout: base runs mnist; then: 2 x' in said
+    assert said.endswith('1 jobs (y) wait for parts that are not here: signs')
+
+
+def test_jobs_name_parts_and_words_that_there_are():
+    jobs = queue()
+    assert len({job.name for job in jobs}) == len(jobs) and len(jobs) == 6 + 120 + 27 + 1
+    words = dict.fromkeys(('mnist', 'learning', 'birds', 'signs', 'lite0', 'run', 'parent', 'device', 'left'), '')
+    for each in jobs:
+        assert each.parts and all(word.format(**words) is not None for word in each.command)
+
+
+# and back
+
+
+def files(folder, sizes):
+    folder.mkdir(exist_ok=True)
+    for i, count in enumerate(sizes):
+        path = folder / f'job-{i}' / 'file'
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(random.Random(i).randbytes(count))
+        yield f'job-{i}/file', path
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(0, 350_000), max_size=8))
+def test_files_come_back_whole_or_are_named(tmp_path_factory, sizes):
+    folder = tmp_path_factory.mktemp('files')
+    there = list(files(folder / 'there', sizes))
+    out = folder / 'out'
+    out.mkdir()
+    left_out = write(out, there, MOST, count=3)
+    assert all(path.stat().st_size <= MOST for path in out.iterdir()) and len(list(out.iterdir())) <= 3
+    assert read(out, folder / 'here') == []
+    for name, path in there:
+        assert (folder / 'here' / name).is_file() == (name not in left_out)
+        assert name in left_out or (folder / 'here' / name).read_bytes() == path.read_bytes()
+    assert sum(sizes) > 2.3 * MOST or not left_out
+
+
+def test_a_file_of_which_a_piece_is_missing_is_named_and_leaves_the_one_before(tmp_path):
+    there = list(files(tmp_path / 'there', [10, 300_000]))
+    (tmp_path / 'out').mkdir()
+    assert write(tmp_path / 'out', there, MOST, count=3) == []
+    (tmp_path / 'out' / 'runs-1.tar').unlink()
+    (tmp_path / 'here' / 'job-1').mkdir(parents=True)
+    (tmp_path / 'here' / 'job-1' / 'file').write_bytes(b'before')
+    assert read(tmp_path / 'out', tmp_path / 'here') == ['job-1/file']
+    assert (tmp_path / 'here' / 'job-1' / 'file').read_bytes() == b'before'
+    assert (tmp_path / 'here' / 'job-0' / 'file').stat().st_size == 10
+    assert not list((tmp_path / 'here').glob('.collect*')), 'nothing is left beside'
+
+
+def test_what_is_newer_stays(tmp_path):
+    there = list(files(tmp_path / 'there', [10]))
+    (tmp_path / 'out').mkdir()
+    write(tmp_path / 'out', there)
+    assert read(tmp_path / 'out', tmp_path / 'here') == []
+    place = tmp_path / 'here' / 'job-0' / 'file'
+    assert place.stat().st_mtime == pytest.approx(there[0][1].stat().st_mtime, abs=1e-3)
+    place.write_bytes(b'went on here')
+    os.utime(place, (2e9, 2e9))
+    read(tmp_path / 'out', tmp_path / 'here')
+    assert place.read_bytes() == b'went on here'
+
+
+def test_a_line_that_was_not_written_to_its_end_is_left_out(tmp_path):
+    (tmp_path / 'lines').write_text('{"a": 1}\n{"a": 2}\n{"a": ')
+    assert read_lines(tmp_path / 'lines') == [{'a': 1}, {'a': 2}]
+    (tmp_path / 'lines').write_text('{"a"')
+    assert read_lines(tmp_path / 'lines') == read_lines(tmp_path / 'none') == []
