@@ -59,7 +59,8 @@ def result(run: Path) -> dict[str, Any]:
     model, args, *_ = read_run(run / 'last.pth.tar')
     device = str(args['device'])
     return {
-        'args': args, 'top1': found['eval_top1'], 'top5': found['eval_top5'], 'train_loss': found['train_loss'],
+        'args': {k: v for k, v in args.items() if v not in (None, '', [], {}) and v is not False},
+        'top1': found['eval_top1'], 'top5': found['eval_top5'], 'train_loss': found['train_loss'],
         'multiply_adds': multiply_adds(model, tuple(model.pretrained_cfg['input_size'])),
         'parameters': sum(p.numel() for p in model.parameters()),
         'device': torch.cuda.get_device_name(device) if device.startswith('cuda') else device,

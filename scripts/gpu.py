@@ -164,7 +164,7 @@ def collect(args: argparse.Namespace) -> None:
     for path in (*args.folder.glob('environment.json'), *args.folder.glob('checks.txt')):
         shutil.copyfile(path, target / path.name)
     if (args.folder / 'speed.json').is_file():
-        keep_measured(args.folder / 'speed.json', target / 'speed.json')
+        keep_measured(args.folder / 'speed.json', target / 'speed.json', found.get('revision'))
     for job in args.places.record():
         print(f'{job.name}: {args.places.finished / job.name}')
     jobs = args.places.waiting(args.only)
@@ -177,11 +177,12 @@ def folder_of(args: argparse.Namespace, output: Path) -> Path:
     return args.root / 'docs' / 'gpu' / re.sub(r'\W+', '-', device.lower())
 
 
-def keep_measured(new: Path, old: Path) -> None:
+def keep_measured(new: Path, old: Path, revision: str | None) -> None:
     """A record of speed in place of another of the same device; cases that it did not reach stay as they were."""
     report = json.loads(new.read_text())
     before = json.loads(old.read_text()) if old.is_file() else {'results': []}
     earlier = {r['case']: {'revision': before['revision'], **r} for r in before['results'] if 'ms' in r}
+    report['revision'] = revision or report['revision']
     report['results'] = [earlier.get(r['case'], r) if 'skipped' in r else r for r in report['results']]
     beside = old.with_suffix('.tmp')
     beside.write_text(json.dumps(report, indent=1) + '\n')

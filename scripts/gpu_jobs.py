@@ -23,7 +23,7 @@ LAST = 12.0  # seconds that are left for the copy at the end
 TINY = 20.0  # seconds that a job of a rehearsal may take
 SMALL = 2 ** 20  # bytes
 MPS = 'nvidia-cuda-mps-control'
-PATHS = ('data', 'output', 'download', 'data_dir', 'pretrained_path')  # arguments that say nothing of a result
+PATHS = ('data', 'output', 'download', 'data_dir', 'pretrained_path', 'resume')  # arguments that do not matter
 ENVIRONMENT, PID, LOG = 'environment.jsonl', 'pid', 'log.txt'  # beside what a job makes
 
 
@@ -41,13 +41,14 @@ class Places:
     def __init__(self, pack: Path, root: Path, smoke: bool = False) -> None:
         self.runs = pack / ('rehearsal' if smoke else 'runs')  # what is not collected yet
         self.finished = pack / 'finished'
-        self.root = root
+        self.root, self.smoke = root, smoke
 
     def waiting(self, only: str = '*') -> list[Job]:
-        """Jobs that have no result yet, here or in the record."""
-        recorded = {line['name'] for line in read(self.root / RECORD)}
+        """Jobs that have no result yet, here or in the record; of a rehearsal only its own results count."""
+        recorded = {line['name'] for line in read(self.root / RECORD) if not self.smoke}
+        places = (self.runs,) if self.smoke else (self.runs, self.finished)
         return [job for job in queue() if job.name not in recorded and fnmatch(job.name, only)
-                and not any((place / job.name / job.result).is_file() for place in (self.runs, self.finished))]
+                and not any((place / job.name / job.result).is_file() for place in places)]
 
     def worth_keeping(self) -> list[tuple[str, Path]]:
         """What comes back: first what is small, of all jobs, then weights, then checkpoints, in the order of jobs."""

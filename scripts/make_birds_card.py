@@ -68,12 +68,11 @@ Accuracy in percent on the test images after the last epoch (images shrunk to 25
 seeds the mean and its standard error, and the weights of the first. No epoch was chosen on the test images, but which
 of the networks has its weights here was. Multiply-adds of one image, of all: streams, localization, sampling.
 
-| network | top-1 | top-5 | seeds | multiply-adds | of plain 224 | parameters |
-| --- | --- | --- | --- | --- | --- | --- |
+| network | top-1 | top-5 | multiply-adds | of plain 224 | parameters |
+| --- | --- | --- | --- | --- | --- |
 {rows}
 
-All are trained alike. The standard error of a seed's accuracy, from the number of test images alone, is 0.9
-points here. {note}
+All are trained alike. The standard error that the number of test images alone makes is 0.9 points. {note}
 
 ## Recipe
 
@@ -95,16 +94,18 @@ def results(runs: list[Path], name: str) -> list[dict]:
 
 
 def figure(found: list[dict], key: str) -> str:
-    """Mean, and its standard error where there are several."""
+    """Mean, and its standard error where there are several seeds."""
     values = [line[key] for line in found]
-    error = f' ± {statistics.stdev(values) / len(values) ** 0.5:.1f}' if values[1:] else ''
-    return f'{statistics.mean(values):.1f}{error}'
+    if len(values) == 1:
+        return f'{values[0]:.1f}'
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f'{statistics.mean(values):.1f} ± {error:.1f} ({len(values)} seeds)'
 
 
 def row(found: list[dict], plain: float) -> str:
     """What the table has beside the name of a network."""
     cost = found[0]['multiply_adds']
-    return (f"{figure(found, 'top1')} | {figure(found, 'top5')} | {len(found)} | {cost:.3f} G | {cost / plain:.0%} | "
+    return (f"{figure(found, 'top1')} | {figure(found, 'top5')} | {cost:.3f} G | {cost / plain:.0%} | "
             f"{found[0]['parameters']:,} |")
 
 

@@ -159,10 +159,10 @@ def test_a_record_of_speed_keeps_what_the_next_does_not_reach(tmp_path):
         {'case': 'x', 'ms': {'plain': 1}}, {'case': 'y', 'ms': {'plain': 2}}, {'case': 'z', 'skipped': 'no'}]}))
     new.write_text(json.dumps({'revision': 'b', 'results': [
         {'case': 'y', 'ms': {'plain': 3}}, {'case': 'x', 'skipped': 'not reached'}, {'case': 'z', 'skipped': 'no'}]}))
-    keep_measured(new, old)
+    keep_measured(new, old, None)
     found = json.loads(old.read_text())
     assert found['revision'] == 'b' and found['results'] == [
         {'case': 'y', 'ms': {'plain': 3}}, {'revision': 'a', 'case': 'x', 'ms': {'plain': 1}},
         {'case': 'z', 'skipped': 'no'}]
-    keep_measured(new, tmp_path / 'none yet.json')
-    assert json.loads((tmp_path / 'none yet.json').read_text()) == json.loads(new.read_text())
+    keep_measured(new, tmp_path / 'none yet.json', 'c')
+    assert json.loads((tmp_path / 'none yet.json').read_text()) == json.loads(new.read_text()) | {'revision': 'c'}
