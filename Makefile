@@ -46,7 +46,7 @@ gpu-pack: $(VENV)/.installed
 		$(if $(TIMM_SCRIPTS),--scripts $(TIMM_SCRIPTS)) $(if $(PARTS),--parts $(PARTS))
 
 gpu:
-	$(PYTHON) scripts/gpu.py run --budget $(BUDGET) --output $(OUT) --device $(DEVICE) $(if $(SMOKE),--smoke) $(if $(ONLY),--only '$(ONLY)')
+	$(PYTHON) scripts/gpu.py run --budget $(BUDGET) --output $(OUT) --device $(DEVICE) $(if $(SMOKE),--smoke) $(if $(ONLY),--only '$(ONLY)') $(if $(SECTIONS),--sections $(SECTIONS))
 
 # wheel and sdist, checked; then the wheel, installed in an environment of its own, runs the demo
 dist: $(VENV)/.installed

@@ -93,11 +93,8 @@ class CapturedStep:
 @torch.no_grad()
 def average(ema: ModelEmaV3, model: nn.Module, weight: Tensor) -> None:
     """What `ema.update` does, with the weight of the model in a tensor."""
-    pairs = list(zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True))
-    averages, values = (list(side) for side in zip(*(pair for pair in pairs if pair[0].is_floating_point())))
-    changes = torch._foreach_sub(values, averages)
-    torch._foreach_mul_(changes, weight)
-    torch._foreach_add_(averages, changes)
-    for old, new in pairs:
-        if not old.is_floating_point():
+    for old, new in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, weight)
+        else:
             old.copy_(new)
