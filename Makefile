@@ -5,9 +5,8 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 BUDGET ?= 540
 DEVICE ?= cuda
-OUT ?= .gpu/out
+OUT ?= .gpu/$(if $(SMOKE),rehearsal-)out
 DATA ?= $(TIMM_STN_DATA)
-WEIGHTS ?= $(DATA)/../weights/tf_efficientnet_lite0.in1k/model.safetensors
 OLDEST_VENV ?= .venv-oldest
 DIST_VENV ?= .venv-dist
 OLDEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
@@ -39,14 +38,15 @@ lint: $(VENV)/.tested
 bench: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark.py --check
 
-# for a machine with a GPU, which may be bare and offline: what it needs, and then there all that waits for it
+# for a machine with a GPU, which may be bare and offline: what it needs, of which PARTS="..." makes some
 gpu-pack: $(VENV)/.installed
-	@test -n "$(DATA)" || { echo 'make gpu-pack DATA=DIR WEIGHTS=FILE TIMM_SCRIPTS=DIR [PARTS="mnist ..."]: see docs/gpu.md'; exit 2; }
-	$(BIN)/python scripts/gpu.py pack --data $(DATA) --weights $(WEIGHTS) \
-		$(if $(TIMM_SCRIPTS),--scripts $(TIMM_SCRIPTS)) $(if $(PARTS),--parts $(PARTS))
+	$(BIN)/python scripts/gpu.py pack $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+		$(if $(TIMM_SCRIPTS),--scripts "$(TIMM_SCRIPTS)") $(if $(PARTS),--parts $(PARTS))
 
+# and there all that waits for it; SECTIONS=queue, ONLY='card-*'; DEVICE=cpu SMOKE=1 rehearses it
 gpu:
-	$(PYTHON) scripts/gpu.py run --budget $(BUDGET) --output $(OUT) --device $(DEVICE) $(if $(SMOKE),--smoke) $(if $(ONLY),--only '$(ONLY)') $(if $(SECTIONS),--sections $(SECTIONS))
+	$(PYTHON) scripts/gpu.py run --budget $(BUDGET) --output "$(OUT)" --device $(DEVICE) $(if $(SMOKE),--smoke) \
+		$(if $(SECTIONS),--sections $(SECTIONS)) $(if $(ONLY),--only '$(ONLY)')
 
 # wheel and sdist, checked; then the wheel, installed in an environment of its own, runs the demo
 dist: $(VENV)/.installed

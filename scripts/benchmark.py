@@ -76,7 +76,9 @@ def main() -> int:
     if any(word.startswith('--device') for word in sys.argv[1:]):
         import benchmark_gpu  # has arguments of its own
         return benchmark_gpu.main()
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n')[0],
+        epilog='With --device cuda, what scripts/benchmark_gpu.py measures; options: --device cuda --help')
     parser.add_argument('--check', action='store_true', help='exit with status 1 if a goal is missed')
     parser.add_argument('--padding-mode', choices=('border', 'zeros', 'reflection'), default='border')
     parser.add_argument('--seconds', type=float, default=5., help='for each case')

@@ -352,7 +352,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error('there is no CUDA device; --device cpu is a rehearsal')
     begin = time.perf_counter()
     device, smoke = torch.device(args.device), args.smoke or args.device == 'cpu'
-    if args.device == 'cuda':
+    if args.device == 'cpu':
+        torch.set_num_threads(1)
+    else:
         torch.backends.cudnn.benchmark = True  # as timm's training script sets it
         torch.backends.cudnn.benchmark_limit = 3  # algorithms to try: of ten, the search takes longer than all else
     timer, function = choose_timer(device)
@@ -383,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.output is not None:
             write(args.output, report)
     print(report['device'], report['driver'], report['versions'], report['revision'], timer)
-    print('milliseconds (ratio to plain)')
+    print('milliseconds (ratio to plain)' + ', of tiny sizes: a rehearsal, no measurement' * smoke)
     for result in results:
         if 'skipped' not in result:
             print(f'{result["case"]:<66}{summary(result)}')

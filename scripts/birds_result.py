@@ -56,7 +56,9 @@ def result(run: Path) -> dict[str, Any]:
     found = summary(run)
     if found is None:
         raise SystemExit(f'{run} is no finished run of scripts/train_birds.sh: no last epoch in its summary.csv.')
-    model, args, *_ = read_run(run / 'last.pth.tar')
+    model, args, epoch, *_ = read_run(run / 'last.pth.tar')
+    if epoch != found['epoch']:
+        raise SystemExit(f'{run}: the checkpoint is of epoch {epoch}, the last figures are of {found["epoch"]:.0f}.')
     device = str(args['device'])
     return {
         'args': {k: v for k, v in args.items() if v not in (None, '', [], {}) and v is not False},

@@ -34,7 +34,7 @@ from typing import Any
 
 import gpu_files
 import gpu_pack
-from gpu_jobs import LAST, LEARNING, ROOT, Clock, Places, Queue, end_leftovers, kill, shared_gpu
+from gpu_jobs import LAST, LEARNING, RECORD, ROOT, Clock, Places, Queue, alone, kill, remember, shared_gpu
 from gpu_queue import Job, queue
 from records import replace
 
@@ -44,18 +44,20 @@ MOST_CHECKS, MOST_SPEED = 150.0, 80.0  # seconds
 
 
 def pack(args: argparse.Namespace) -> None:
-    args.places.put_aside()
+    args.places.put_aside(recorded=True)
     gpu_pack.pack(gpu_pack.Sources(args.data, args.weights, args.scripts), args.pack, args.parts)
     replace(args.places.runs / 'learning' / LEARNING.name, args.places.learned())  # not to be run again
     print(gpu_pack.report(args.pack, args.root, args.places.waiting(args.only), args.places.runs))
 
 
 def run(args: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what has to be done at the end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     clock, output = Clock(args.budget), args.output
-    output.mkdir(parents=True, exist_ok=True)
-    end_leftovers(args.places.runs)
-    with tempfile.TemporaryDirectory() as name:
+    if not any(fnmatch(job.name, args.only) for job in queue()):
+        raise SystemExit(f'--only {args.only}: no job is named so; these are: '
+                         f'{" ".join(f"{kind}-*" for kind in dict.fromkeys(job.kind for job in queue()))}')
+    with tempfile.TemporaryDirectory() as name, alone(args.places.runs):
         folder = Path(name)
         for wheel in (args.pack / 'base').glob('*.whl'):
             zipfile.ZipFile(wheel).extractall(folder / 'packages')
@@ -64,9 +66,10 @@ def run(args: argparse.Namespace) -> int:
                    OMP_NUM_THREADS='1', PYTHON=sys.executable)
         if (args.pack / 'timm-scripts').is_dir():
             env['TIMM_SCRIPTS'] = str(args.pack / 'timm-scripts')
-        failed = environment(args, output, env)
-        if failed:
-            return failed
+        found = environment(args, env)
+        print(json.dumps(found), flush=True)
+        begin(args, output, found)
+        failed = 0
         if 'checks' in args.sections:
             failed |= checks(args, output, env, clock)
         if 'speed' in args.sections:
@@ -77,62 +80,104 @@ def run(args: argparse.Namespace) -> int:
     return failed
 
 
-def environment(args: argparse.Namespace, output: Path, env: dict[str, str]) -> int:
-    """What the figures were made with."""
+def stop(number: int, _: Any) -> None:
+    """End, by way of what has to be done at the end, which a second signal must not cut short: `timeout` sends two."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def environment(args: argparse.Namespace, env: dict[str, str]) -> dict[str, Any]:
+    """What the figures are made with."""
     code = '''import json, sys, timm, timm_stn, torch
 cuda = torch.cuda.is_available()
 print(json.dumps(dict(
-    device=torch.cuda.get_device_name() if cuda else "cpu", cuda=torch.version.cuda, torch=torch.__version__,
-    timm=timm.__version__, timm_stn=timm_stn.__version__, python=sys.version.split()[0])))'''
+    device=torch.cuda.get_device_name() if cuda else "cpu", cuda=torch.version.cuda if cuda else None,
+    torch=torch.__version__, timm=timm.__version__, timm_stn=timm_stn.__version__, python=sys.version.split()[0])))'''
     done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
     if done.returncode:
-        print(done.stderr, f'{sys.executable} needs torch and more, and {args.pack}/base timm: see docs/gpu.md.')
-        return 1
-    found = dict(json.loads(done.stdout), smoke=args.smoke, processor=platform.processor() or platform.machine(),
-                 cores=os.cpu_count())
-    if (args.pack / 'base' / 'revision').is_file():
-        found['revision'] = (args.pack / 'base' / 'revision').read_text().strip()
+        raise SystemExit(f'{done.stderr}\n{sys.executable} needs torch and more, and {args.pack}/base timm: see '
+                         'docs/gpu.md; with make, PYTHON=.venv/bin/python may be the one that has it.')
+    found = dict(
+        json.loads(done.stdout), smoke=args.smoke, processor=platform.processor() or platform.machine(),
+        cores=os.cpu_count(), revision=revision(args.pack), time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
     if shutil.which('nvidia-smi'):
         query = ['nvidia-smi', '--query-gpu=driver_version,memory.total', '--format=csv,noheader']
         found['driver'] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    (output / 'environment.json').write_text(json.dumps(found, indent=2) + '\n')
-    print(json.dumps(found), flush=True)
     if args.device == 'cuda' and found['device'] == 'cpu':
-        print('--device cuda, but torch sees no GPU.')
-        return 1
-    return 0
+        raise SystemExit('--device cuda, but torch sees no GPU.')
+    return found
+
+
+def revision(folder: Path) -> str | None:
+    """Of the checkout, by git, or as it was packed, where the checkout came without."""
+    if (ROOT / '.git').exists() and shutil.which('git'):
+        done = subprocess.run(gpu_pack.DESCRIBE, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    packed = folder / 'base' / 'revision'
+    return packed.read_text().strip() if packed.is_file() else None
+
+
+def begin(args: argparse.Namespace, output: Path, found: dict[str, Any]) -> None:
+    """What earlier runs have left in the folder counts, as if it had been made here."""
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / 'environment.json'
+    if file.is_file() and bool(environment_of(output).get('smoke')) != args.smoke:
+        raise SystemExit(f'--output {output} is of {"a real run" if args.smoke else "a rehearsal (--smoke)"}: name '
+                         'another folder, for what comes back from there would be mixed.')
+    for said in gpu_files.read(output, args.places.runs, LEARNING.name):
+        print(f'{output}: {said}')
+    file.write_text(json.dumps(found, indent=2) + '\n')
 
 
 def checks(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clock) -> int:
     select = ['-k', 'identity'] if args.smoke else []
     spread = ['-n', '4'] if importlib.util.find_spec('xdist') and not args.smoke else []
     command = ['-m', 'pytest', '-q', '-m', 'gpu', '-p', 'no:cacheprovider', '--durations=8', *spread, *select, *CHECKS]
-    return section('checks', command, output / 'checks.txt', env, min(MOST_CHECKS, clock.left() - LAST))
+    failed, said = section(args, 'checks', command, env, min(MOST_CHECKS, clock.left() - LAST))
+    if said:
+        (output / 'checks.txt').write_text(f'{json.dumps(environment_of(output))}\n{said}')
+    return failed
 
 
 def speed(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clock) -> int:
-    most, record = min(MOST_SPEED, clock.left() - LAST), folder_of(args, output) / 'speed.json'
-    command = ['scripts/benchmark.py', '--device', args.device, '--output', str(output / 'speed.json'),
+    most, file = min(MOST_SPEED, clock.left() - LAST), output / 'speed.json'
+    record = args.root / 'docs' / 'gpu' / device_of(output) / 'speed.json'
+    file.unlink(missing_ok=True)
+    command = ['scripts/benchmark.py', '--device', args.device, '--output', str(file),
                '--budget', str(8 if args.smoke else max(1, most - 20)), *(['--smoke'] if args.smoke else []),
                *(['--after', str(record)] if record.is_file() else [])]
-    return section('speed', command, output / 'speed.txt', env, most)
+    failed, _ = section(args, 'speed', command, env, most)
+    if file.is_file():
+        made = {key: environment_of(output)[key] for key in ('revision', 'time')}
+        file.write_text(json.dumps(json.loads(file.read_text()) | made, indent=1))
+    return failed
 
 
-def section(name: str, command: list[str], log: Path, env: dict[str, str], seconds: float) -> int:
-    """Runs a command to its end, or to the end of its time; its last lines are shown."""
+def section(
+        args: argparse.Namespace, name: str, command: list[str], env: dict[str, str], seconds: float,
+) -> tuple[int, str]:
+    """Runs a command to its end, or to the end of its time: whether it failed, and what it said, if it ended."""
+    if seconds < 20:
+        print(f'--- {name}: left out, for no time is left for it', flush=True)
+        return 1, ''
     start = time.monotonic()
-    with log.open('w') as file:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT,
+    with tempfile.TemporaryFile('w+') as log:
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT,
                                    start_new_session=True)
+        remember(process, args.places.runs / name)
         try:
-            code: int | str = process.wait(max(1.0, seconds))
+            code: int | str = process.wait(seconds)
         except subprocess.TimeoutExpired:
             code = 'stopped, for its time was over'
         finally:
             kill([process])
+        log.seek(0)
+        said = log.read()
     print(f'--- {name}: {code} after {time.monotonic() - start:.0f} s')
-    print('\n'.join(log.read_text().splitlines()[-40:]), flush=True)
-    return int(code != 0)
+    print('\n'.join(said.splitlines()[-40:]), flush=True)
+    return int(code != 0), said if isinstance(code, int) else ''
 
 
 def work(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clock, folder: Path) -> int:
@@ -146,44 +191,75 @@ def work(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clo
             tiny = [sys.executable, str(ROOT / 'scripts' / 'gpu_tiny.py'), str(place), *parts]
             subprocess.run(tiny, env=env, check=True)
     there = gpu_pack.present(place)
-    print(*gpu_pack.lacking(jobs, there), sep='\n', flush=True)
+    if not jobs:
+        print(f'no job is left of --only {args.only}: each has a result'
+              f'{f" in {args.places.runs}, which may be deleted" if args.smoke else ""}', flush=True)
+    for line in gpu_pack.lacking(jobs, there):
+        print(line, flush=True)
     ready: list[Job] = [job for job in jobs if {*job.parts} <= there]
-    paths = gpu_pack.unpack(place, folder, ready)
+    paths, broken = gpu_pack.unpack(place, folder, ready)
+    for part, error in broken.items():
+        print(f'{part} cannot be unpacked, and jobs that need it are left out: {error}', flush=True)
+    ready = [job for job in ready if not {*job.parts} & {*broken}]
     with shared_gpu(env, folder) if args.device == 'cuda' else nullcontext():
-        return Queue(args.places, ready, output, env, clock, paths, args.device, args.smoke, args.cores).run()
+        failed = Queue(args.places, ready, output, env, clock, paths, args.device, args.smoke, args.cores).run()
+    return failed or int(bool(broken))
 
 
 def collect(args: argparse.Namespace) -> None:
-    found, target = json.loads((args.folder / 'environment.json').read_text()), folder_of(args, args.folder)
-    if found.get('smoke') and args.root == ROOT:
+    file = args.folder / 'environment.json'
+    if not file.is_file():
+        raise SystemExit(f'{args.folder} is no OUT of a run: there is no {file}.')
+    found, target = environment_of(args.folder), args.root / 'docs' / 'gpu' / device_of(args.folder)
+    if found.get('smoke') and (args.root == ROOT or args.pack == ROOT / '.gpu'):
         raise SystemExit(f'{args.folder} is of a rehearsal (--smoke), which is no record; '
-                         '--root DIR collects it elsewhere.')
-    for name in gpu_files.read(args.folder, args.places.runs):
-        print(f'{name} came back in part, and is not used')
-    target.mkdir(parents=True, exist_ok=True)
-    for path in (*args.folder.glob('environment.json'), *args.folder.glob('checks.txt')):
-        shutil.copyfile(path, target / path.name)
-    if (args.folder / 'speed.json').is_file():
-        keep_measured(args.folder / 'speed.json', target / 'speed.json', found.get('revision'))
-    for job in args.places.record():
-        print(f'{job.name}: {args.places.finished / job.name}')
+                         '--root DIR --pack DIR, both, collect it elsewhere.')
+    for said in gpu_files.read(args.folder, args.places.runs, LEARNING.name):
+        print(said)
+    for path in (args.folder / 'checks.txt', args.folder / 'speed.json'):
+        place = target / path.name
+        if not path.is_file():
+            continue
+        if place.is_file() and time_of(path) < time_of(place):
+            print(f'{path.name} is older than the one that is recorded, and is not used')
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        keep_measured(path, place) if path.suffix == '.json' else shutil.copyfile(path, place)
+    for job, lacks in args.places.record().items():
+        without = f', without {" ".join(lacks)}: delete it there and in {RECORD} to run it again' if lacks else ''
+        print(f'new: {job.name}, in {args.places.finished / job.name}{without}')
+    for job in args.places.begun():
+        print(f'cut off, and to go on where it was: {job.name}')
     jobs = args.places.waiting(args.only)
-    print(f'{len(jobs)} jobs left to run:', *(job.name for job in jobs[:10]), *(['...'] if jobs[10:] else []))
+    print(f'left to run: {gpu_pack.tally(job.kind for job in jobs) or "nothing"}\n'
+          f'to be committed, if changed: {RECORD}, {LEARNING}, {target.relative_to(args.root)}/')
 
 
-def folder_of(args: argparse.Namespace, output: Path) -> Path:
-    """Where the records are of the device that this is of."""
-    device = json.loads((output / 'environment.json').read_text())['device']
-    return args.root / 'docs' / 'gpu' / re.sub(r'\W+', '-', device.lower())
+def device_of(output: Path) -> str:
+    """The device that this is of, as the name of a folder."""
+    return re.sub(r'\W+', '-', environment_of(output)['device'].lower())
 
 
-def keep_measured(new: Path, old: Path, revision: str | None) -> None:
+def environment_of(output: Path) -> dict[str, Any]:
+    return json.loads((output / 'environment.json').read_text())
+
+
+def time_of(record: Path) -> str:
+    """Of the run that made it, as UTC; empty where it does not say."""
+    text = record.read_text()
+    found = json.loads(text if record.suffix == '.json' else text.partition('\n')[0])
+    return found.get('time', '')
+
+
+def keep_measured(new: Path, old: Path) -> None:
     """A record of speed in place of another of the same device; cases that it did not reach stay as they were."""
     report = json.loads(new.read_text())
     before = json.loads(old.read_text()) if old.is_file() else {'results': []}
     earlier = {r['case']: {'revision': before['revision'], **r} for r in before['results'] if 'ms' in r}
-    report['revision'] = revision or report['revision']
-    report['results'] = [earlier.get(r['case'], r) if 'skipped' in r else r for r in report['results']]
+    report['results'] = [r if 'ms' in r else {**earlier.get(r['case'], {}), **r} for r in report['results']]
+    for result in report['results']:
+        if 'ms' in result:
+            result.pop('skipped', None)
     beside = old.with_suffix('.tmp')
     beside.write_text(json.dumps(report, indent=1) + '\n')
     os.replace(beside, old)
@@ -196,27 +272,33 @@ def main() -> int:
     def command(name: str, do: Callable[..., Any]) -> Any:
         made = commands.add_parser(name)
         made.set_defaults(do=do)
-        made.add_argument('--pack', type=Path, default=ROOT / '.gpu', metavar='DIR', help='default: .gpu')
-        made.add_argument('--root', type=Path, default=ROOT, metavar='DIR', help='of the records (default: checkout)')
-        made.add_argument('--only', default='*', metavar='PATTERN', help='of the names of jobs')
+        made.add_argument('--pack', type=Path, default=ROOT / '.gpu', metavar='DIR',
+                          help='where parts and runs are (default: .gpu)')
+        made.add_argument('--root', type=Path, default=ROOT, metavar='DIR',
+                          help='where model_cards/ and docs/ are, for the records (default: the checkout)')
+        made.add_argument('--only', default='*', metavar='PATTERN',
+                          help="names of jobs, as 'table1-*', see scripts/gpu_queue.py (default: all)")
         return made.add_argument
 
     add = command('pack', pack)
-    add('--data', type=Path, metavar='DIR')
-    add('--weights', type=Path, metavar='FILE')
-    add('--scripts', type=Path, metavar='DIR', default=os.environ.get('TIMM_SCRIPTS'), help='default: TIMM_SCRIPTS')
+    add('--data', type=Path, metavar='DIR', help='has mnist/, cub200-2010/ and gtsrb32/, as docs/gpu.md tells')
+    add('--weights', type=Path, metavar='FILE', help='ImageNet checkpoint of tf_efficientnet_lite0')
+    add('--scripts', type=Path, metavar='DIR', default=os.environ.get('TIMM_SCRIPTS'),
+        help='checkout of pytorch-image-models (default: TIMM_SCRIPTS)')
     add('--parts', nargs='+', default=[*gpu_pack.PARTS], choices=[*gpu_pack.PARTS], metavar='PART',
         help=f'to make anew, of {", ".join(gpu_pack.PARTS)} (default: all)')
     add = command('run', run)
-    add('--budget', type=float, default=540.0, metavar='SECONDS')
-    add('--output', type=Path, required=True, metavar='OUT')
-    add('--device', default='cuda', choices=('cuda', 'cpu'))
-    add('--sections', nargs='+', default=SECTIONS, choices=SECTIONS)
+    add('--budget', type=float, default=540.0, metavar='SECONDS', help='it ends after so long (default: 540)')
+    add('--output', type=Path, required=True, metavar='OUT', help='folder for what comes back')
+    add('--device', default='cuda', choices=('cuda', 'cpu'), help='cpu: for rehearsals, with --smoke')
+    add('--sections', nargs='+', default=SECTIONS, choices=SECTIONS, help='to run (default: all)')
     add('--cores', type=int, help='that jobs share; default: all but one')
-    add('--smoke', action='store_true', help='tiny sizes: does it run?')
+    add('--smoke', action='store_true', help='a rehearsal, on tiny data: does it run?')
     add = command('collect', collect)
     add('folder', type=Path, metavar='OUT')
     args = parser.parse_args()
+    if getattr(args, 'device', 'cuda') == 'cpu' and not args.smoke:
+        parser.error('--device cpu is for rehearsals: --smoke is needed, too')
     args.pack, args.root = args.pack.resolve(), args.root.resolve()
     args.places = Places(args.pack, args.root, getattr(args, 'smoke', False))
     return args.do(args) or 0

@@ -26,12 +26,24 @@ class Bin:
         self.members.append((name, content, time))
         self.room -= len(content) + EDGE
 
+    def packed(self) -> bytes:
+        file = BytesIO()
+        with tarfile.open(fileobj=file, mode='w') as tar:
+            for name, content, time in self.members:
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime = len(content), time
+                tar.addfile(member, BytesIO(content))
+        return file.getvalue()
+
 
 def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, count: int = COUNT) -> list[str]:
     """Write files, by the names given, to `runs-N.tar` in a folder, the first ones first; names of what has no room."""
     bins, left_out = [Bin(most) for _ in range(count)], []
     for name, path in files:
-        content, time = path.read_bytes(), path.stat().st_mtime
+        try:
+            content, time = path.read_bytes(), path.stat().st_mtime
+        except FileNotFoundError:  # a job is about to replace it
+            continue
         whole = next((b for b in bins if len(content) + EDGE <= b.room), None)
         if whole:
             whole.add(name, content, time)
@@ -49,35 +61,61 @@ def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, cou
         for index, (b, piece) in enumerate(pieces):
             b.add(f'{name}.piece-{index}-of-{len(pieces)}-{digest}', piece, time)
     for number, b in enumerate(bins):
-        with tarfile.open(target / f'.runs-{number}.tar', 'w') as tar:
-            for name, content, time in b.members:
-                member = tarfile.TarInfo(name)
-                member.size, member.mtime = len(content), time
-                tar.addfile(member, BytesIO(content))
-    for number, b in enumerate(bins):  # all at once, or nearly
-        if b.members:
-            os.replace(target / f'.runs-{number}.tar', target / f'runs-{number}.tar')
-        else:
-            (target / f'.runs-{number}.tar').unlink()
-            (target / f'runs-{number}.tar').unlink(missing_ok=True)
+        place, beside = target / f'runs-{number}.tar', target / '.runs.tmp'
+        content = b.packed() if b.members else b''
+        if not content:
+            place.unlink(missing_ok=True)
+        elif not place.is_file() or place.read_bytes() != content:
+            beside.write_bytes(content)
+            os.replace(beside, place)
     return left_out
 
 
-def read(source: Path, target: Path) -> list[str]:
-    """Put what `write` wrote to its place, but for what is newer there; names of files of which a piece is missing."""
+def read(source: Path, target: Path, lines: str = '') -> list[str]:
+    """Put what `write` wrote to its place, but for what is newer there; says what was not whole, or not taken.
+
+    To files of the name `lines` what they lack is added, a line each.
+    """
     target.mkdir(parents=True, exist_ok=True)
+    told = []
     with tempfile.TemporaryDirectory(dir=target, prefix='.collect-') as folder:
         beside = Path(folder)
         for path in sorted(source.glob('runs-*.tar')):
-            with tarfile.open(path) as tar:
-                tar.extractall(beside, filter='data')
-        broken = join(beside)
+            try:
+                extract(path, beside)
+            except tarfile.TarError as error:
+                told.append(f'{path.name} is broken off, what follows is missing: {error}')
+        told += [f'{name} came in part, and is not used' for name in join(beside)]
         for path in sorted(p for p in beside.rglob('*') if p.is_file()):
-            place = target / path.relative_to(beside)
-            if not place.is_file() or place.stat().st_mtime <= path.stat().st_mtime:
-                place.parent.mkdir(parents=True, exist_ok=True)
+            name = path.relative_to(beside)
+            place = target / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.is_file() and path.name == lines:
+                add_lines(place, path)
+            elif not place.is_file() or place.stat().st_mtime <= path.stat().st_mtime:
                 os.replace(path, place)
-    return broken
+            elif place.read_bytes() != path.read_bytes():
+                told.append(f'{name} is older than the one that is here, and is not used')
+    return told
+
+
+def add_lines(old: Path, new: Path) -> None:
+    """What is not in a file yet, to its end; lines that were not written to their end go."""
+    found = [line for path in (old, new) for line in path.read_text().rpartition('\n')[0].splitlines()]
+    beside = old.with_name(f'.{old.name}.tmp')
+    beside.write_text(''.join(f'{line}\n' for line in dict.fromkeys(found)))
+    os.replace(beside, old)
+
+
+def extract(path: Path, target: Path) -> None:
+    """A tar up to where it is broken off, if it is."""
+    with tarfile.open(path) as tar:
+        for member in tar:
+            try:
+                tar.extract(member, target, filter='data')
+            except tarfile.TarError:
+                (target / member.name).unlink(missing_ok=True)
+                raise
 
 
 class Whole(NamedTuple):

@@ -1,4 +1,5 @@
 """Runs the jobs of scripts/gpu_queue.py, side by side, until the time is over, and keeps their results and records."""
+import fcntl
 import json
 import os
 import shutil
@@ -58,8 +59,9 @@ class Places:
             names = {*job.keeps, job.result, ENVIRONMENT} | (set() if done else {job.checkpoint, LOG})
             for name in sorted(names):
                 path = self.runs / job.name / name
-                if path.is_file():
-                    found.append((0 if path.stat().st_size < SMALL else 1 if done else 2, f'{job.name}/{name}', path))
+                with suppress(FileNotFoundError):
+                    rank = 0 if path.stat().st_size < SMALL else 1 if done else 2
+                    found.append((rank, f'{job.name}/{name}', path))
         return [file[1:] for file in sorted(found, key=lambda file: file[0])]
 
     def learned(self) -> list[Line]:
@@ -68,31 +70,61 @@ class Places:
         found = [line for place in places for line in read(place / LEARNING.name)]
         return list({key(line): line for line in found}.values())
 
-    def put_aside(self) -> None:
-        """Finished jobs, which need not travel any more."""
+    def put_aside(self, recorded: bool = False) -> None:
+        """Finished jobs, which need not travel any more; or those alone that have been recorded."""
+        names = {line['name'] for line in read(self.root / RECORD)}
         for job in queue():
-            folder = self.finished / job.name
-            if (self.runs / job.name / job.result).is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.runs / job.name, folder)
+            here, there = self.runs / job.name, self.finished / job.name
+            done = (there / job.result).is_file()
+            if not here.is_dir() or not (done or whole(here / job.result)) or (recorded and job.name not in names):
+                continue
+            if done:  # what is there stays
+                shutil.copytree(here, there, dirs_exist_ok=True, copy_function=copy_new)
+                shutil.rmtree(here)
+            else:
+                there.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(there, ignore_errors=True)
+                shutil.move(here, there)
+            if here.parent != self.runs and not any(here.parent.iterdir()):
+                here.parent.rmdir()
 
-    def record(self) -> list[Job]:
-        """Put finished jobs aside, and write down their results, each once. Returns those that are new."""
+    def begun(self) -> list[Job]:
+        """Jobs that were cut off, and go on from their checkpoint."""
+        return [job for job in self.waiting() if (self.runs / job.name / job.checkpoint).is_file()]
+
+    def record(self) -> dict[Job, list[str]]:
+        """Put finished jobs aside, and write down their results, each once: those that are new, and what they lack."""
+        replace(self.root / LEARNING, self.learned())
         self.put_aside()
         recorded = read(self.root / RECORD)
-        new = [job for job in queue() if (self.finished / job.name / job.result).is_file()
+        new = [job for job in queue() if job.result.endswith('.json')
+               and (self.finished / job.name / job.result).is_file()
                and job.name not in {line['name'] for line in recorded}]
-        lines = [self.line(job, self.finished / job.name) for job in new if job.result.endswith('.json')]
-        replace(self.root / RECORD, [*recorded, *lines])
-        replace(self.root / LEARNING, self.learned())
-        return new
+        replace(self.root / RECORD, [*recorded, *(self.line(job, self.finished / job.name) for job in new)])
+        return {job: [name for name in job.keeps if not (self.finished / job.name / name).is_file()] for job in new}
 
     def line(self, job: Job, folder: Path) -> Line:
         line = json.loads((folder / job.result).read_text())
         line['args'] = {k: v for k, v in line['args'].items() if k not in PATHS}
         *earlier, last = read(folder / ENVIRONMENT) or [{}]
         return dict(name=job.name, **line, environment=last, **({'begun_with': earlier} if earlier else {}))
+
+
+def whole(result: Path) -> bool:
+    """That there is a result, which is then good JSON; one that is not goes, and its job is run again."""
+    if not result.is_file():
+        return False
+    try:
+        json.loads(result.read_text() or ('null' if result.suffix != '.json' else ''))
+    except ValueError as error:
+        print(f'{result} is broken, and deleted: {error}')
+        result.unlink()
+    return result.is_file()
+
+
+def copy_new(source: str, target: str) -> None:
+    if not os.path.exists(target):
+        shutil.copy2(source, target)
 
 
 class Queue:
@@ -104,12 +136,12 @@ class Queue:
         self.paths, self.device, self.smoke = paths, device, smoke
         self.cores = cores or max(1, (os.cpu_count() or 1) - 1)
         self.running: dict[str, tuple[Job, subprocess.Popen]] = {}
-        self.failed: list[str] = []
+        self.failed: set[str] = set()
         self.environment = json.loads((output / 'environment.json').read_text())
 
     def run(self) -> int:
         seconds = sum(self.seconds(job) * min(job.cores, self.cores) for job in self.todo) / self.cores
-        print(f'{len(self.todo)} jobs, about {seconds:.0f} s on {self.cores} cores by the estimates of gpu_queue.py, '
+        print(f'jobs: {len(self.todo)}, {seconds:.0f} s on cores: {self.cores}, by the estimates of gpu_queue.py; '
               f'{self.clock.left():.0f} s left', flush=True)
         copied = time.monotonic()
         try:
@@ -127,8 +159,12 @@ class Queue:
                 print(f'{name} was cut off', flush=True)
             kill([process for _, process in self.running.values()])
             left_out = self.copy()
+        if self.todo:
+            least = min(self.seconds(job) for job in self.todo)
+            print(f'not started, for the shortest takes {least:.0f} s, and {LAST:.0f} s are kept to copy results:',
+                  *(job.name for job in self.todo[:10]), *(['...'] if self.todo[10:] else []))
         if left_out:
-            print('too large to come back:', *left_out)
+            print('no room to come back:', *left_out)
         return int(bool(self.failed))
 
     def seconds(self, job: Job) -> float:
@@ -149,13 +185,13 @@ class Queue:
                                      left=int(max(1, self.clock.left() - LAST - 15)))
         script, *args = (word.format(**words) if '{' in word else word for word in job.command)
         command = ['bash' if script.endswith('.sh') else sys.executable, str(ROOT / 'scripts' / script), *args]
-        seen = read(folder / ENVIRONMENT)
+        seen = read(folder / ENVIRONMENT) if (folder / job.checkpoint).is_file() else []
         if self.environment not in seen[-1:]:
             replace(folder / ENVIRONMENT, [*seen, self.environment])
         with (folder / LOG).open('a') as log:
             process = subprocess.Popen([*command, *(job.smoke if self.smoke else ())], cwd=ROOT, env=self.env,
                                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        (folder / PID).write_text(f'{process.pid} {started(process.pid)}')
+        remember(process, folder)
         self.running[job.name] = job, process
         print(f'{job.name} started, {self.clock.left():.0f} s left', flush=True)
 
@@ -165,20 +201,46 @@ class Queue:
                 continue
             del self.running[name]
             folder = self.places.runs / name
-            said = (folder / LOG).read_text().splitlines()
             if process.returncode:
-                self.failed.append(name)
-                print(f'{name} failed:', *said[-15:], sep='\n', flush=True)
-            elif job.partly and self.clock.left() > LAST + 20:  # it ended before its time did
+                how = f'with status {process.returncode}' if process.returncode > 0 else 'for it was killed'
+                said = (folder / LOG).read_text(errors='replace').splitlines()
+                print(f'{name} failed, {how}:', *said[-15:], sep='\n', flush=True)
+                if name not in self.failed:  # once more, in the end: on a device that is shared, one fault hits others
+                    self.todo.append(job)
+                self.failed.add(name)
+                continue
+            self.failed.discard(name)
+            if job.partly and self.clock.left() > LAST + 20:  # it ended before its time did
                 (folder / job.result).touch()
-            print(f'{name} ended, {self.clock.left():.0f} s left', *said[-1:], flush=True)
+            print(f'{name} ended, {self.clock.left():.0f} s left', told(folder / job.result), flush=True)
 
     def copy(self) -> list[str]:
         """What jobs have made so far, to the folder that comes back; names of what has no room there."""
         return gpu_files.write(self.output, self.places.worth_keeping())
 
 
+def told(result: Path) -> str:
+    """The figures of a result."""
+    if not result.is_file() or not result.stat().st_size:
+        return ''
+    found = json.loads(result.read_text())
+    return ', '.join(f'{key} {found[key]:.2f} %' for key in ('test_error', 'top1', 'top5') if key in found)
+
+
 # processes
+
+
+@contextmanager
+def alone(runs: Path) -> Iterator[None]:
+    """Two runs of the same jobs would spoil each other: there is one at a time, and what another left is ended."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / '.lock').open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f'Another run is at work in {runs}: wait for its end.') from None
+        end_leftovers(runs)
+        yield
 
 
 def kill(processes: Iterable[subprocess.Popen]) -> None:
@@ -207,8 +269,14 @@ def started(pid: int) -> str:
         return ''
 
 
+def remember(process: subprocess.Popen, folder: Path) -> None:
+    """Which process is at work in a folder, for `end_leftovers`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PID).write_text(f'{process.pid} {started(process.pid)}')
+
+
 def end_leftovers(runs: Path) -> None:
-    """End jobs that go on since the run that had started them was killed: two in one folder would spoil each other."""
+    """End what goes on since the run that had started it was killed."""
     for file in runs.rglob(PID):
         pid, _, since = file.read_text().partition(' ')
         if since and started(int(pid)) == since:
@@ -231,4 +299,5 @@ def shared_gpu(env: dict[str, str], folder: Path) -> Iterator[None]:
         yield
     finally:
         if started_here:
-            subprocess.run([MPS], input='quit', text=True, env=env, timeout=10)
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run([MPS], input='quit', text=True, env=env, timeout=10)

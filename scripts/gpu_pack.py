@@ -18,6 +18,7 @@ from gpu_queue import Job
 
 MOST = 60 * 2 ** 20  # bytes that travel at once, with the checkout
 SIDE, COLUMNS = 32, 64  # pixels of a sign; signs side by side in a picture of many
+DESCRIBE = ['git', 'describe', '--always', '--dirty']
 QUALITY = 92  # of the JPEG of signs: the highest at which all are less than 30 MiB
 
 
@@ -29,10 +30,15 @@ class Sources(NamedTuple):
 
     def find(self, name: str, *path: str) -> Path:
         found = getattr(self, name)
-        if found is None or not found.joinpath(*path).exists():
-            given = f'--{name} {found}' if found else f'no --{name}'
-            raise SystemExit(f'{given}, but {"/".join(path) or name} is needed; --parts names the parts to pack.')
+        if found is None:
+            raise Missing(f'--{name} is not given, and needed')
+        if not found.joinpath(*path).exists():
+            raise Missing(f'--{name}: there is no {found.joinpath(*path)}')
         return found.joinpath(*path)
+
+
+class Missing(SystemExit):
+    """What a part is made of is not there."""
 
 
 # parts: each fills a folder
@@ -41,17 +47,19 @@ class Sources(NamedTuple):
 def base(sources: Sources, folder: Path) -> None:
     """What every job needs: a timm, as a wheel, and which revision of ours it is."""
     import timm
-    subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(folder),
-                    f'timm=={timm.__version__}'], check=True)
+    wheel = f'timm=={timm.__version__}'
+    command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(folder), wheel]
+    if subprocess.run(command).returncode:
+        raise SystemExit(f'The wheel of {wheel} could not be downloaded.')
     root = Path(__file__).resolve().parents[1]
-    revision = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=root, capture_output=True, text=True)
+    revision = subprocess.run(DESCRIBE, cwd=root, capture_output=True, text=True)
     (folder / 'revision').write_text(revision.stdout)
 
 
 def mnist(sources: Sources, folder: Path) -> None:
     """All of it, as it is."""
-    for path in sources.find('data', 'mnist').iterdir():
-        shutil.copyfile(path, folder / path.name)
+    for path in DIGITS:
+        shutil.copyfile(sources.find('data', 'mnist', path), folder / path)
 
 
 def lite0(sources: Sources, folder: Path) -> None:
@@ -70,11 +78,11 @@ def timm_scripts(sources: Sources, folder: Path) -> None:
 
 
 def birds_train(sources: Sources, folder: Path) -> None:
-    thin(sources.find('data', 'cub200-2010', 'train.tar'), folder / 'train.tar')
+    thin(sources.find(*BIRDS['train']), folder / 'train.tar')
 
 
 def birds_test(sources: Sources, folder: Path) -> None:
-    thin(sources.find('data', 'cub200-2010', 'test.tar'), folder / 'test.tar')
+    thin(sources.find(*BIRDS['test']), folder / 'test.tar')
 
 
 def signs(sources: Sources, folder: Path) -> None:
@@ -133,17 +141,47 @@ def thin(source: Path, target: Path, names: set[str] | None = None) -> None:
 PARTS: dict[str, Callable[[Sources, Path], None]] = {
     'base': base, 'mnist': mnist, 'lite0': lite0, 'timm-scripts': timm_scripts, 'birds-train': birds_train,
     'birds-test': birds_test, 'learning': learning, 'signs': signs}
+DIGITS = [f'{split}-{kind}-ubyte.gz' for split in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
+BIRDS = {split: ('data', 'cub200-2010', f'{split}.tar') for split in ('train', 'test')}
+SIGNS = [('data', 'gtsrb32', f'{split}{end}') for split in ('train', 'test') for end in ('.tar', '-boxes.csv')]
+NEEDS: dict[str, list[tuple[str, ...]]] = {
+    'base': [], 'mnist': [('data', 'mnist', name) for name in DIGITS], 'lite0': [('weights',)],
+    'timm-scripts': [('scripts', 'train.py')], 'birds-train': [BIRDS['train']], 'birds-test': [BIRDS['test']],
+    'learning': [*BIRDS.values(), *SIGNS], 'signs': SIGNS}
+
+
+def check(sources: Sources, names: Iterable[str]) -> None:
+    """That there is all that these parts are made of.
+
+    Raises:
+        Missing: It says what is not there, and which parts can be made without.
+    """
+    wrong = {}
+    for name in PARTS:
+        try:
+            for need in NEEDS[name]:
+                sources.find(*need)
+        except Missing as error:
+            wrong[name] = str(error)
+    if told := {name: wrong[name] for name in names if name in wrong}:
+        lines = [f'{name}: {error}' for name, error in told.items()]
+        raise Missing('\n'.join([*lines, f'Without: --parts {" ".join(name for name in PARTS if name not in wrong)} '
+                                         '(with make PARTS="...")']))
 
 
 def pack(sources: Sources, folder: Path, names: Iterable[str]) -> None:
     """Make parts anew, each beside its place, and move it there once it is whole."""
+    check(sources, names)
     for name in names:
         beside = folder / f'.{name}'
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        PARTS[name](sources, beside)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        beside.rename(folder / name)
+        try:
+            PARTS[name](sources, beside)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            beside.rename(folder / name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 # there
@@ -154,25 +192,40 @@ def present(folder: Path) -> set[str]:
     return {name for name in PARTS if (folder / name).is_dir()}
 
 
-def unpack(folder: Path, target: Path, jobs: Iterable[Job]) -> dict[str, Path]:
-    """Make what these jobs read, where it is not in a part as it is: words of their commands, and their paths."""
-    there, needed = present(folder), {part for job in jobs for part in job.parts}
-    paths = {name: folder / name for name in there}
-    if {'birds-train', 'birds-test'} <= there & needed:
-        paths['birds'] = target / 'birds'
-        for split in ('train', 'test'):
-            with tarfile.open(folder / f'birds-{split}' / f'{split}.tar') as tar:
-                tar.extractall(paths['birds'] / split, filter='data')
-    if 'signs' in there & needed:
-        paths['signs'] = target / 'signs'
-        for split in ('train', 'test'):
-            unpack_signs(folder / 'signs', paths['signs'], split)
-    if {'learning', 'mnist'} <= there & needed:
-        paths['learning'] = target / 'learning'
-        paths['learning'].mkdir()
-        for path in (folder / 'mnist', *(folder / 'learning').iterdir()):
-            (paths['learning'] / path.name).symlink_to(path)
-    return paths
+def unpack(folder: Path, target: Path, jobs: Iterable[Job]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Make what these jobs read, where it is not in a part as it is.
+
+    Returns:
+        Words of their commands, and their paths; parts that are broken, and why.
+    """
+    needed, broken = {part for job in jobs for part in job.parts}, {}
+    paths = {name: folder / name for name in present(folder)} | {name: target / name for name in UNPACK}
+    for name, (parts, make) in UNPACK.items():
+        for part in parts if needed >= {*parts} else ():
+            try:
+                make(folder, paths[name], part)
+            except Exception as error:  # of a file that was broken on its way; what does not need it goes on
+                broken[part] = repr(error)
+    return paths, broken
+
+
+def unpack_birds(folder: Path, target: Path, part: str) -> None:
+    """A folder a class."""
+    split = part.removeprefix('birds-')
+    with tarfile.open(folder / part / f'{split}.tar') as tar:
+        tar.extractall(target / split, filter='data')
+
+
+def unpack_learning(folder: Path, target: Path, part: str) -> None:
+    """As scripts/measure_learning.py wants it."""
+    target.mkdir(exist_ok=True)
+    for path in [folder / part] if part == 'mnist' else (folder / part).iterdir():
+        (target / path.name).symlink_to(path)
+
+
+def unpack_all_signs(folder: Path, target: Path, part: str) -> None:
+    for split in ('train', 'test'):
+        unpack_signs(folder / part, target, split)
 
 
 def unpack_signs(folder: Path, target: Path, split: str) -> None:
@@ -189,6 +242,11 @@ def unpack_signs(folder: Path, target: Path, split: str) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(file.getvalue())
             tar.addfile(member, BytesIO(file.getvalue()))
+
+
+UNPACK: dict[str, tuple[tuple[str, ...], Callable[[Path, Path, str], None]]] = {
+    'birds': (('birds-train', 'birds-test'), unpack_birds), 'learning': (('mnist', 'learning'), unpack_learning),
+    'signs': (('signs',), unpack_all_signs)}
 
 
 # what travels
@@ -238,14 +296,21 @@ def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
     lines = [f'{mib(checkout)}  checkout', *(f'{mib(count)}  {name}' for name, count in sizes.items())]
     ready = [job for job in jobs if {*job.parts} <= there]
     always = [name for name in ('base', runs.name) if name in sizes]
-    for number, load in enumerate(loads(ready, sizes, MOST - checkout, always)):
-        kinds = ', '.join(f'{sum(job.kind == kind for job in load.jobs)} {kind}'
-                          for kind in dict.fromkeys(job.kind for job in load.jobs))
+    for number, load in enumerate(loads(ready, sizes, MOST - checkout, always), 1):
         names = ' '.join(str(folder.relative_to(root) / name) if folder.is_relative_to(root) else name
                          for name in load.parts)
-        lines.append(f'{mib(checkout + sum(sizes[p] for p in load.parts))}  with the checkout'
-                     f'{", on top of the above" if number else ""}: {names}; then: {kinds or "nothing yet"}')
+        begin = tally(job.kind for job in load.jobs)
+        lines.append(f'{mib(checkout + sum(sizes[p] for p in load.parts))}  load {number} with the checkout: {names}')
+        lines.append(f'{"":14}jobs that can then begin: {begin or "none yet"}')
+        if checkout + sum(sizes[p] for p in load.parts) > MOST:
+            lines.append(f'{"":14}that is more than {MOST / 2 ** 20:.0f} MiB: without some checkpoints in {runs.name}')
     return '\n'.join([*lines, *lacking(jobs, there)])
+
+
+def tally(kinds: Iterable[str]) -> str:
+    """How many of each there are, in words."""
+    listed = list(kinds)
+    return ', '.join(f'{listed.count(kind)} {kind}' for kind in dict.fromkeys(listed))
 
 
 def lacking(jobs: Iterable[Job], there: set[str]) -> list[str]:
@@ -254,6 +319,6 @@ def lacking(jobs: Iterable[Job], there: set[str]) -> list[str]:
     for job in jobs:
         if missing := tuple(part for part in job.parts if part not in there):
             waiting.setdefault(missing, []).append(job.kind)
-    return [f'{len(kinds)} jobs ({", ".join(dict.fromkeys(kinds))}) wait for parts that are not here: '
-            f'{", ".join(missing)}' for missing, kinds in waiting.items()]
+    return [f'waiting for parts that are not here ({", ".join(missing)}): {tally(kinds)}'
+            for missing, kinds in waiting.items()]
 

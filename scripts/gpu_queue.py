@@ -63,7 +63,7 @@ def birds() -> Iterator[Job]:
     for name in BIRDS:
         for seed in range(3):
             command = ('train_birds.sh', '{birds}', '{lite0}/model.safetensors', '{parent}',
-                       f'SEED={seed}', 'DEVICE={device}', 'WORKERS=2', name)
+                       f'SEED={seed}', 'EPOCHS=12', 'DEVICE={device}', 'WORKERS=2', name)
             keeps = ('result.json', 'summary.csv', 'args.yaml')
             yield Job(f'birds-{seed}/{name}', command, 100, ('lite0', 'timm-scripts', 'birds-train', 'birds-test'),
                       keeps=(*keeps, 'last.pth.tar') if (name, seed) == ('zoom192', 0) else keeps,
