@@ -299,7 +299,9 @@ def main() -> int:
     args = parser.parse_args()
     if getattr(args, 'device', 'cuda') == 'cpu' and not args.smoke:
         parser.error('--device cpu is for rehearsals: --smoke is needed, too')
-    args.pack, args.root = args.pack.resolve(), args.root.resolve()
+    for name in {'pack', 'root', 'output', 'data', 'weights', 'scripts'} & vars(args).keys():
+        if getattr(args, name) is not None:  # jobs run elsewhere
+            setattr(args, name, Path(getattr(args, name)).resolve())
     args.places = Places(args.pack, args.root, getattr(args, 'smoke', False))
     return args.do(args) or 0
 
