@@ -46,7 +46,8 @@ MOST_CHECKS, MOST_SPEED = 150.0, 80.0  # seconds
 def pack(args: argparse.Namespace) -> None:
     args.places.put_aside(recorded=True)
     gpu_pack.pack(gpu_pack.Sources(args.data, args.weights, args.scripts), args.pack, args.parts)
-    replace(args.places.runs / 'learning' / LEARNING.name, args.places.learned())  # not to be run again
+    if (args.pack / 'base').is_dir():
+        gpu_pack.write_revision(args.pack / 'base')  # whichever parts were made
     print(gpu_pack.report(args.pack, args.root, args.places.waiting(args.only), args.places.runs))
 
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if not any(fnmatch(job.name, args.only) for job in queue()):
         raise SystemExit(f'--only {args.only}: no job is named so; these are: '
                          f'{" ".join(f"{kind}-*" for kind in dict.fromkeys(job.kind for job in queue()))}')
-    with tempfile.TemporaryDirectory() as name, alone(args.places.runs):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, alone(args.places.running):
         folder = Path(name)
         for wheel in (args.pack / 'base').glob('*.whl'):
             zipfile.ZipFile(wheel).extractall(folder / 'packages')
@@ -151,7 +152,9 @@ def speed(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Cl
     failed, _ = section(args, 'speed', command, env, most)
     if file.is_file():
         made = {key: environment_of(output)[key] for key in ('revision', 'time')}
-        file.write_text(json.dumps(json.loads(file.read_text()) | made, indent=1))
+        report = json.loads(file.read_text()) | made
+        (args.places.running / file.name).write_text(json.dumps(report, indent=1))
+        shutil.move(args.places.running / file.name, file)
     return failed
 
 
@@ -166,7 +169,7 @@ def section(
     with tempfile.TemporaryFile('w+') as log:
         process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT,
                                    start_new_session=True)
-        remember(process, args.places.runs / name)
+        remember(process, args.places.running)
         try:
             code: int | str = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -190,6 +193,8 @@ def work(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clo
         if jobs:
             tiny = [sys.executable, str(ROOT / 'scripts' / 'gpu_tiny.py'), str(place), *parts]
             subprocess.run(tiny, env=env, check=True)
+    else:
+        replace(args.places.runs / 'learning' / LEARNING.name, args.places.learned())  # not to be run again
     there = gpu_pack.present(place)
     if not jobs:
         print(f'no job is left of --only {args.only}: each has a result'
@@ -220,7 +225,7 @@ def collect(args: argparse.Namespace) -> None:
         place = target / path.name
         if not path.is_file():
             continue
-        if place.is_file() and time_of(path) < time_of(place):
+        if place.is_file() and (time_of(path) or found.get('time', '')) < time_of(place):
             print(f'{path.name} is older than the one that is recorded, and is not used')
             continue
         target.mkdir(parents=True, exist_ok=True)

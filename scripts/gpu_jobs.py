@@ -25,7 +25,7 @@ TINY = 20.0  # seconds that a job of a rehearsal may take
 SMALL = 2 ** 20  # bytes
 MPS = 'nvidia-cuda-mps-control'
 PATHS = ('data', 'output', 'download', 'data_dir', 'pretrained_path', 'resume')  # arguments that do not matter
-ENVIRONMENT, PID, LOG = 'environment.jsonl', 'pid', 'log.txt'  # beside what a job makes
+ENVIRONMENT, LOG, PID = 'environment.jsonl', 'log.txt', '.pid'  # beside what a job makes; of a process
 
 
 class Clock:
@@ -42,6 +42,7 @@ class Places:
     def __init__(self, pack: Path, root: Path, smoke: bool = False) -> None:
         self.runs = pack / ('rehearsal' if smoke else 'runs')  # what is not collected yet
         self.finished = pack / 'finished'
+        self.running = pack / '.running' / self.runs.name  # of this machine: it does not travel
         self.root, self.smoke = root, smoke
 
     def waiting(self, only: str = '*') -> list[Job]:
@@ -155,6 +156,8 @@ class Queue:
                     self.copy()
                     copied = time.monotonic()
         finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
             for name in self.running:
                 print(f'{name} was cut off', flush=True)
             kill([process for _, process in self.running.values()])
@@ -181,8 +184,9 @@ class Queue:
     def start(self, job: Job) -> None:
         folder = self.places.runs / job.name
         folder.mkdir(parents=True, exist_ok=True)
-        words: dict[str, Any] = dict(self.paths, run=folder, parent=folder.parent, device=self.device,
-                                     left=int(max(1, self.clock.left() - LAST - 15)))
+        words: dict[str, Any] = dict(
+            self.paths, run=folder, parent=folder.parent, device=self.device, workers=workers(),
+            left=int(max(1, self.clock.left() - LAST - 15)))
         script, *args = (word.format(**words) if '{' in word else word for word in job.command)
         command = ['bash' if script.endswith('.sh') else sys.executable, str(ROOT / 'scripts' / script), *args]
         seen = read(folder / ENVIRONMENT) if (folder / job.checkpoint).is_file() else []
@@ -191,7 +195,7 @@ class Queue:
         with (folder / LOG).open('a') as log:
             process = subprocess.Popen([*command, *(job.smoke if self.smoke else ())], cwd=ROOT, env=self.env,
                                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        remember(process, folder)
+        remember(process, self.places.running)
         self.running[job.name] = job, process
         print(f'{job.name} started, {self.clock.left():.0f} s left', flush=True)
 
@@ -219,6 +223,12 @@ class Queue:
         return gpu_files.write(self.output, self.places.worth_keeping())
 
 
+def workers() -> int:
+    """Processes that load images for a job: none where there is no room for what they share."""
+    shared = Path('/dev/shm')
+    return 2 if shared.is_dir() and shutil.disk_usage(shared).free > 2 ** 30 else 0
+
+
 def told(result: Path) -> str:
     """The figures of a result."""
     if not result.is_file() or not result.stat().st_size:
@@ -231,15 +241,15 @@ def told(result: Path) -> str:
 
 
 @contextmanager
-def alone(runs: Path) -> Iterator[None]:
+def alone(running: Path) -> Iterator[None]:
     """Two runs of the same jobs would spoil each other: there is one at a time, and what another left is ended."""
-    runs.mkdir(parents=True, exist_ok=True)
-    with (runs / '.lock').open('w') as file:
+    running.mkdir(parents=True, exist_ok=True)
+    with (running / 'lock').open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit(f'Another run is at work in {runs}: wait for its end.') from None
-        end_leftovers(runs)
+            raise SystemExit(f'Another run is at work in {running.parents[1]}: wait for its end.') from None
+        end_leftovers(running)
         yield
 
 
@@ -253,7 +263,8 @@ def kill(processes: Iterable[subprocess.Popen]) -> None:
         time.sleep(0.05)
     for process in left:
         signal_group(process.pid, signal.SIGKILL)  # its children may be there without it
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(3)
 
 
 def signal_group(group: int, number: int) -> None:
@@ -269,19 +280,19 @@ def started(pid: int) -> str:
         return ''
 
 
-def remember(process: subprocess.Popen, folder: Path) -> None:
-    """Which process is at work in a folder, for `end_leftovers`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PID).write_text(f'{process.pid} {started(process.pid)}')
+def remember(process: subprocess.Popen, running: Path) -> None:
+    """For `end_leftovers`."""
+    (running / f'{process.pid}{PID}').write_text(started(process.pid))
 
 
-def end_leftovers(runs: Path) -> None:
+def end_leftovers(running: Path) -> None:
     """End what goes on since the run that had started it was killed."""
-    for file in runs.rglob(PID):
-        pid, _, since = file.read_text().partition(' ')
-        if since and started(int(pid)) == since:
-            print(f'{file.parent.name}: process {pid} of an earlier run is ended', flush=True)
-            signal_group(int(pid), signal.SIGKILL)
+    for file in running.glob(f'*{PID}'):
+        pid, since = int(file.name.removesuffix(PID)), file.read_text()
+        if since and started(pid) == since:
+            print(f'process {pid} of an earlier run is ended', flush=True)
+            signal_group(pid, signal.SIGKILL)
+        file.unlink()
 
 
 @contextmanager
@@ -293,11 +304,22 @@ def shared_gpu(env: dict[str, str], folder: Path) -> Iterator[None]:
         return
     for path in mine.values():
         Path(path).mkdir()
-    started_here = subprocess.run([MPS, '-d'], env=env | mine).returncode == 0
-    env.update(mine if started_here else {})
+    serving = subprocess.run([MPS, '-d'], env=env | mine).returncode == 0
+    if serving and works(env | mine):
+        env.update(mine)
+    elif serving:
+        print(f'{MPS} runs, but torch does not work with it: jobs share the device without', flush=True)
     try:
         yield
     finally:
-        if started_here:
+        if serving:
             with suppress(subprocess.TimeoutExpired):
-                subprocess.run([MPS], input='quit', text=True, env=env, timeout=10)
+                subprocess.run([MPS], input='quit\n', text=True, env=env | mine, timeout=10)
+
+
+def works(env: dict[str, str]) -> bool:
+    code = "import torch; torch.zeros(1, device='cuda').item()"
+    try:
+        return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, timeout=40).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False

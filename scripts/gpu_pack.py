@@ -51,6 +51,11 @@ def base(sources: Sources, folder: Path) -> None:
     command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(folder), wheel]
     if subprocess.run(command).returncode:
         raise SystemExit(f'The wheel of {wheel} could not be downloaded.')
+    write_revision(folder)
+
+
+def write_revision(folder: Path) -> None:
+    """Where the checkout goes without its `.git`, this tells what it is."""
     root = Path(__file__).resolve().parents[1]
     revision = subprocess.run(DESCRIBE, cwd=root, capture_output=True, text=True)
     (folder / 'revision').write_text(revision.stdout)
@@ -291,7 +296,8 @@ def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
         return f'{count / 2 ** 20:8.2f} MiB'
 
     there = present(folder)
-    sizes = {path.name: size(path) for path in (*(folder / name for name in PARTS if name in there), runs)}
+    paths = [*(folder / name for name in PARTS if name in there), *([runs] if runs.is_dir() else [])]
+    sizes = {path.name: size(path) for path in paths}
     checkout = size_of_checkout(root)
     lines = [f'{mib(checkout)}  checkout', *(f'{mib(count)}  {name}' for name, count in sizes.items())]
     ready = [job for job in jobs if {*job.parts} <= there]

@@ -1,8 +1,8 @@
 """What waits to be trained on a GPU, in order; `scripts/gpu.py` runs it.
 
 A command is one of our own scripts with its arguments, in which {mnist}, {learning}, {birds}, {signs} and {lite0} stand
-for what was packed, {run} for the folder of the job, {parent} for that in which it is, {device} for the device and
-{left} for the seconds that are left.
+for what was packed, {run} for the folder of the job, {parent} for that in which it is, {device} for the device,
+{workers} for the processes that load images, and {left} for the seconds that are left.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -63,9 +63,9 @@ def birds() -> Iterator[Job]:
     for name in BIRDS:
         for seed in range(3):
             command = ('train_birds.sh', '{birds}', '{lite0}/model.safetensors', '{parent}',
-                       f'SEED={seed}', 'EPOCHS=12', 'DEVICE={device}', 'WORKERS=2', name)
+                       f'SEED={seed}', 'EPOCHS=12', 'DEVICE={device}', 'WORKERS={workers}', name)
             keeps = ('result.json', 'summary.csv', 'args.yaml')
-            yield Job(f'birds-{seed}/{name}', command, 100, ('lite0', 'timm-scripts', 'birds-train', 'birds-test'),
+            yield Job(f'birds-{seed}/{name}', command, 150, ('lite0', 'timm-scripts', 'birds-train', 'birds-test'),
                       keeps=(*keeps, 'last.pth.tar') if (name, seed) == ('zoom192', 0) else keeps,
                       checkpoint='last.pth.tar', cores=3, smoke=('EPOCHS=1', 'WORKERS=1'))
 

@@ -2,12 +2,14 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import gpu_jobs
 import pytest
 from gpu import keep_measured
 from gpu_jobs import Places, started
@@ -43,6 +45,11 @@ def record(folder):
     return read(folder / 'root' / 'model_cards' / 'results.jsonl')
 
 
+def pids_of(folder):
+    """Of what has been started, and maybe ended."""
+    return [int(file.stem) for file in Places(folder / 'pack', folder, smoke=True).running.glob('*.pid')]
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp('gpu')
@@ -63,16 +70,17 @@ def test_a_rehearsal_of_everything_killed_in_the_middle_and_run_again(tmp_path):
         said += line
     process.send_signal(signal.SIGKILL)
     process.wait()
-    runs = tmp_path / 'pack' / 'rehearsal'
-    pid, since = (runs / 'learning' / 'pid').read_text().split()
-    assert started(int(pid)) == since, 'the job goes on, though what had started it was killed'
+    pids = [pid for pid in pids_of(tmp_path) if started(pid)]
+    assert pids, 'the job goes on, though what had started it was killed'
+    shutil.rmtree(tmp_path / 'pack' / 'rehearsal' / 'learning')  # as where what travels replaces what was there
     assert gpu('collect', tmp_path / 'out', *places(tmp_path))[0] == 0
     before = record(tmp_path)
 
     begin = time.monotonic()
     code, again = gpu(*arguments(tmp_path, '--cores', 2, '--budget', 120))
     assert code == 0 and time.monotonic() - begin < 130, again
-    assert f'process {pid} of an earlier run is ended' in again and started(int(pid)) != since
+    assert all(f'process {pid} of an earlier run is ended' in again for pid in pids)
+    assert not any(map(started, pids)) and not any(map(started, pids_of(tmp_path)))
     assert all(f'--- {section}: 0' in again for section in ('checks', 'speed'))
     there = {kind for kind, job in kinds.items() if kind != 'birds' or 'TIMM_SCRIPTS' in os.environ}
     assert ('waiting for parts that are not here (timm-scripts): 1 birds' in again) == ('birds' not in there)
@@ -103,12 +111,13 @@ def test_a_run_that_is_asked_to_end_ends_its_jobs_and_keeps_what_they_made(tmp_p
     while f'{JOB} started' not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(1)
-    pid, since = (tmp_path / 'pack' / 'rehearsal' / JOB / 'pid').read_text().split()
+    pid, = pids_of(tmp_path)
+    assert started(pid)
     for _ in range(2):  # as `timeout` and make do
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
     said = process.communicate(timeout=30)[0]
-    assert process.returncode == 143 and f'{JOB} was cut off' in said and started(int(pid)) != since
+    assert process.returncode == 143 and f'{JOB} was cut off' in said and not started(pid)
     assert (tmp_path / 'out' / 'runs-0.tar').is_file()
 
 
@@ -192,8 +201,9 @@ def test_what_is_in_the_folder_already_counts(finished, tmp_path):
 
 
 def test_two_runs_of_the_same_jobs_are_refused(tmp_path):
-    (tmp_path / 'pack' / 'rehearsal').mkdir(parents=True)
-    with (tmp_path / 'pack' / 'rehearsal' / '.lock').open('w') as file:
+    running = Places(tmp_path / 'pack', tmp_path, smoke=True).running
+    running.mkdir(parents=True)
+    with (running / 'lock').open('w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         code, said = run(tmp_path)
     assert code == 1 and 'Another run is at work' in said, said
@@ -219,11 +229,32 @@ def test_a_job_that_fails_is_told(tmp_path):
     assert code == 1 and f'{JOB} failed' in said and 'Error' in said, said
 
 
+@pytest.mark.parametrize('good', [True, False])
+def test_the_service_that_shares_a_gpu_is_used_where_it_works(tmp_path, monkeypatch, capsys, good):
+    service = tmp_path / 'bin' / gpu_jobs.MPS
+    service.parent.mkdir()
+    service.write_text(f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY" "$@" >>{tmp_path}/calls\n'
+                       f'[ "$1" = -d ] || cat >>{tmp_path}/calls\n')
+    service.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{service.parent}:{os.environ["PATH"]}')
+    monkeypatch.setattr(gpu_jobs, 'works', lambda env: good and Path(env['CUDA_MPS_LOG_DIRECTORY']).is_dir())
+    env = {'PATH': os.environ['PATH']}
+    with gpu_jobs.shared_gpu(env, tmp_path):
+        assert ('CUDA_MPS_PIPE_DIRECTORY' in env) == good
+    pipe = tmp_path / 'mps-PIPE'
+    assert (tmp_path / 'calls').read_text() == f'{pipe} -d\n{pipe}\nquit\n'
+    assert ('jobs share the device without' in capsys.readouterr().out) == (not good)
+
+
+def test_a_device_that_does_not_work_is_found_out():
+    assert gpu_jobs.works({**os.environ, 'CUDA_VISIBLE_DEVICES': ''}) is False
+
+
 def test_what_comes_back_is_in_the_order_of_its_worth(tmp_path):
     here = Places(tmp_path / 'pack', tmp_path / 'root')
     sizes = {'card-RTS-0': dict.fromkeys(('result.json', 'model.safetensors', 'checkpoint.pt'), 2 ** 20),
              'birds-0/plain224': {'last.pth.tar': 2 ** 21, 'summary.csv': 10, 'model_best.pth.tar': 2 ** 21},
-             'table1-R-cnn-0': {'checkpoint.pt': 2 ** 21, 'log.txt': 10, 'pid': 10},
+             'table1-R-cnn-0': {'checkpoint.pt': 2 ** 21, 'log.txt': 10, 'more': 10},
              'card-TC-0': {'result.json': 10, 'model.safetensors': 2 ** 20, 'checkpoint.pt': 2 ** 20}}
     sizes['card-RTS-0']['result.json'] = 10
     for name, files in sizes.items():
