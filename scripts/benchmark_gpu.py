@@ -23,7 +23,6 @@ import argparse
 import gc
 import importlib.metadata
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -41,6 +40,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from whole_file import write_text
 
 import timm_stn
 
@@ -318,12 +318,6 @@ def output_of(*command: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def write(path: Path, report: Result) -> None:
-    part = path.with_name(path.name + '.part')
-    part.write_text(json.dumps(report, indent=1, default=str) + '\n')
-    os.replace(part, path)
-
-
 def summary(result: Result) -> str:
     words = [result['error'].split('\n')[0]] if 'error' in result else []
     for name, ms in result.get('ms', {}).items():
@@ -366,8 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: list[Result] = [{'case': case.label, 'kind': case.kind, 'skipped': 'not reached'} for case in todo]
     report = environment(device) | {
         'arguments': {k: v for k, v in vars(args).items() if k not in ('output', 'after')},
-        'timer': timer, 'seconds': 0.,
-        'results': results}
+        'timer': timer, 'seconds': 0., 'results': results}
     # seconds that the last case of each kind took, at first a guess: what does not fit any more is not begun
     took = {} if smoke else {'copy': 1., 'warp': 1., 'training': 8., 'compiled': 15.}
     for index, case in enumerate(todo):
@@ -383,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results[index] = result
         report['seconds'] = time.perf_counter() - begin
         if args.output is not None:
-            write(args.output, report)
+            write_text(args.output, json.dumps(report, indent=1, default=str) + '\n')
     print(report['device'], report['driver'], report['versions'], report['revision'], timer)
     print('milliseconds (ratio to plain)' + ', of tiny sizes: a rehearsal, no measurement' * smoke)
     for result in results:

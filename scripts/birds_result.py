@@ -10,7 +10,6 @@ is sampled or shrunk adds eight.
 import argparse
 import csv
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from whole_file import write_text, write_whole
 
 import timm_stn
 from timm_stn.card import read_run
@@ -74,10 +74,9 @@ def main() -> None:
     found = json.dumps(result(run), indent=2, default=str)
     with torch.serialization.safe_globals([argparse.Namespace]):
         held = torch.load(run / 'last.pth.tar', map_location='cpu', weights_only=True)
-    torch.save({k: v for k, v in held.items() if k != 'optimizer'}, run / '.last.tmp')
-    os.replace(run / '.last.tmp', run / 'last.pth.tar')
-    (run / '.result.tmp').write_text(found + '\n')
-    os.replace(run / '.result.tmp', run / 'result.json')
+    slim = {k: v for k, v in held.items() if k != 'optimizer'}
+    write_whole(run / 'last.pth.tar', lambda path: torch.save(slim, path))
+    write_text(run / 'result.json', found + '\n')
 
 
 if __name__ == '__main__':

@@ -34,9 +34,10 @@ from typing import Any
 
 import gpu_files
 import gpu_pack
-from gpu_jobs import LAST, LEARNING, RECORD, ROOT, Clock, Places, Queue, alone, kill, remember, shared_gpu
+from gpu_jobs import LAST, LEARNING, RECORD, ROOT, Clock, Places, Queue, alone, kill, on_signals, remember, shared_gpu
 from gpu_queue import Job, queue
-from records import replace
+from records import Line, replace
+from whole_file import write_text
 
 SECTIONS = ('checks', 'speed', 'queue')
 CHECKS = ('tests/test_gpu.py', 'tests/test_train_mnist.py')
@@ -47,14 +48,13 @@ def pack(args: argparse.Namespace) -> None:
     args.places.put_aside(recorded=True)
     gpu_pack.pack(gpu_pack.Sources(args.data, args.weights, args.scripts), args.pack, args.parts)
     if (args.pack / 'base').is_dir():
-        gpu_pack.write_revision(args.pack / 'base')  # whichever parts were made
+        write_text(args.pack / 'base' / 'revision', describe() or '')  # whichever parts were made
     print(gpu_pack.report(args.pack, args.root, args.places.waiting(args.only), args.places.runs))
 
 
 def run(args: argparse.Namespace) -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    clock, output = Clock(args.budget), args.output
+    on_signals(stop)
+    clock = Clock(args.budget)
     if not any(fnmatch(job.name, args.only) for job in queue()):
         raise SystemExit(f'--only {args.only}: no job is named so; these are: '
                          f'{" ".join(f"{kind}-*" for kind in dict.fromkeys(job.kind for job in queue()))}')
@@ -69,26 +69,26 @@ def run(args: argparse.Namespace) -> int:
             env['TIMM_SCRIPTS'] = str(args.pack / 'timm-scripts')
         found = environment(args, env)
         print(json.dumps(found), flush=True)
-        begin(args, output, found)
+        begin(args, found)
         failed = 0
         if 'checks' in args.sections:
-            failed |= checks(args, output, env, clock)
+            failed |= checks(args, found, env, clock)
         if 'speed' in args.sections:
-            failed |= speed(args, output, env, clock)
+            failed |= speed(args, found, env, clock)
         if 'queue' in args.sections:
-            failed |= work(args, output, env, clock, folder)
-    print(f'{clock.left():.0f} s left; in {output}: {" ".join(sorted(p.name for p in output.iterdir()))}', flush=True)
+            failed |= work(args, found, env, clock, folder)
+    names = sorted(path.name for path in args.output.iterdir())
+    print(f'{clock.left():.0f} s left; in {args.output}: {" ".join(names)}', flush=True)
     return failed
 
 
 def stop(number: int, _: Any) -> None:
     """End, by way of what has to be done at the end, which a second signal must not cut short: `timeout` sends two."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
+    on_signals(signal.SIG_IGN)
     sys.exit(128 + number)
 
 
-def environment(args: argparse.Namespace, env: dict[str, str]) -> dict[str, Any]:
+def environment(args: argparse.Namespace, env: dict[str, str]) -> Line:
     """What the figures are made with."""
     code = '''import json, sys, timm, timm_stn, torch
 cuda = torch.cuda.is_available()
@@ -112,49 +112,51 @@ print(json.dumps(dict(
 
 def revision(folder: Path) -> str | None:
     """Of the checkout, by git, or as it was packed, where the checkout came without."""
-    if (ROOT / '.git').exists() and shutil.which('git'):
-        done = subprocess.run(gpu_pack.DESCRIBE, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode == 0:
-            return done.stdout.strip()
     packed = folder / 'base' / 'revision'
-    return packed.read_text().strip() if packed.is_file() else None
+    return describe() or (packed.read_text() if packed.is_file() else None)
 
 
-def begin(args: argparse.Namespace, output: Path, found: dict[str, Any]) -> None:
+def describe() -> str | None:
+    """The revision of the checkout, where git knows."""
+    if not (ROOT / '.git').exists() or not shutil.which('git'):
+        return None
+    done = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def begin(args: argparse.Namespace, found: Line) -> None:
     """What earlier runs have left in the folder counts, as if it had been made here."""
-    output.mkdir(parents=True, exist_ok=True)
-    file = output / 'environment.json'
-    if file.is_file() and bool(environment_of(output).get('smoke')) != args.smoke:
-        raise SystemExit(f'--output {output} is of {"a real run" if args.smoke else "a rehearsal (--smoke)"}: name '
-                         'another folder, for what comes back from there would be mixed.')
-    for said in gpu_files.read(output, args.places.runs, LEARNING.name):
-        print(f'{output}: {said}')
-    file.write_text(json.dumps(found, indent=2) + '\n')
+    file = args.output / 'environment.json'
+    if file.is_file() and bool(json.loads(file.read_text()).get('smoke')) != args.smoke:
+        kind = 'a real run' if args.smoke else 'a rehearsal (--smoke)'
+        raise SystemExit(f'--output {args.output} is of {kind}: name another folder, for what comes back from there '
+                         'would be mixed.')
+    for said in gpu_files.read(args.output, args.places.runs, LEARNING.name):
+        print(f'{args.output}: {said}')
+    write_text(file, json.dumps(found, indent=2) + '\n')
 
 
-def checks(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clock) -> int:
+def checks(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Clock) -> int:
     select = ['-k', 'identity'] if args.smoke else []
     spread = ['-n', '4'] if importlib.util.find_spec('xdist') and not args.smoke else []
     command = ['-m', 'pytest', '-q', '-m', 'gpu', '-p', 'no:cacheprovider', '--durations=8', *spread, *select, *CHECKS]
     failed, said = section(args, 'checks', command, env, min(MOST_CHECKS, clock.left() - LAST))
     if said:
-        (output / 'checks.txt').write_text(f'{json.dumps(environment_of(output))}\n{said}')
+        write_text(args.output / 'checks.txt', f'{json.dumps(found)}\n{said}')
     return failed
 
 
-def speed(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clock) -> int:
-    most, file = min(MOST_SPEED, clock.left() - LAST), output / 'speed.json'
-    record = args.root / 'docs' / 'gpu' / device_of(output) / 'speed.json'
+def speed(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Clock) -> int:
+    most, file = min(MOST_SPEED, clock.left() - LAST), args.output / 'speed.json'
+    record = records_of(args, found) / file.name
     file.unlink(missing_ok=True)
     command = ['scripts/benchmark.py', '--device', args.device, '--output', str(file),
                '--budget', str(8 if args.smoke else max(1, most - 20)), *(['--smoke'] if args.smoke else []),
                *(['--after', str(record)] if record.is_file() else [])]
     failed, _ = section(args, 'speed', command, env, most)
     if file.is_file():
-        made = {key: environment_of(output)[key] for key in ('revision', 'time')}
-        report = json.loads(file.read_text()) | made
-        (args.places.running / file.name).write_text(json.dumps(report, indent=1))
-        shutil.move(args.places.running / file.name, file)
+        report = json.loads(file.read_text()) | {key: found[key] for key in ('revision', 'time')}
+        write_text(file, json.dumps(report, indent=1) + '\n')
     return failed
 
 
@@ -183,7 +185,7 @@ def section(
     return int(code != 0), said if isinstance(code, int) else ''
 
 
-def work(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clock, folder: Path) -> int:
+def work(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Clock, folder: Path) -> int:
     """The queue: jobs for which everything is there; in a rehearsal the first of each kind, on tiny data."""
     jobs, place = args.places.waiting(args.only), args.pack
     if args.smoke:
@@ -207,7 +209,7 @@ def work(args: argparse.Namespace, output: Path, env: dict[str, str], clock: Clo
         print(f'{part} cannot be unpacked, and jobs that need it are left out: {error}', flush=True)
     ready = [job for job in ready if not {*job.parts} & {*broken}]
     with shared_gpu(env, folder) if args.device == 'cuda' else nullcontext():
-        failed = Queue(args.places, ready, output, env, clock, paths, args.device, args.smoke, args.cores).run()
+        failed = Queue(args.places, ready, args.output, env, clock, paths, args.device, args.cores, found).run()
     return failed or int(bool(broken))
 
 
@@ -215,7 +217,8 @@ def collect(args: argparse.Namespace) -> None:
     file = args.folder / 'environment.json'
     if not file.is_file():
         raise SystemExit(f'{args.folder} is no OUT of a run: there is no {file}.')
-    found, target = environment_of(args.folder), args.root / 'docs' / 'gpu' / device_of(args.folder)
+    found = json.loads(file.read_text())
+    target = records_of(args, found)
     if found.get('smoke') and (args.root == ROOT or args.pack == ROOT / '.gpu'):
         raise SystemExit(f'{args.folder} is of a rehearsal (--smoke), which is no record; '
                          '--root DIR --pack DIR, both, collect it elsewhere.')
@@ -240,13 +243,9 @@ def collect(args: argparse.Namespace) -> None:
           f'to be committed, if changed: {RECORD}, {LEARNING}, {target.relative_to(args.root)}/')
 
 
-def device_of(output: Path) -> str:
-    """The device that this is of, as the name of a folder."""
-    return re.sub(r'\W+', '-', environment_of(output)['device'].lower())
-
-
-def environment_of(output: Path) -> dict[str, Any]:
-    return json.loads((output / 'environment.json').read_text())
+def records_of(args: argparse.Namespace, environment: Line) -> Path:
+    """The folder of checks and speed of that device."""
+    return args.root / 'docs' / 'gpu' / re.sub(r'\W+', '-', environment['device'].lower())
 
 
 def time_of(record: Path) -> str:
@@ -265,9 +264,7 @@ def keep_measured(new: Path, old: Path) -> None:
     for result in report['results']:
         if 'ms' in result:
             result.pop('skipped', None)
-    beside = old.with_suffix('.tmp')
-    beside.write_text(json.dumps(report, indent=1) + '\n')
-    os.replace(beside, old)
+    write_text(old, json.dumps(report, indent=1) + '\n')
 
 
 def main() -> int:

@@ -6,9 +6,12 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
+
+from whole_file import write_text, write_whole
 
 MOST, COUNT = 15 * 2 ** 20, 4  # bytes of a tar, and how many there are
 EDGE = 4096  # bytes that a member may take beside its own, and a tar beside its members
@@ -29,11 +32,16 @@ class Bin:
     def packed(self) -> bytes:
         file = BytesIO()
         with tarfile.open(fileobj=file, mode='w') as tar:
-            for name, content, time in self.members:
-                member = tarfile.TarInfo(name)
-                member.size, member.mtime = len(content), time
-                tar.addfile(member, BytesIO(content))
+            for member in self.members:
+                add(tar, *member)
         return file.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes, time: float = 0) -> None:
+    """A member, of no file."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime = len(content), time
+    tar.addfile(member, BytesIO(content))
 
 
 def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, count: int = COUNT) -> list[str]:
@@ -61,13 +69,12 @@ def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, cou
         for index, (b, piece) in enumerate(pieces):
             b.add(f'{name}.piece-{index}-of-{len(pieces)}-{digest}', piece, time)
     for number, b in enumerate(bins):
-        place, beside = target / f'runs-{number}.tar', target / '.runs.tmp'
+        place = target / f'runs-{number}.tar'
         content = b.packed() if b.members else b''
         if not content:
             place.unlink(missing_ok=True)
         elif not place.is_file() or place.read_bytes() != content:
-            beside.write_bytes(content)
-            os.replace(beside, place)
+            write_whole(place, partial(Path.write_bytes, data=content))
     return left_out
 
 
@@ -102,9 +109,7 @@ def read(source: Path, target: Path, lines: str = '') -> list[str]:
 def add_lines(old: Path, new: Path) -> None:
     """What is not in a file yet, to its end; lines that were not written to their end go."""
     found = [line for path in (old, new) for line in path.read_text().rpartition('\n')[0].splitlines()]
-    beside = old.with_name(f'.{old.name}.tmp')
-    beside.write_text(''.join(f'{line}\n' for line in dict.fromkeys(found)))
-    os.replace(beside, old)
+    write_text(old, ''.join(f'{line}\n' for line in dict.fromkeys(found)))
 
 
 def extract(path: Path, target: Path) -> None:

@@ -132,13 +132,12 @@ class Queue:
     """Jobs, as many side by side as there are cores, until the time is over."""
 
     def __init__(self, places: Places, jobs: Iterable[Job], output: Path, env: dict[str, str], clock: Clock,
-                 paths: dict[str, Path], device: str, smoke: bool, cores: int | None) -> None:
+                 paths: dict[str, Path], device: str, cores: int | None, environment: Line) -> None:
         self.places, self.todo, self.output, self.env, self.clock = places, list(jobs), output, env, clock
-        self.paths, self.device, self.smoke = paths, device, smoke
+        self.paths, self.device, self.environment = paths, device, environment
         self.cores = cores or max(1, (os.cpu_count() or 1) - 1)
         self.running: dict[str, tuple[Job, subprocess.Popen]] = {}
         self.failed: set[str] = set()
-        self.environment = json.loads((output / 'environment.json').read_text())
 
     def run(self) -> int:
         seconds = sum(self.seconds(job) * min(job.cores, self.cores) for job in self.todo) / self.cores
@@ -156,8 +155,7 @@ class Queue:
                     self.copy()
                     copied = time.monotonic()
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+            on_signals(signal.SIG_IGN)
             for name in self.running:
                 print(f'{name} was cut off', flush=True)
             kill([process for _, process in self.running.values()])
@@ -171,7 +169,7 @@ class Queue:
         return int(bool(self.failed))
 
     def seconds(self, job: Job) -> float:
-        return TINY if self.smoke else job.seconds
+        return TINY if self.places.smoke else job.seconds
 
     def begin(self) -> None:
         """Start what fits, on the cores and in the time that are left."""
@@ -193,7 +191,7 @@ class Queue:
         if self.environment not in seen[-1:]:
             replace(folder / ENVIRONMENT, [*seen, self.environment])
         with (folder / LOG).open('a') as log:
-            process = subprocess.Popen([*command, *(job.smoke if self.smoke else ())], cwd=ROOT, env=self.env,
+            process = subprocess.Popen([*command, *(job.smoke if self.places.smoke else ())], cwd=ROOT, env=self.env,
                                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         remember(process, self.places.running)
         self.running[job.name] = job, process
@@ -265,6 +263,12 @@ def kill(processes: Iterable[subprocess.Popen]) -> None:
         signal_group(process.pid, signal.SIGKILL)  # its children may be there without it
         with suppress(subprocess.TimeoutExpired):
             process.wait(3)
+
+
+def on_signals(handler: Any) -> None:
+    """What becomes of a wish that this process ends."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def signal_group(group: int, number: int) -> None:

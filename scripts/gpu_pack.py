@@ -14,11 +14,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+from gpu_files import add
 from gpu_queue import Job
 
 MOST = 60 * 2 ** 20  # bytes that travel at once, with the checkout
 SIDE, COLUMNS = 32, 64  # pixels of a sign; signs side by side in a picture of many
-DESCRIBE = ['git', 'describe', '--always', '--dirty']
 QUALITY = 92  # of the JPEG of signs: the highest at which all are less than 30 MiB
 
 
@@ -45,20 +45,12 @@ class Missing(SystemExit):
 
 
 def base(sources: Sources, folder: Path) -> None:
-    """What every job needs: a timm, as a wheel, and which revision of ours it is."""
+    """What every job needs: a timm, as a wheel."""
     import timm
     wheel = f'timm=={timm.__version__}'
     command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(folder), wheel]
     if subprocess.run(command).returncode:
         raise SystemExit(f'The wheel of {wheel} could not be downloaded.')
-    write_revision(folder)
-
-
-def write_revision(folder: Path) -> None:
-    """Where the checkout goes without its `.git`, this tells what it is."""
-    root = Path(__file__).resolve().parents[1]
-    revision = subprocess.run(DESCRIBE, cwd=root, capture_output=True, text=True)
-    (folder / 'revision').write_text(revision.stdout)
 
 
 def mnist(sources: Sources, folder: Path) -> None:
@@ -137,10 +129,7 @@ def thin(source: Path, target: Path, names: set[str] | None = None) -> None:
             if member.isfile() and (names is None or parent in wanted or parent not in seen):
                 seen.add(parent)
                 whole = names is None or member.name in names
-                content = old.extractfile(member).read() if whole else b''  # type: ignore[union-attr]
-                found = tarfile.TarInfo(member.name)
-                found.size = len(content)
-                new.addfile(found, BytesIO(content))
+                add(new, member.name, old.extractfile(member).read() if whole else b'')  # type: ignore[union-attr]
 
 
 PARTS: dict[str, Callable[[Sources, Path], None]] = {
@@ -228,30 +217,25 @@ def unpack_learning(folder: Path, target: Path, part: str) -> None:
         (target / path.name).symlink_to(path)
 
 
-def unpack_all_signs(folder: Path, target: Path, part: str) -> None:
-    for split in ('train', 'test'):
-        unpack_signs(folder / part, target, split)
-
-
-def unpack_signs(folder: Path, target: Path, split: str) -> None:
-    """A tar of PNG, as scripts/measure_learning.py wants it, and the boxes."""
+def unpack_signs(folder: Path, target: Path, part: str) -> None:
+    """Tars of PNG, as scripts/measure_learning.py wants them, and the boxes."""
     from PIL import Image
     target.mkdir(exist_ok=True)
-    (target / f'{split}-boxes.csv').write_bytes(gzip.decompress((folder / f'{split}-boxes.csv.gz').read_bytes()))
-    names = json.loads(gzip.decompress((folder / f'{split}.json.gz').read_bytes()))
-    every = Image.open(folder / f'{split}.jpg')
-    with tarfile.open(target / f'{split}.tar', 'w') as tar:
-        for i, name in enumerate(names):
-            file = BytesIO()
-            every.crop(place(i)).save(file, 'PNG', compress_level=1)
-            member = tarfile.TarInfo(name)
-            member.size = len(file.getvalue())
-            tar.addfile(member, BytesIO(file.getvalue()))
+    for split in ('train', 'test'):
+        boxes, names = (gzip.decompress((folder / part / f'{split}{end}.gz').read_bytes())
+                        for end in ('-boxes.csv', '.json'))
+        (target / f'{split}-boxes.csv').write_bytes(boxes)
+        every = Image.open(folder / part / f'{split}.jpg')
+        with tarfile.open(target / f'{split}.tar', 'w') as tar:
+            for i, name in enumerate(json.loads(names)):
+                file = BytesIO()
+                every.crop(place(i)).save(file, 'PNG', compress_level=1)
+                add(tar, name, file.getvalue())
 
 
 UNPACK: dict[str, tuple[tuple[str, ...], Callable[[Path, Path, str], None]]] = {
     'birds': (('birds-train', 'birds-test'), unpack_birds), 'learning': (('mnist', 'learning'), unpack_learning),
-    'signs': (('signs',), unpack_all_signs)}
+    'signs': (('signs',), unpack_signs)}
 
 
 # what travels
@@ -305,10 +289,10 @@ def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
     for number, load in enumerate(loads(ready, sizes, MOST - checkout, always), 1):
         names = ' '.join(str(folder.relative_to(root) / name) if folder.is_relative_to(root) else name
                          for name in load.parts)
-        begin = tally(job.kind for job in load.jobs)
-        lines.append(f'{mib(checkout + sum(sizes[p] for p in load.parts))}  load {number} with the checkout: {names}')
+        weight, begin = checkout + sum(sizes[p] for p in load.parts), tally(job.kind for job in load.jobs)
+        lines.append(f'{mib(weight)}  load {number} with the checkout: {names}')
         lines.append(f'{"":14}jobs that can then begin: {begin or "none yet"}')
-        if checkout + sum(sizes[p] for p in load.parts) > MOST:
+        if weight > MOST:
             lines.append(f'{"":14}that is more than {MOST / 2 ** 20:.0f} MiB: without some checkpoints in {runs.name}')
     return '\n'.join([*lines, *lacking(jobs, there)])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
+from gpu_files import add
 from gpu_pack import Sources, pack
 from PIL import Image
 from safetensors.torch import save_file
@@ -48,9 +49,7 @@ def images(path: Path, classes: int, count: int, side: int, kind: str) -> None:
             colours = torch.randint(256, (48,), generator=generator).tolist()
             file = io.BytesIO()
             Image.frombytes('RGB', (4, 4), bytes(colours)).resize((side, side)).save(file, kind)
-            member = tarfile.TarInfo(f'{i // count:05}/{i % count:05}_00000.{kind}')
-            member.size = len(file.getvalue())
-            tar.addfile(member, io.BytesIO(file.getvalue()))
+            add(tar, f'{i // count:05}/{i % count:05}_00000.{kind}', file.getvalue())
 
 
 def main(folder: Path, names: list[str]) -> None:

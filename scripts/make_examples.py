@@ -7,11 +7,11 @@ The sheet has the first digits of `timm_stn.data.test_set`, not the best ones, i
 has their classes, one character each.
 """
 import argparse
-import os
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 from torch import Tensor
+from whole_file import write_whole
 
 from timm_stn.data import DISTORTIONS, test_set
 from timm_stn.zoo import card_folder
@@ -40,10 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     count = args.side ** 2
     info = PngImagePlugin.PngInfo()
     info.add_text('labels', ''.join(map(str, labels[:count].tolist())))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    beside = args.output.with_name(f'.{args.output.name}.tmp')
-    sheet(images[:count], args.side).save(beside, format='PNG', optimize=True, pnginfo=info)
-    os.replace(beside, args.output)
+    picture = sheet(images[:count], args.side)
+    write_whole(args.output, lambda path: picture.save(path, format='PNG', optimize=True, pnginfo=info))
     print(f'{count} digits, {args.output.stat().st_size} bytes, in {args.output}')
 
 

@@ -9,13 +9,13 @@ DIR has `gtsrb32/` and `cub200-2010/`, as scripts/gpu.py wants them. On two core
 import argparse
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import gpu_pack
 import timm
 import torch
+from measure_learning import members, pictures
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -23,24 +23,7 @@ from torch.nn import functional as F
 
 import timm_stn  # noqa: F401
 
-Images = tuple[Tensor, Tensor]
 FORMATS = (None, ('JPEG', 35), ('WEBP', 60), ('WEBP', 70), ('AVIF', 60))  # and quality
-
-
-def members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Class and content of each."""
-    with tarfile.open(path) as tar:
-        for member in sorted((m for m in tar if m.isfile()), key=lambda m: m.name):
-            yield member.name.split('/')[-2], tar.extractfile(member).read()  # type: ignore[union-attr]
-
-
-def load_signs(path: Path) -> Images:
-    images, labels = [], []
-    for label, content in members(path):
-        pixels = bytearray(Image.open(BytesIO(content)).convert('RGB').tobytes())
-        images.append(torch.frombuffer(pixels, dtype=torch.uint8).reshape(32, 32, 3))
-        labels.append(int(label))
-    return torch.stack(images).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.tensor(labels)
 
 
 def train(images: Tensor, labels: Tensor, seed: int, epochs: int = 5) -> nn.Module:
@@ -72,10 +55,11 @@ def signs(data: Path) -> None:
         folder = Path(name)
         gpu_pack.pack(gpu_pack.Sources(data), folder, ['signs'])
         print(f'packed: {gpu_pack.size(folder / "signs") / 2 ** 20:.1f} MiB')
-        for split in ('train', 'test'):
-            gpu_pack.unpack_signs(folder / 'signs', folder, split)
-        found = {kind: {split: load_signs(place / f'{split}.tar') for split in ('train', 'test')}
-                 for kind, place in (('original', data / 'gtsrb32'), ('packed', folder))}
+        gpu_pack.unpack_signs(folder, folder / 'unpacked', 'signs')
+        found = {}
+        for kind, place in (('original', data / 'gtsrb32'), ('packed', folder / 'unpacked')):
+            paths = {split: place / f'{split}.tar' for split in ('train', 'test')}
+            found[kind] = {split: pictures(path, 32, [*members(path).values()]) for split, path in paths.items()}
     for seed in range(3):
         for kind, sets in found.items():
             model = train(*sets['train'], seed)
@@ -86,12 +70,14 @@ def signs(data: Path) -> None:
 def birds(data: Path) -> None:
     model = timm.create_model('stn_tf_efficientnet_lite0_cub2010', pretrained=True).eval()
     transform = create_transform(**{**resolve_data_config({}, model=model), 'crop_pct': 0.875})
-    found = list(members(data / 'cub200-2010' / 'test.tar'))
-    classes = sorted({label for label, _ in found})
-    labels = torch.tensor([classes.index(label) for label, _ in found])
+    path = data / 'cub200-2010' / 'test.tar'
+    names = [(name, label) for label, names in enumerate(members(path).values()) for name in names]
+    labels = torch.tensor([label for _, label in names])
+    with tarfile.open(path) as tar:
+        contents = [tar.extractfile(name).read() for name, _ in names]  # type: ignore[union-attr]
     for form in FORMATS:
         images, weight = [], 0
-        for _, content in found:
+        for content in contents:
             image = Image.open(BytesIO(content)).convert('RGB')
             if form:
                 file = BytesIO()
@@ -100,7 +86,7 @@ def birds(data: Path) -> None:
             weight += len(content)
             images.append(transform(image))
         print(f'{form or "original"}: {accuracy(model, torch.stack(images), labels):.1f} %, '
-              f'{weight / len(found) * 6033 / 2 ** 20:.1f} MiB for all 6,033', flush=True)
+              f'{weight / len(contents) * 6033 / 2 ** 20:.1f} MiB for all 6,033', flush=True)
 
 
 FEWER = {'JPEG': dict(optimize=True, progressive=True), 'WEBP': dict(method=6), 'AVIF': {}}  # bytes

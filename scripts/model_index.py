@@ -2,13 +2,13 @@
 """Write README.md's table of trained networks anew, from model_cards/: `python scripts/model_index.py [--check]`."""
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from check_dist import SMALL
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from whole_file import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = '<!-- from model_cards/, by scripts/model_index.py -->', '<!-- end -->'
@@ -44,9 +44,7 @@ def main() -> None:
     new = f'{before}{START}\n{table()}\n{END}{rest.split(END, 1)[1]}'
     if args.check:
         sys.exit(f'{readme} has an old table: run scripts/model_index.py' if new != text else 0)
-    beside = readme.with_suffix('.new')
-    beside.write_text(new)
-    os.replace(beside, readme)
+    write_text(readme, new)
 
 
 if __name__ == '__main__':

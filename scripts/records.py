@@ -1,8 +1,9 @@
 """Records of runs: JSON, a line a run. Without torch: scripts/gpu.py wants no more than Python itself."""
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from whole_file import write_text
 
 Line = dict[str, Any]
 
@@ -16,11 +17,8 @@ def read(path: Path) -> list[Line]:
 
 
 def replace(path: Path, lines: list[Line]) -> None:
-    """Write beside its place, and move there once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix('.tmp')
-    beside.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    os.replace(beside, path)
+    """All of it, or it stays as it was."""
+    write_text(path, ''.join(json.dumps(line) + '\n' for line in lines))
 
 
 def key(line: Line) -> tuple[str, int, bool, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import timm
 import torch
+from whole_file import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = ROOT / 'tests' / 'timm_contract'
@@ -139,12 +140,6 @@ def command(args: argparse.Namespace) -> str:
     return ('python scripts/timm_tests.py ' + shlex.join(args.given)) if args.given else 'make timm-tests'
 
 
-def write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + '.partial')
-    beside.write_text(text)
-    beside.replace(path)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', default='', help='architectures, by comma, instead of the selection by family')
@@ -158,7 +153,7 @@ def main() -> int:
     models = args.models.split(',') if args.models else select(args.max_params)
     exceptions = json.loads((CONTRACT / 'exceptions.json').read_text())
     results = run_tests(fetch_tests(), models, args)
-    write(args.output, report(results, models, exceptions, args))
+    write_text(args.output, report(results, models, exceptions, args))
     unlisted = [case for case, message in differences(results) if reason(case, message, exceptions) is None]
     stale = unused(results, exceptions)
     print(f'{args.output}: {len(results)} cases; {len(unlisted)} unlisted differences; not needed: {stale or "none"}')

@@ -15,7 +15,6 @@ import csv
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, ParseKwargs
 from torch import Tensor, nn
 from torch.nn import functional as F
+from whole_file import write_text, write_whole
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
 from timm_stn.data import DISTORTIONS, load_mnist, test_set
@@ -188,20 +188,13 @@ def test_error(model: nn.Module, digits: Digits) -> float:
     return 100 * int(wrong) / len(digits[1])
 
 
-def write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Write a file beside its place, and move it there once it is whole."""
-    beside = path.with_name(f'.{path.name}.tmp')
-    save(beside)
-    os.replace(beside, path)
-
-
 def write_epoch(run: Run, output: Path) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(run.history[0]), lineterminator='\n')
     writer.writeheader()
     writer.writerows(run.history)
-    write(output / 'checkpoint.pt', lambda path: torch.save(run.state(), path))
-    write(output / 'summary.csv', lambda path: path.write_text(table.getvalue()))
+    write_whole(output / 'checkpoint.pt', lambda path: torch.save(run.state(), path))
+    write_text(output / 'summary.csv', table.getvalue())
 
 
 def write_result(run: Run, output: Path) -> None:
@@ -216,8 +209,8 @@ def write_result(run: Run, output: Path) -> None:
         'cuda_graph': run.captured is not None and run.captured.graph is not None,
         'versions': {'torch': torch.__version__, 'timm': timm.__version__},
     }
-    write(output / 'model.safetensors', lambda path: save_file(state, path))
-    write(output / 'result.json', lambda path: path.write_text(json.dumps(result, indent=2) + '\n'))
+    write_whole(output / 'model.safetensors', lambda path: save_file(state, path))
+    write_text(output / 'result.json', json.dumps(result, indent=2) + '\n')
 
 
 def main(argv: list[str] | None = None) -> None:
