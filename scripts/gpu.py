@@ -36,7 +36,7 @@ import gpu_files
 import gpu_pack
 from gpu_jobs import LAST, LEARNING, RECORD, ROOT, Clock, Places, Queue, alone, kill, on_signals, remember, shared_gpu
 from gpu_queue import Job, queue
-from records import Line, replace
+from records import Line, read, replace
 from whole_file import write_text
 
 SECTIONS = ('checks', 'speed', 'queue')
@@ -233,6 +233,8 @@ def collect(args: argparse.Namespace) -> None:
             continue
         target.mkdir(parents=True, exist_ok=True)
         keep_measured(path, place) if path.suffix == '.json' else shutil.copyfile(path, place)
+    if more := len(args.places.learned()) - len(read(args.root / LEARNING)):
+        print(f'new: {more} lines of {LEARNING}')
     for job, lacks in args.places.record().items():
         without = f', without {" ".join(lacks)}: delete it there and in {RECORD} to run it again' if lacks else ''
         print(f'new: {job.name}, in {args.places.finished / job.name}{without}')

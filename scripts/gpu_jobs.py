@@ -67,9 +67,11 @@ class Places:
 
     def learned(self) -> list[Line]:
         """The record of learning, and what jobs have added; what is recorded stays."""
-        places = (self.runs / 'learning', self.finished / 'learning', self.root / LEARNING.parent)
-        found = [line for place in places for line in read(place / LEARNING.name)]
-        return list({key(line): line for line in found}.values())
+        found: dict[Any, Line] = {}
+        for place in (self.root / LEARNING.parent, self.finished / 'learning', self.runs / 'learning'):
+            for line in read(place / LEARNING.name):
+                found.setdefault(key(line), line)
+        return list(found.values())
 
     def put_aside(self, recorded: bool = False) -> None:
         """Finished jobs, which need not travel any more; or those alone that have been recorded."""

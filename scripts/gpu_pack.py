@@ -54,9 +54,15 @@ def base(sources: Sources, folder: Path) -> None:
 
 
 def mnist(sources: Sources, folder: Path) -> None:
-    """All of it, as it is."""
+    """All of it, as it is, if it can be read."""
+    from timm_stn.data import load_mnist
     for path in DIGITS:
         shutil.copyfile(sources.find('data', 'mnist', path), folder / path)
+    for split in ('train', 'test'):
+        try:
+            load_mnist(folder, split)
+        except ValueError as error:
+            raise SystemExit(f'--data {sources.data}, mnist: {error}') from error
 
 
 def lite0(sources: Sources, folder: Path) -> None:
@@ -292,7 +298,7 @@ def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
         weight, begin = checkout + sum(sizes[p] for p in load.parts), tally(job.kind for job in load.jobs)
         lines.append(f'{mib(weight)}  load {number} with the checkout: {names}')
         lines.append(f'{"":14}jobs that can then begin: {begin or "none yet"}')
-        if weight > MOST:
+        if weight > MOST and runs.name in load.parts:
             lines.append(f'{"":14}that is more than {MOST / 2 ** 20:.0f} MiB: without some checkpoints in {runs.name}')
     return '\n'.join([*lines, *lacking(jobs, there)])
 

@@ -131,6 +131,14 @@ def test_a_part_that_cannot_be_made_leaves_the_one_before(tmp_path):
     assert (tmp_path / 'pack' / 'mnist' / 'digits').read_text() == 'old'
 
 
+def test_files_that_are_none_of_mnist_are_told_here_and_not_on_the_gpu(tmp_path):
+    write_mnist(tmp_path / 'mnist')
+    (tmp_path / 'mnist' / DIGITS[0]).write_text('<html>404')
+    with pytest.raises(SystemExit, match=f'mnist: .*{DIGITS[0]}: corrupt or truncated'):
+        pack(Sources(tmp_path), tmp_path / 'pack', ['mnist'])
+    assert not (tmp_path / 'pack' / 'mnist').exists()
+
+
 def test_the_report_says_what_to_take_along(tmp_path):
     for name in ('base', 'mnist', 'runs'):
         (tmp_path / name).mkdir()

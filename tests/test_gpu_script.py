@@ -298,8 +298,11 @@ def test_learning_is_recorded_before_anything_is_put_aside(tmp_path):
         (place / 'learning').mkdir(parents=True)
         (place / 'learning' / 'finished').touch()
         replace(place / 'learning' / 'learning.jsonl', [dict(name=name, seed=0, tune=False, model_kwargs={})])
+    record = tmp_path / 'root' / 'docs' / 'learning.jsonl'
+    kept = [dict(name=name, seed=0, tune=False, model_kwargs={}, accuracy=50) for name in ('c', 'b')]
+    replace(record, kept)
     here.record()
-    assert {line['name'] for line in read(tmp_path / 'root' / 'docs' / 'learning.jsonl')} == {'a', 'b'}
+    assert [line['name'] for line in read(record)] == ['c', 'b', 'a'] and read(record)[:2] == kept
 
 
 def test_a_record_of_speed_keeps_what_the_next_does_not_reach(tmp_path):
