@@ -58,6 +58,31 @@ def table1() -> Iterator[Job]:
                 yield Job(f'table1-{kind}-{name}-{seed}', command, 30, ('mnist',))
 
 
+def tune() -> Iterator[Job]:
+    """What carries on R and RTS, by 5,000 training digits that are held back: a change at a time."""
+    base = {'epochs': 40, 'lr': 0.002, 'ema-decay': 0.999}
+    recipes = {'long': {'epochs': 120}, 'base': {}, 'small-batch': {'batch-size': 64, 'epochs': 20}}
+    st_recipes = {'no-ema': {'ema-decay': 0.}, 'decay': {'weight-decay': 0.1}, 'low-rate': {'lr': 0.001},
+                  'high-rate': {'lr': 0.004}}
+    st_arguments = {'twice': ('stn_iterations=2',), 'tps': ('stn_transform=tps',), 'slow-theta': ('stn_lr_scale=3.0',)}
+    for kind in ('R', 'RTS'):
+        cnn, fcn = ('channels=[64,128]',), ('hidden=350' if kind == 'R' else 'hidden=200',)
+        small = ('stn_size=24',) if kind == 'RTS' else ()
+        networks = {'st-cnn': ('stn_mnist_cnn', cnn + small), 'st-fcn': ('stn_mnist_fcn', fcn + small),
+                    'cnn': ('mnist_cnn', cnn), 'fcn': ('mnist_fcn', fcn)}
+        for name, (model, kwargs) in networks.items():
+            tried = [(change, kwargs, recipe) for change, recipe in recipes.items()]
+            if name.startswith('st-'):
+                tried += [(change, kwargs, recipe) for change, recipe in st_recipes.items()]
+                tried += [(change, kwargs + more, {}) for change, more in st_arguments.items()]
+            for change, arguments, recipe in tried:
+                options = [word for option, value in {**base, **recipe}.items() for word in (f'--{option}', str(value))]
+                command = train_mnist('--model', model, '--model-kwargs', *arguments, '--set', kind, *options,
+                                      '--held-back', '5000')
+                yield Job(f'tune-{kind}-{name}-{change}', command, 60, ('mnist',),
+                          smoke=('--epochs', '1', '--held-back', '20'))
+
+
 def birds() -> Iterator[Job]:
     """The runs of scripts/train_birds.sh; of the network whose card we have, the first seed's weights come back."""
     for name in BIRDS:
@@ -65,9 +90,9 @@ def birds() -> Iterator[Job]:
             command = ('train_birds.sh', '{birds}', '{lite0}/model.safetensors', '{parent}',
                        f'SEED={seed}', 'EPOCHS=12', 'DEVICE={device}', 'WORKERS={workers}', name)
             keeps = ('result.json', 'summary.csv', 'args.yaml')
-            yield Job(f'birds-{seed}/{name}', command, 150, ('lite0', 'timm-scripts', 'birds-train', 'birds-test'),
+            yield Job(f'birds-{seed}/{name}', command, 100, ('lite0', 'timm-scripts', 'birds-train', 'birds-test'),
                       keeps=(*keeps, 'last.pth.tar') if (name, seed) == ('zoom192', 0) else keeps,
-                      checkpoint='last.pth.tar', cores=3, smoke=('EPOCHS=1', 'WORKERS=1'))
+                      checkpoint='last.pth.tar', cores=2, smoke=('EPOCHS=1', 'WORKERS=1'))
 
 
 def learning() -> Iterator[Job]:
@@ -80,4 +105,4 @@ def learning() -> Iterator[Job]:
 
 
 def queue() -> list[Job]:
-    return [*cards(), *table1(), *birds(), *learning()]
+    return [*cards(), *tune(), *birds(), *table1(), *learning()]

@@ -6,7 +6,7 @@
 The folder `--output` gets `summary.csv` (a line an epoch, with the learning rate at its start), `checkpoint.pt` (a
 run that is started again goes on from it, with the same result as if it had never stopped), and at the end
 `model.safetensors` and `result.json`. What is reported is the last epoch, over the fixed test set of
-`timm_stn.data.test_set`, which decides nothing on the way.
+`timm_stn.data.test_set`, which decides nothing on the way; with `--held-back` over training digits that are held back.
 
 With `--device cuda` the steps of an epoch are replays of one CUDA graph, but for its last batch, if that is smaller.
 """
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from whole_file import write_text, write_whole
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
-from timm_stn.data import DISTORTIONS, load_mnist, test_set
+from timm_stn.data import DISTORTIONS, distort, load_mnist, test_set
 
 MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph')  # between the starts of one run
 Digits = tuple[Tensor, Tensor]
@@ -56,12 +56,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--warmup-epochs', type=float, default=0.5, help='linear warm-up before the cosine (default: %(default)s)')
     add('--clip-grad', type=float, help='largest norm of the gradient')
     add('--ema-decay', type=float, default=0., help='report averaged weights with this decay (default: no average)')
+    add('--held-back', type=int, default=0, metavar='N',
+        help='train without the last N training digits, and test on these (each distorted four times), to choose a '
+             'recipe by (default: the test set)')
     add('--seed', type=int, default=0)
     add('--channels-last', action='store_true', help='memory format; often faster, on CPUs too')
     add('--threads', type=int, help='CPU threads')
     add('--device', default='cpu')
     add('--no-cuda-graph', action='store_true', help='launch each operation of a step by itself on a CUDA device, too')
     return parser.parse_args(argv)
+
+
+def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Digits to learn from (N, 1, 28, 28), as bytes, and their classes; distorted ones to test on, and theirs."""
+    images, labels = load_mnist(args.data, 'train', args.download)
+    if not args.held_back:
+        return images, labels, *test_set(args.set, args.data)
+    if not 0 < args.held_back < len(images):
+        raise SystemExit(f'--held-back {args.held_back}: there are {len(images)} training digits.')
+    images, back = images[:-args.held_back], images[-args.held_back:].repeat(4, 1, 1, 1)
+    labels, back_labels = labels[:-args.held_back], labels[-args.held_back:].repeat(4)
+    return images, labels, distort(back, args.set, torch.Generator().manual_seed(0)), back_labels
 
 
 class Run:
@@ -222,8 +237,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    images, labels = load_mnist(args.data, 'train', args.download)
-    images, labels, *held_out = (part.to(args.device) for part in (images, labels, *test_set(args.set, args.data)))
+    images, labels, *held_out = (part.to(args.device) for part in digits_of(args))
     run = Run(args, math.ceil(len(images) / args.batch_size))
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from timm_stn.data import DISTORTIONS, distort
+from timm_stn.data import DISTORTIONS, distort, load_mnist
 
 
 @pytest.fixture(scope='module')
@@ -57,6 +57,17 @@ def test_files_and_resume(script, arguments, tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match='other arguments'):
         script.main([*halves, '--lr', '1'])
+
+
+def test_digits_that_are_held_back_are_those_that_are_tested_on(script, arguments, tmp_path):
+    args = script.parse_args([*arguments, '--output', 'none', '--held-back', '15'])
+    all_images, all_labels = load_mnist(tmp_path / 'data')
+    images, labels, canvases, classes = script.digits_of(args)
+    assert torch.equal(images, all_images[:55]) and torch.equal(labels, all_labels[:55])
+    assert canvases.shape == (60, 1, 28, 28) and torch.equal(classes, all_labels[55:].repeat(4))
+    assert len(canvases.unique(dim=0)) == 60
+    with pytest.raises(SystemExit, match='--held-back 70: there are 70 training digits'):
+        script.digits_of(script.parse_args([*arguments, '--output', 'none', '--held-back', '70']))
 
 
 def test_learning_rate(script):
