@@ -111,9 +111,9 @@ print(json.dumps(dict(
 
 
 def revision(folder: Path) -> str | None:
-    """Of the checkout, by git, or as it was packed, where the checkout came without."""
-    packed = folder / 'base' / 'revision'
-    return describe() or (packed.read_text() if packed.is_file() else None)
+    """Of the checkout, by git, or as it was packed, where it came without git or with files that are newer."""
+    packed, said = folder / 'base' / 'revision', describe()
+    return packed.read_text() if packed.is_file() and (not said or said.endswith('-dirty')) else said
 
 
 def describe() -> str | None:

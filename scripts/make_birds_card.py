@@ -135,6 +135,7 @@ def main() -> None:
     args = parser.parse_args()
 
     table = rows(args.runs, args.best, Path(args.output) / args.name / 'README.md')
+    trained = results(args.runs[:1], args.best)
     held = torch.load(args.runs[0] / args.best / 'last.pth.tar', map_location='cpu', weights_only=False)
     model = timm.create_model(args.name)
     model.load_state_dict(clean_state_dict(held['state_dict']))
@@ -145,10 +146,10 @@ def main() -> None:
     def add(folder: Path) -> None:
         save_picture(picture_of(model.eval(), pictures, args.name), folder / 'look.jpg')
         (folder / 'README.md').write_text(CARD.format(
-            name=args.name, accuracy=results(args.runs[:1], args.best)[0]['top1'] / 100, what=NAMES[args.best],
+            name=args.name, accuracy=trained[0]['top1'] / 100, what=NAMES[args.best],
             glance=glance(model), localization=model.arguments.localization, note=args.note,
             how=VARIES if isinstance(model.arguments.scale, list) else ', then moved by what is learned',
-            rows=table, hardware=args.hardware, torch=torch.__version__, timm=timm.__version__))
+            rows=table, hardware=args.hardware, **{key: trained[0]['versions'][key] for key in ('torch', 'timm')}))
 
     write_folder(args.output, args.name, model, add)
 
