@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_stn.functional import warp
+from timm_stn.geometry.functional import warp
 
 
 class Case(NamedTuple):

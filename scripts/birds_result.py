@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from whole_file import write_text, write_whole
 
 import timm_stn
-from timm_stn.card import read_run
+from timm_stn.publish.run_record import read_run
 
 
 def summary(run: Path) -> dict[str, float] | None:

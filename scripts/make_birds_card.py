@@ -18,8 +18,8 @@ from birds_result import glance, multiply_adds
 from card_files import HEAD, write_folder
 from timm.models import clean_state_dict
 
-from timm_stn.picture import picture_of
-from timm_stn.visualize import save_picture
+from timm_stn.view.draw import save_picture
+from timm_stn.view.picture import picture_of
 
 NAMES = dict(
     plain112='plain, 112 x 112', plain176='plain, 176 x 176', plain224='plain, 224 x 224',

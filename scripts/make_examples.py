@@ -14,7 +14,7 @@ from torch import Tensor
 from whole_file import write_whole
 
 from timm_stn.data import DISTORTIONS, test_set
-from timm_stn.zoo import card_folder
+from timm_stn.names.zoo import card_folder
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ the ImageNet checkpoint of tf_efficientnet_lite0. Every run is a line, with all 
 is not made again. One thread a run. Held out are test sets, with `--tune` training images that were kept back.
 `--model-kwargs` adds arguments to the transformers'.
 
-`spread` is the standard deviation, over held-out images, of where the look lies: see `timm_stn.dependence`.
+`spread` is the standard deviation, over held-out images, of where the look lies: see `timm_stn.view.dependence`.
 """
 import argparse
 import json
@@ -38,7 +38,7 @@ from torch.nn import functional as F
 import timm_stn  # noqa: F401
 from timm_stn import warp
 from timm_stn.data import distort, load_mnist
-from timm_stn.dependence import witnessing
+from timm_stn.view.dependence import witnessing
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'training.md'

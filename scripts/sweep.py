@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / 'tests' / 'timm_contract'))
 import contract
 
 import timm_stn
-from timm_stn.attach import feature_infos
+from timm_stn.network.attach import feature_infos
 
 VERSIONS = {'timm': timm.__version__, 'torch': torch.__version__, 'timm_stn': timm_stn.__version__}
 INSTEAD = re.compile(r"use 'input' or another stage, for example '(\S+)'")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timm_stn.arguments import DEFAULTS, StnArguments, split_arguments
+from timm_stn.network.arguments import DEFAULTS, StnArguments, split_arguments
 
 TPS, AFFINE = {'transform': 'tps'}, {'transform': 'affine', 'scale': 0.5}
 

@@ -6,8 +6,8 @@ import timm
 import torch
 from torch import nn
 
-from timm_stn.attach import StageTransformer, attach, resolve_stage, stage_layouts
-from timm_stn.spatial_transformer import SpatialTransformer
+from timm_stn.modules.spatial_transformer import SpatialTransformer
+from timm_stn.network.attach import StageTransformer, attach, resolve_stage, stage_layouts
 
 SMALL = (3, 64, 64)
 VIT = (3, 160, 160)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageColor
 from test_data import write_mnist
 
-import timm_stn
 from timm_stn import cli
+from timm_stn.cli import digits, doctor
 from timm_stn.data import test_set as distorted_test_set
-from timm_stn.diagnostics import weights_of
-from timm_stn.visualize import COLORS, GOOD
+from timm_stn.names.zoo import weights_of, zoo_names
+from timm_stn.view.draw import COLORS, GOOD
 
 MODEL = ['--model', 'stn_test_resnet', '--no-pretrained']
 SCRIPT = Path(__file__).parents[1] / 'scripts' / 'make_examples.py'
@@ -155,7 +155,7 @@ def test_show_refuses(photos, capsys, monkeypatch, argv, message):
 def untrained(monkeypatch):
     """The demo with random weights."""
     monkeypatch.delenv('TIMM_STN_DATA', raising=False)
-    monkeypatch.setattr(cli, '_create', lambda name, pretrained, kwargs: timm.create_model(name))
+    monkeypatch.setattr(digits, 'create_model', lambda name, pretrained, kwargs: timm.create_model(name))
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def make_examples():
 def test_sheet_of_examples(make_examples, tmp_path):
     write_mnist(tmp_path, test=20)
     make_examples(['--data', str(tmp_path), '--side', '3', '--output', str(tmp_path / 'new' / 'e.png')])
-    images, labels = cli.read_sheet(tmp_path / 'new' / 'e.png')
+    images, labels = digits.read_sheet(tmp_path / 'new' / 'e.png')
     expected, classes = distorted_test_set('RTS', tmp_path)
     assert torch.equal(labels, classes[:9]) and (images - expected[:9]).abs().max() <= 0.5 / 255 + 1e-6
 
@@ -180,7 +180,7 @@ def test_demo_on_the_digits_of_the_package(untrained, tmp_path, capsys):
     assert has_color(tmp_path / 'd.png', COLORS[0])
 
 
-@pytest.mark.skipif(not weights_of(cli.DEMO), reason='the weights are not trained yet')
+@pytest.mark.skipif(not weights_of(digits.DEMO), reason='the weights are not trained yet')
 def test_demo_knows_digits(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('TIMM_STN_DATA', raising=False)
     assert cli.main(['demo', '--count', '1', '--output', str(tmp_path / 'd.png')]) == 0
@@ -236,7 +236,7 @@ def test_list(capsys):
         'stn_test_vit2', 'stn_test_vit3', 'stn_test_vit4']
     assert 'stn_resnet18.a1_in1k' in names('stn_resnet18', '--pretrained')
     own = names('--own')
-    assert [line.split()[0] for line in own] == timm_stn.zoo.zoo_names() and 'not trained' in own[-1]
+    assert [line.split()[0] for line in own] == zoo_names() and 'not trained' in own[-1]
     assert "no model matches 'resnet1818'" in refused(capsys, 'list', 'resnet1818')
 
 
@@ -245,7 +245,7 @@ def test_doctor(capsys, monkeypatch):
     output = capsys.readouterr().out
     for fact in ('timm_stn', 'torchvision', 'get_model_traits', 'architectures', 'aten.grid_sampler', 'passed'):
         assert fact in output
-    monkeypatch.setattr(cli, 'self_check', lambda: {'identity warp on cpu': (False, 'broken')})
+    monkeypatch.setattr(doctor, 'self_check', lambda: {'identity warp on cpu': (False, 'broken')})
     assert cli.main(['doctor']) == 1
     assert 'FAILED: broken' in capsys.readouterr().out
 

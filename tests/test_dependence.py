@@ -14,10 +14,12 @@ from test_data import write_mnist
 
 import timm_stn
 from timm_stn import SpatialTransformer, cli, run
-from timm_stn import dependence as module
-from timm_stn.dependence import LITTLE, Dependence, advice, dependence, witnessing
-from timm_stn.dry import dry_forward
-from timm_stn.hub import push_to_hub
+from timm_stn.cli.digits import EXAMPLES, read_sheet
+from timm_stn.modules.dry import dry_forward
+from timm_stn.names.zoo import card_folder
+from timm_stn.publish.push import push_to_hub
+from timm_stn.view import dependence as module
+from timm_stn.view.dependence import LITTLE, Dependence, advice, dependence, witnessing
 
 NOTHING = ['--model', 'stn_mnist_cnn', '--no-pretrained']
 TRAINED = 'stn_mnist_cnn_rts'
@@ -50,7 +52,7 @@ def transformer(transform='translation', weight=0.3, **settings):
 @pytest.fixture
 def digits(tmp_path):
     """Eight of the package's digits, turned and moved, as files."""
-    pixels, _ = cli.read_sheet(cli.card_folder(TRAINED) / cli.EXAMPLES)
+    pixels, _ = read_sheet(card_folder(TRAINED) / EXAMPLES)
     folder = tmp_path / 'digits'
     folder.mkdir()
     for i, digit in enumerate(pixels[:8, 0]):

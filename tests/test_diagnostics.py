@@ -4,9 +4,12 @@ import timm
 import torch
 
 import timm_stn
-from timm_stn import diagnostics
-from timm_stn.diagnostics import observe, report, self_check, weights_of, wrong_answers
-from timm_stn.visualize import outline
+from timm_stn.cli import doctor
+from timm_stn.cli.digits import wrong_answers
+from timm_stn.cli.doctor import report, self_check
+from timm_stn.names.zoo import weights_of, zoo_names
+from timm_stn.view.draw import outline
+from timm_stn.view.observe import observe
 
 SIZE = 64
 
@@ -91,7 +94,7 @@ def test_report():
     plain, twins = (int(text.split()[i]) for text, i in
                     zip([facts['timm']['architectures'].replace(',', '')] * 2, (0, 3)))
     assert plain == twins > 1000
-    assert set(facts['weights']) == set(timm_stn.zoo.zoo_names())
+    assert set(facts['weights']) == set(zoo_names())
 
 
 def test_self_check(monkeypatch):
@@ -99,6 +102,6 @@ def test_self_check(monkeypatch):
     before = torch.get_rng_state()
     assert all(passed for passed, _ in self_check().values())
     assert torch.equal(before, torch.get_rng_state())
-    monkeypatch.setattr(diagnostics, 'warp', lambda image, theta: image + 1e-3)
+    monkeypatch.setattr(doctor, 'warp', lambda image, theta: image + 1e-3)
     passed, found = self_check()['identity warp on cpu']
     assert not passed and '1.0e-03' in found

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_stn import SpatialTransformer
-from timm_stn.standardize import Standardize
+from timm_stn.modules.standardize import Standardize
 
 pytestmark = [
     pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason='this torch has no gloo'),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import timm_stn
-from timm_stn.localization import ThetaRegression
+from timm_stn.modules.regression import ThetaRegression
 
 DOCS = Path(__file__).parents[1] / 'docs' / 'export.md'
 TABLE = os.environ.get('TIMM_STN_EXPORT_TABLE')

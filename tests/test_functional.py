@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from timm_stn.functional import map_points, unwarp, warp
-from timm_stn.grid import lattice, to_pixels
-from timm_stn.transforms import get_transform
+from timm_stn.geometry.functional import map_points, unwarp, warp
+from timm_stn.geometry.grid import lattice, to_pixels
+from timm_stn.geometry.transforms import get_transform
 
 HOMOGRAPHY = [[0.8, 0.25, 0.1], [-0.15, 0.9, -0.07], [0.12, -0.2, 1.1]]
 FAMILIES = ['affine', 'translation', 'similarity', 'projective', 'tps', 'diffeomorphic', 'rotation+translation']

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from timm_stn.functional import map_points, unwarp, warp
-from timm_stn.sampler import sample
-from timm_stn.spatial_transformer import SpatialTransformer
-from timm_stn.transforms import get_transform, transform_names
+from timm_stn.geometry.functional import map_points, unwarp, warp
+from timm_stn.geometry.sampler import sample
+from timm_stn.geometry.transforms import get_transform, transform_names
+from timm_stn.modules.spatial_transformer import SpatialTransformer
 
 CUDA = torch.cuda.is_available()
 FAMILIES = ['2 x 3', '3 x 3', *transform_names(), 'rotation+tps']

@@ -1,11 +1,11 @@
-"""timm_stn.grid: half-pixel centres, against torch's own conventions and by hand."""
+"""timm_stn.geometry.grid: half-pixel centres, against torch's own conventions and by hand."""
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timm_stn.grid import centers, coordinate_dtype, from_pixels, lattice, to_pixels
+from timm_stn.geometry.grid import centers, coordinate_dtype, from_pixels, lattice, to_pixels
 
 
 def test_centers_by_hand():

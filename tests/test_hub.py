@@ -34,9 +34,9 @@ from safetensors.torch import load_file
 
 import timm_stn
 from timm_stn import cli
-from timm_stn.hub import PushError
+from timm_stn.names.zoo import card_folder
+from timm_stn.publish.push import PushError
 from timm_stn.run import TIMM_SCRIPTS
-from timm_stn.zoo import card_folder
 
 CARDS = sorted(file.parent for file in card_folder('stn_mnist_cnn_rts').parent.glob('*/model.safetensors'))
 WRITE, READ, WRONG = 'hf_WritesToAcme', 'hf_ReadsOnly', 'hf_NobodyKnowsThis'

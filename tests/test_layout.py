@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timm_stn.layout import Layout, infer_layout
+from timm_stn.geometry.layout import Layout, infer_layout
 
 SIDE = st.integers(1, 6)
 

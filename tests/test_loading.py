@@ -18,9 +18,9 @@ from huggingface_hub.errors import (
 )
 from safetensors.torch import load_file, save_file
 
-import timm_stn
-from timm_stn import zoo
-from timm_stn.weights import WEIGHTS
+from timm_stn.names import zoo
+from timm_stn.names.weights import WEIGHTS
+from timm_stn.network.arguments import DEFAULTS
 
 NAME, NONE = 'stn_mnist_cnn_tc', 'stn_resnet50_cub'
 TINY = dict(channels=(1, 2), stn_localization='linear', stn_localization_size=4)
@@ -240,7 +240,7 @@ ALL = dict(
 
 
 def test_a_config_restores_every_argument_and_the_logits_are_bit_equal(publish):
-    assert ALL.keys() | {'stn_target', 'stn_fill'} == timm_stn.arguments.DEFAULTS.keys()
+    assert ALL.keys() | {'stn_target', 'stn_fill'} == DEFAULTS.keys()
     for arguments in (ALL, dict(stn_stages=[2], stn_target='input'), dict(stn_padding_mode='fill', stn_fill=0.5)):
         saved = trained('stn_test_resnet', num_classes=5, img_size=64 if 'stn_size' in arguments else None, **arguments)
         name, extra = publish(saved)

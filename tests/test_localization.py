@@ -11,14 +11,10 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from timm_stn.localization import (
-    Localization,
-    Moments,
-    ThetaRegression,
-    _shrink_by_matrices,
-    localization_names,
-    shrink,
-)
+from timm_stn.geometry.shrink import _shrink_by_matrices, shrink
+from timm_stn.modules.localization import Localization, localization_names
+from timm_stn.modules.moments import Moments
+from timm_stn.modules.regression import ThetaRegression
 
 OPTIMIZERS = {
     'sgd': {'momentum': 0.9},

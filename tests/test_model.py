@@ -13,7 +13,9 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import timm_stn
-from timm_stn.model import SpatialTransformerNetwork
+from timm_stn.network import attach
+from timm_stn.network.arguments import DEFAULTS
+from timm_stn.network.model import SpatialTransformerNetwork
 
 SIZE = 64
 
@@ -112,7 +114,7 @@ def test_saved_for_the_hub_and_restored_bit_equal(tmp_path, name, kwargs):
     x = images(size=model._input_size[-1])
     assert torch.equal(restored(x), model(x))
     saved = json.loads((tmp_path / 'config.json').read_text())['model_args']
-    assert set(timm_stn.arguments.DEFAULTS) <= set(saved)
+    assert set(DEFAULTS) <= set(saved)
     assert restored.arguments.json == model.arguments.json
 
 
@@ -615,11 +617,11 @@ def test_checkpoint_of_other_transformers_is_refused(tmp_path):
 
 
 def test_a_refused_wrap_leaves_the_model_as_it_was(monkeypatch):
-    place = timm_stn.attach._place
+    place = attach._place
 
     def refuse(backbone, name, stn, way):
         return place(backbone, name, stn, 3 if name == 'layer3' else way)
-    monkeypatch.setattr(timm_stn.attach, '_place', refuse)
+    monkeypatch.setattr(attach, '_place', refuse)
     plain = create('test_resnet')
     keys = set(plain.state_dict())
     with pytest.raises(ValueError, match='cannot follow layer3 of test_resnet'):

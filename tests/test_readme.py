@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from timm_stn.arguments import DEFAULTS
+from timm_stn.network.arguments import DEFAULTS
 
 README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
 EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)

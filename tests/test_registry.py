@@ -8,7 +8,7 @@ import timm
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, list_modules, register_model
 
 import timm_stn
-from timm_stn.zoo import zoo_names
+from timm_stn.names.zoo import zoo_names
 
 
 def plain_names(**kwargs):

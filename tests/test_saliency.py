@@ -9,8 +9,8 @@ from test_model import save_for_hf
 from torch import nn
 
 import timm_stn  # noqa: F401
-from timm_stn.saliency import Saliency
-from timm_stn.transforms import map_points_matrix
+from timm_stn.geometry.transforms import map_points_matrix
+from timm_stn.modules.saliency import Saliency
 
 GLIMPSES = dict(stn_glimpses=2, stn_scale=0.5, stn_size=64, img_size=128, stn_transform='translation', num_classes=3)
 

@@ -1,4 +1,4 @@
-"""timm_stn.sampler, against equation 3 of the paper written out, scipy, and finite differences."""
+"""timm_stn.geometry.sampler, against equation 3 of the paper written out, scipy, and finite differences."""
 import math
 import shutil
 
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.autograd import gradcheck, gradgradcheck
 
-from timm_stn import pyramid
-from timm_stn.grid import from_pixels, lattice, to_pixels
-from timm_stn.sampler import sample
+from timm_stn.geometry import pyramid
+from timm_stn.geometry.grid import from_pixels, lattice, to_pixels
+from timm_stn.geometry.sampler import sample
 
 PADDING = {'border': 'edge', 'zeros': 'constant', 'reflection': 'symmetric', 'fill': 'constant'}
 SCIPY = {'border': 'nearest', 'zeros': 'grid-constant', 'reflection': 'reflect', 'fill': 'grid-constant'}

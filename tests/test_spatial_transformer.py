@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from timm_stn import SpatialTransformer
-from timm_stn.grid import lattice
-from timm_stn.spatial_transformer import tile_offsets
-from timm_stn.transforms import get_transform
+from timm_stn.geometry.grid import lattice
+from timm_stn.geometry.transforms import get_transform
+from timm_stn.modules.glimpses import tile_offsets
 
 LINEAR = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective']
 LINEAR.append('affine+similarity')

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from timm.utils import ModelEmaV3
 from torch import nn
 
-import timm_stn
 from timm_stn import SpatialTransformer
-from timm_stn.localization import Localization
-from timm_stn.standardize import FLOOR, MOMENTUM, MOST, Standardize, without_statistics
+from timm_stn.geometry.shrink import shrink
+from timm_stn.modules.localization import Localization
+from timm_stn.modules.standardize import FLOOR, MOMENTUM, MOST, Standardize, without_statistics
 
 MNIST_CNN = dict(in_chans=1, img_size=28, num_classes=10)
 
@@ -210,7 +210,7 @@ class TestOldWeights:
         old = {k: v for k, v in net.state_dict().items() if 'standardize' not in k}
         x, other = randn(4, 1, 28, 28), Localization('conv', 1, (28, 28), 6)
         other.load_state_dict(old)
-        expected = net.regression(net.body(timm_stn.localization.shrink(x, (14, 14))).relu())
+        expected = net.regression(net.body(shrink(x, (14, 14))).relu())
         other.train()(x).sum().backward()
         assert torch.equal(other(x), expected), 'no statistics are taken'
         again = Localization('conv', 1, (28, 28), 6)

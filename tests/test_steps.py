@@ -16,8 +16,8 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 import timm_stn  # noqa: F401
-from timm_stn import steps
-from timm_stn.localization import Localization
+from timm_stn.modules import steps
+from timm_stn.modules.localization import Localization
 
 OPTIMIZERS = {
     'sgd': dict(momentum=0.9), 'nesterov': dict(momentum=0.9), 'adamw': {}, 'lion': {}, 'muon': {}, 'lamb': {}}

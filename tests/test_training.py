@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_stn
-from timm_stn import SpatialTransformer, training
+from timm_stn import SpatialTransformer
+from timm_stn.modules import gradients as training
 
 FAMILIES = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective',
             'affine+similarity', 'tps', 'diffeomorphic', 'affine+tps', 'affine3d']

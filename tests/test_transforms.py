@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from scipy.integrate import solve_ivp
 from scipy.interpolate import BSpline, RBFInterpolator
 
-from timm_stn.grid import lattice
-from timm_stn.transforms import (
+from timm_stn.geometry.grid import lattice
+from timm_stn.geometry.transforms import (
     compose_matrices,
     get_transform,
     guard,

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timm_stn.grid import lattice
-from timm_stn.transforms import get_transform, matrix_grid, transform_names
+from timm_stn.geometry.grid import lattice
+from timm_stn.geometry.transforms import get_transform, matrix_grid, transform_names
 
 CLOSED = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective', 'affine3d']
 ALL = [

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import timm_stn
-from timm_stn import untrusted, weights
-from timm_stn.localization import ThetaRegression
-from timm_stn.weights import WEIGHTS
+from timm_stn.modules.regression import ThetaRegression
+from timm_stn.names import untrusted, weights
+from timm_stn.names.weights import WEIGHTS
+from timm_stn.network.arguments import DEFAULTS, MOST, StnArguments
 
 NAME = 'stn_mnist_cnn_rts'
 ARGUMENTS = dict(channels=(1, 2), num_classes=2, stn_localization='linear', stn_localization_size=4, stn_freeze_steps=1)
@@ -232,9 +233,9 @@ def test_what_timm_refuses_before_it_calls_us(folder, text):
 
 # limits of the arguments, by name
 
-@pytest.mark.parametrize('key,most', timm_stn.arguments.MOST.items())
+@pytest.mark.parametrize('key,most', MOST.items())
 def test_limits_of_arguments(key, most):
-    arguments = timm_stn.arguments.StnArguments
+    arguments = StnArguments
     assert arguments(**{f'stn_{key}': most}).values[f'stn_{key}'] == most
     with pytest.raises(ValueError, match=f'stn_{key} must be at most'):
         arguments(**{f'stn_{key}': most * 2})
@@ -460,7 +461,7 @@ SCALARS = st.one_of(
 VALUES = st.recursive(SCALARS, lambda of: st.lists(of, max_size=4) | st.dictionaries(
     st.text(max_size=8) | st.sampled_from(['transform', 'iterations', 'scale']), of, max_size=3), max_leaves=12)
 PLACES = st.sampled_from([
-    *(('model_args', k) for k in timm_stn.arguments.DEFAULTS), *(('pretrained_cfg', k) for k in untrusted.FIELDS),
+    *(('model_args', k) for k in DEFAULTS), *(('pretrained_cfg', k) for k in untrusted.FIELDS),
     *(('model_args', k) for k in ('channels', 'img_size', 'in_chans', 'num_classes', 'global_pool', 'drop_rate')),
     *(('pretrained_cfg', k) for k in untrusted.ELSEWHERE), *(('model_args', k) for k in untrusted.RUNTIME)])
 

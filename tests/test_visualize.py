@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageColor
 
 from timm_stn import SpatialTransformer, warp
-from timm_stn.visualize import COLORS, Caption, draw_look, draw_outlines, heat, outline, percent, save_picture
+from timm_stn.view.draw import COLORS, Caption, draw_look, draw_outlines, heat, outline, percent, save_picture
 
 SIDE = 256
 

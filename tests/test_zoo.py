@@ -6,10 +6,10 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg, load_state_dict
 
+from timm_stn.cli.digits import wrong_answers
 from timm_stn.data import test_set as held_out
-from timm_stn.diagnostics import wrong_answers
-from timm_stn.weights import WEIGHTS
-from timm_stn.zoo import card_folder, zoo_names
+from timm_stn.names.weights import WEIGHTS
+from timm_stn.names.zoo import card_folder, zoo_names
 
 TRAINED = [n for n in zoo_names() if (card_folder(n) / WEIGHTS).is_file()]
 GOALS = dict(stn_mnist_cnn_rts=('RTS', 42, 0.8), stn_mnist_cnn_tc=('TC', 60, 2.5))

@@ -1,17 +1,48 @@
-"""Spatial Transformers (Jaderberg et al. 2015) for every timm backbone: importing registers ``stn_<arch>`` names."""
+"""Spatial Transformers (Jaderberg et al. 2015) for every timm backbone: importing registers ``stn_<arch>`` names.
+
+What is listed here is public, and loads when it is first used; all else may move.
+"""
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _renamed as _renamed
 from . import nets as nets
-from .build import wrap as wrap
-from .functional import map_points as map_points
-from .functional import unwarp as unwarp
-from .functional import warp as warp
-from .model import SpatialTransformerNetwork as SpatialTransformerNetwork
-from .registry import register_twin as register_twin
-from .registry import register_twins as _register_twins
-from .sampler import sample as sample
-from .spatial_transformer import SpatialTransformer as SpatialTransformer
+from .names import registry as _registry
 from .version import __version__ as __version__
 
-_register_twins()
+if TYPE_CHECKING:
+    from .geometry.functional import map_points, unwarp, warp
+    from .geometry.sampler import sample
+    from .modules.spatial_transformer import SpatialTransformer
+    from .names.build import wrap
+    from .names.registry import register_twin
+    from .network.model import SpatialTransformerNetwork
+    from .publish.push import push_to_hub
 
-from . import zoo as zoo  # noqa: E402  (names of its own come after the twins)
-from .hub import push_to_hub as push_to_hub  # noqa: E402  (reads the names of the zoo)
+__all__ = [
+    'SpatialTransformer', 'SpatialTransformerNetwork', '__version__', 'map_points', 'push_to_hub', 'register_twin',
+    'sample', 'unwarp', 'warp', 'wrap',
+]
+
+_PLACES = dict(
+    SpatialTransformer='modules.spatial_transformer', SpatialTransformerNetwork='network.model',
+    map_points='geometry.functional', push_to_hub='publish.push', register_twin='names.registry',
+    sample='geometry.sampler', unwarp='geometry.functional', warp='geometry.functional', wrap='names.build',
+)
+
+_registry.register_twins()
+
+from .names import zoo as _zoo  # noqa: E402, F401  (names of its own come after the twins)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _renamed.RENAMED:
+        return importlib.import_module(f'.{name}', __name__)
+    if name not in _PLACES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    found = globals()[name] = getattr(importlib.import_module(f'.{_PLACES[name]}', __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

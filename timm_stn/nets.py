@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._timm import traceable_assert
+from ._torch import traceable_assert
 
 __all__ = ['MnistCNN', 'MnistFCN', 'MnistNet']
 

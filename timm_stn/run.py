@@ -14,7 +14,7 @@ from pathlib import Path
 
 import timm
 
-from .dependence import tell, witnessing
+from .view.dependence import tell, witnessing
 
 __all__ = ['ScriptNotFound', 'TIMM_SCRIPTS', 'find_script', 'main', 'run_script']
 
@@ -77,7 +77,7 @@ def _clone() -> str:
 def run_script(script: Path, args: Sequence[str]) -> None:
     """Run a script as ``__main__`` with these arguments, the plugin loaded and the installed timm kept.
 
-    However it ends, what it last evaluated is told of if it hardly depends on the image: :mod:`timm_stn.dependence`.
+    However it ends, transformers that did the same for all images are told of: see :mod:`timm_stn.view.dependence`.
     """
     _leave_current_folder()
     _add_folder(script.resolve().parent)

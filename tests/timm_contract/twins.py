@@ -18,6 +18,8 @@ import timm
 import torch
 
 import timm_stn  # registers the twins
+from timm_stn.network import model
+from timm_stn.network.features import StnFeatures
 
 CREATES = 'create_model'
 TAKE_NAMES = (CREATES, 'get_pretrained_cfg', 'get_pretrained_cfg_value')
@@ -69,7 +71,7 @@ def use_twins(patch, module, arguments):
     if hasattr(module, 'save_for_hf'):  # twins read only safetensors from folders: docs/loading.md
         patch.setattr(module, 'save_for_hf', partial(timm.models.save_for_hf, safe_serialization=True))
     patch.setattr(module, 'isinstance', isinstance_of_base, raising=False)
-    patch.setattr(timm_stn.model, '__getattr__', filter_of_base, raising=False)
+    patch.setattr(model, '__getattr__', filter_of_base, raising=False)
 
 
 def twin_name(name):
@@ -79,7 +81,7 @@ def twin_name(name):
 
 
 def isinstance_of_base(thing, classes):
-    net = getattr(thing, 'model', thing) if builtins.isinstance(thing, timm_stn.features.StnFeatures) else thing
+    net = getattr(thing, 'model', thing) if builtins.isinstance(thing, StnFeatures) else thing
     if builtins.isinstance(net, timm_stn.SpatialTransformerNetwork) and builtins.isinstance(net.backbone, classes):
         return True
     return builtins.isinstance(thing, classes)

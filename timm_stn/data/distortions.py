@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from timm_stn.data.mnist import load_mnist
-from timm_stn.sampler import sample
-from timm_stn.transforms import get_transform, matrix_grid
+from timm_stn.geometry.sampler import sample
+from timm_stn.geometry.transforms import get_transform, matrix_grid
 
 __all__ = ['DISTORTIONS', 'Distortion', 'distort', 'test_set']
 

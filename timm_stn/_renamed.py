@@ -1,0 +1,68 @@
+"""Names that modules had before version 0.2: pickles of whole networks, and imports of others, may still hold them."""
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ['RENAMED']
+
+RENAMED: dict[str, tuple[str, ...]] = {  # module -> where what was in it is now
+    **{name: (f'geometry.{name}',) for name in (
+        'functional', 'grid', 'kernels', 'layout', 'precision', 'pyramid', 'sampler', 'transforms')},
+    **{name: (f'modules.{name}',) for name in ('dry', 'saliency', 'standardize', 'steps')},
+    **{name: (f'network.{name}',) for name in ('arguments', 'attach', 'features', 'stages')},
+    **{name: (f'names.{name}',) for name in ('build', 'registry', 'untrusted', 'weights')},
+    'card': ('publish.card', 'publish.run_record'),
+    'dependence': ('view.dependence',),
+    'diagnostics': ('view.observe', 'names.zoo', 'cli.doctor', 'cli.digits'),
+    'hub': ('publish.push',),
+    'hub_errors': ('publish.errors',),
+    'localization': (
+        'modules.localization', 'modules.regression', 'modules.moments', 'modules.timm_body', 'geometry.shrink'),
+    'model': ('network.model', 'network.wrapper', 'network.streams'),
+    'optional': ('network.wrapper',),
+    'picture': ('view.picture',),
+    'spatial_transformer': ('modules.spatial_transformer', 'modules.glimpses'),
+    'tracing': ('network.scripting', 'modules.scripting'),
+    'training': ('modules.gradients',),
+    'visualize': ('view.draw',),
+    'zoo': ('names.zoo', 'names.registry'),
+}
+PACKAGES = ('kernels', 'transforms')
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds a module by its old name: one that has all that is where its parts are now."""
+
+    def find_spec(
+            self,
+            fullname: str,
+            path: Sequence[str] | None = None,
+            target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        _, _, name = fullname.partition('.')
+        return ModuleSpec(fullname, self, is_package=name in PACKAGES) if _places(fullname) else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        places = _places(module.__name__)
+
+        def get(name: str) -> Any:
+            for place in () if name.startswith('__') else places:
+                found = importlib.import_module(f'timm_stn.{place}')
+                if hasattr(found, name):
+                    return getattr(found, name)
+            raise AttributeError(f'module {module.__name__!r} has no attribute {name!r}')
+
+        module.__getattr__ = get  # type: ignore[method-assign]
+
+
+def _places(fullname: str) -> list[str]:
+    package, _, rest = fullname.partition('.')
+    old, dot, inner = rest.partition('.')
+    return [place + dot + inner for place in RENAMED.get(old, ())] if package == 'timm_stn' else []
+
+
+sys.meta_path.insert(0, _Finder())

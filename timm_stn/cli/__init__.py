@@ -1,0 +1,72 @@
+"""The command `timm-stn`: pictures, figures and facts. A wrong argument is one line on stderr and exit status 2."""
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..run import ScriptNotFound, find_script, run_script
+from ..version import __version__
+from . import digits, doctor, models, push, show
+from .common import Refused
+
+__all__ = ['main']
+
+SCRIPTS = ('train', 'validate', 'inference', 'benchmark', 'onnx_export')  # timm's own, found by TIMM_SCRIPTS
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    Raises:
+        SystemExit: With status 2 for wrong arguments, 0 for ``--help`` and ``--version``.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in SCRIPTS:
+        return _script(*argv)
+    args = _parser().parse_args(argv)
+    parser: Parser = args.parser
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except Refused as error:
+        parser.error(str(error))
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser() -> Parser:
+    parser = Parser(prog='timm-stn', description='Spatial transformers for timm: pictures, figures, facts.')
+    parser.add_argument('--version', action='version', version=f'timm-stn {__version__}')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, run, text, arguments in (
+            ('demo', digits.demo, 'classify held-out digits and draw where the transformer looked; works offline',
+             digits.demo_arguments),
+            ('show', show.show, 'draw where the transformers of any stn_ model look in images', show.show_arguments),
+            ('eval', digits.evaluate, 'error over a fixed test set of 10,000 distorted digits', digits.eval_arguments),
+            ('push', push.push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', push.push_arguments),
+            ('list', models.list_models, 'names of models', models.list_arguments),
+            ('doctor', doctor.doctor, 'versions, devices, what was found of timm, and a self-check', lambda add: None),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
+        command.set_defaults(run=run, parser=command)
+        arguments(command.add_argument)
+    for name in SCRIPTS:  # listed only: `main` hands over what follows the name
+        commands.add_parser(name, help=f"timm's {name}.py, unchanged, with all its arguments; TIMM_SCRIPTS says where")
+    return parser
+
+
+def _script(name: str, *args: str) -> int:
+    try:
+        script = find_script(name, here=False)
+    except ScriptNotFound as error:
+        Parser(prog=f'timm-stn {name}').error(str(error))
+    run_script(script, args)
+    return 0

@@ -1,0 +1,136 @@
+"""`timm-stn demo` and `timm-stn eval`: distorted digits."""
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data import DISTORTIONS, load_mnist, test_set
+from ..data.mnist import DATA_VARIABLE
+from ..names.zoo import card_folder, weights_of, zoo_names
+from ..view.dependence import tell, witnessing
+from ..view.draw import GOOD, WRONG, Caption, draw_look, save_picture
+from ..view.observe import observe
+from ..view.picture import best_answers
+from .common import Refused, attempt, check_output, positive
+from .models import FROM_CONFIG, create_model, load_model, model_arguments
+
+__all__ = ['demo', 'demo_arguments', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
+
+DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
+EXAMPLES = 'examples.png'  # in the card's folder: a sheet of held-out digits, as scripts/make_examples.py writes it
+
+
+def demo_arguments(add: Callable[..., Any]) -> None:
+    add('--data', help=f'folder with MNIST (default: {DATA_VARIABLE}, or else the few digits in the package)')
+    add('--download', action='store_true', help='download MNIST to --data if it is not there')
+    add('--count', type=positive, default=12, help='digits in the picture (default: %(default)s)')
+    add('--output', default='demo.png', metavar='FILE', help='(default: %(default)s)')
+
+
+def demo(args: argparse.Namespace) -> int:
+    check_output(args.output)
+    model = attempt(f'--model {DEMO}', create_model, DEMO, True, {}).eval()
+    images, labels, source = _demo_digits(args.data, args.download)
+    shown, truth = images[:args.count], labels[:args.count].tolist()
+    look = observe(model, shown)
+    answers = attempt(f'--model {DEMO}', best_answers, look.logits, '0123456789')
+    right = [int(a[0][0]) == t for a, t in zip(answers, truth)]
+    captions = [
+        Caption(a, '' if ok else f'is a {t}', GOOD if ok else WRONG) for a, ok, t in zip(answers, right, truth)]
+    picture = draw_look(shown, look.seen, look.outlines, captions, footer=(
+        f'{DEMO} on held-out digits of MNIST, turned, scaled and moved. The outline is where the transformer '
+        'looked, the dot the top left corner of what it saw.'))
+    attempt(f'--output {args.output}', save_picture, picture, args.output)
+    wrong = wrong_answers(model, images, labels)
+    print(f'weights   {weights_of(model)}')
+    print(f'digits    {source}')
+    print(f'picture   {args.output}: {sum(right)} of {len(right)} right')
+    print(f'all       {_error(wrong, len(labels))}')
+    return 0
+
+
+def _demo_digits(data: str | None, download: bool) -> tuple[Tensor, Tensor, str]:
+    """Held-out digits: MNIST's test set where that is at hand, else the sheet that comes with the package."""
+    if data or download:
+        images, labels = _digits(DEMO_SET, data, download)
+        return images, labels, f'the test set of MNIST in {data or os.environ[DATA_VARIABLE]}'
+    if os.environ.get(DATA_VARIABLE):
+        try:
+            return (*test_set(DEMO_SET), f'the test set of MNIST in {os.environ[DATA_VARIABLE]}')
+        except FileNotFoundError as error:
+            print(f'timm-stn demo: {error}', file=sys.stderr)
+    sheet = card_folder(DEMO) / EXAMPLES
+    if not sheet.is_file():
+        raise Refused(f'argument --data: {sheet} is missing; name a folder with MNIST, or add --download')
+    images, labels = read_sheet(sheet)
+    return images, labels, f'{sheet}, the first {len(labels)} of the test set'
+
+
+def read_sheet(path: Path) -> tuple[Tensor, Tensor]:
+    """Digits (N, 1, S, S) in [0, 1] and their classes (N,) of a square sheet with the classes in its text `labels`."""
+    with Image.open(path) as image:
+        labels = [int(c) for c in image.info['labels']]
+        pixels = torch.frombuffer(bytearray(image.convert('L').tobytes()), dtype=torch.uint8)
+        side = round(len(labels) ** 0.5)
+        size = image.width // side
+    tiles = pixels.reshape(side, size, side, size).transpose(1, 2).reshape(-1, 1, size, size)
+    return tiles.float() / 255, torch.tensor(labels)
+
+
+def _digits(kind: str, data: str | None, download: bool) -> tuple[Tensor, Tensor]:
+    if download:
+        attempt(f'--download (to {data})', load_mnist, data, 'test', True)
+    return attempt('--data', test_set, kind, data)
+
+
+def eval_arguments(add: Callable[..., Any]) -> None:
+    model_arguments(add)
+    sizes = ', '.join(f'{kind} {distortion.size}' for kind, distortion in DISTORTIONS.items())
+    add('--set', required=True, choices=list(DISTORTIONS), help=f'distortion, of images so wide: {sizes}')
+    add('--data', help=f'folder with MNIST (default: the environment variable {DATA_VARIABLE})')
+    add('--download', action='store_true', help='download MNIST to --data if it is not there')
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Pixels go in as they are, in [0, 1], as in scripts/train_mnist.py."""
+    as_it_is = args.model is None or args.model.startswith(FROM_CONFIG)
+    model = load_model(args, **({} if as_it_is else _digit_kwargs(args.model, args.set)))
+    for name, value, needed in (('in_chans', getattr(model, 'in_chans', 1), 1), ('num_classes', model.num_classes, 10)):
+        if value != needed:
+            raise Refused(f'argument --model: digits need {name}={needed}, and {args.model} has {value}')
+    images, labels = _digits(args.set, args.data, args.download)
+    start = time.perf_counter()
+    with witnessing() as witness:
+        what = f'--model {args.model} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
+        wrong = attempt(what, wrong_answers, model, images, labels, args.device)
+    seconds = time.perf_counter() - start
+    print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')
+    print(f'{args.model} on {args.set}: {_error(wrong, len(labels))}, {seconds:.1f} s')
+    tell(witness.advice())
+    return 0
+
+
+def _digit_kwargs(name: str, kind: str) -> dict[str, Any]:
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.partition('.')[0]) else None
+    fixed = cfg is not None and cfg.fixed_input_size and name not in zoo_names()
+    return {'in_chans': 1, 'num_classes': 10, **({'img_size': DISTORTIONS[kind].size} if fixed else {})}
+
+
+def _error(wrong: int, count: int) -> str:
+    return f'test error {100 * wrong / count:.2f} % ({wrong} of {count:,} wrong)'
+
+
+@torch.inference_mode()
+def wrong_answers(model: nn.Module, images: Tensor, labels: Tensor, device: str = 'cpu') -> int:
+    """How many of the images (N, C, H, W) get another answer than their label (N,)."""
+    model.eval()
+    batches = zip(torch.split(images, 500), torch.split(labels, 500))
+    return sum(int((model(x.to(device)).argmax(1).cpu() != y).sum()) for x, y in batches)

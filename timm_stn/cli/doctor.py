@@ -1,0 +1,122 @@
+"""`timm-stn doctor`: versions, devices, what was found of timm, and a self-check."""
+import argparse
+import importlib
+import importlib.util
+import platform
+from pathlib import Path
+
+import huggingface_hub
+import safetensors
+import timm
+import torch
+import torchvision
+
+from ..geometry.functional import warp
+from ..modules.spatial_transformer import SpatialTransformer
+from ..names.zoo import weights_of, zoo_names
+from ..version import __version__
+
+__all__ = ['doctor', 'report', 'self_check']
+
+Facts = dict[str, dict[str, str]]
+IDENTITY_ERROR = 1e-5  # most that an identity warp may change a pixel in [0, 1]
+
+
+def doctor(args: argparse.Namespace) -> int:
+    for group, facts in report().items():
+        print(group)
+        for name, fact in facts.items():
+            print(f'  {name:<27} {fact}')
+    print('self-check')
+    checks = self_check()
+    for name, (passed, found) in checks.items():
+        print(f'  {name:<27} {"passed" if passed else "FAILED"}: {found}')
+    return 0 if all(passed for passed, _ in checks.values()) else 1
+
+
+def report() -> Facts:
+    """Facts on this installation, by group: versions, devices, timm's interface, kernels, weights."""
+    return {
+        'versions': _versions(),
+        'devices': _devices(),
+        'timm': _timm_interface(),
+        'kernels': _kernels(),
+        'weights': {name: weights_of(name) or 'not trained yet' for name in zoo_names()},
+    }
+
+
+def self_check() -> dict[str, tuple[bool, str]]:
+    """Checks of about a second: name to (passed, what was found)."""
+    devices = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
+    return {f'{name} on {device}': check(device) for device in devices for name, check in _CHECKS.items()}
+
+
+def _versions() -> dict[str, str]:
+    modules = (torch, torchvision, timm, huggingface_hub, safetensors)
+    versions = {module.__name__: str(module.__version__) for module in modules}
+    return {'timm_stn': f'{__version__} ({Path(__file__).parent})', 'python': platform.python_version(), **versions}
+
+
+def _devices() -> dict[str, str]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = [torch.cuda.get_device_name(i) for i in range(count)]
+    return {
+        'cpu': f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}',
+        'cuda': ', '.join(cuda) or 'no',
+        'mps': _yes(torch.backends.mps.is_available()),
+    }
+
+
+def _timm_interface() -> dict[str, str]:
+    public = ('register_model', 'get_arch_pretrained_cfgs', 'get_model_args', 'get_model_traits')
+    plain = [name for name in timm.list_models() if not name.startswith('stn_')]
+    twins = sum(timm.is_model(f'stn_{name}') for name in plain)
+    return {
+        **{name: _yes(hasattr(timm.models, name)) for name in public},
+        'FeatureGetterNet': _yes(_has('timm_stn._timm', 'FeatureGetterNet')),
+        'timm.task (train.py)': _yes(importlib.util.find_spec('timm.task') is not None),
+        'pandas (inference.py)': _yes(importlib.util.find_spec('pandas') is not None),
+        'architectures': f'{len(plain)}, of which {twins} have a stn_ twin',
+    }
+
+
+def _kernels() -> dict[str, str]:
+    opaque = hasattr(torch.ops.timm_stn, 'grid_sampler')
+    return {
+        'eager, exported': 'aten.grid_sampler',
+        'compiled for the CPU': 'timm_stn::grid_sampler, kept whole' if opaque else 'aten.grid_sampler, decomposed',
+        'compiled for other devices': 'aten.grid_sampler, by the compiler',
+    }
+
+
+def _identity(device: str) -> tuple[bool, str]:
+    image = torch.rand(2, 3, 31, 40, generator=torch.Generator().manual_seed(0)).to(device)
+    error = float((warp(image, torch.eye(2, 3, device=device)[None]) - image).abs().max())
+    return error <= IDENTITY_ERROR, f'largest difference {error:.1e}, accepted {IDENTITY_ERROR:.0e}'
+
+
+def _gradient(device: str) -> tuple[bool, str]:
+    """Of an untouched transformer's last layer, whose weights are zero."""
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stn = SpatialTransformer(3, (32, 32), 'similarity').to(device)
+    stn(image).square().mean().backward()
+    gradients = [p.grad for p in stn.localization.regression.parameters() if p.grad is not None]  # type: ignore[union-attr]
+    size = max((float(g.abs().max()) for g in gradients), default=0.0)
+    finite = all(bool(g.isfinite().all()) for g in gradients)
+    return finite and size > 0, f'largest entry {size:.1e}'
+
+
+_CHECKS = {'identity warp': _identity, 'gradient of theta': _gradient}
+
+
+def _has(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ImportError:
+        return False
+
+
+def _yes(found: bool) -> str:
+    return 'yes' if found else 'no'

@@ -1,0 +1,114 @@
+"""Names of models and what they stand for, as arguments of commands; `timm-stn list`."""
+import argparse
+import ast
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_checkpoint
+from torch import nn
+
+from ..names.zoo import weights_of, zoo_names
+from ..publish.run_record import read_run
+from .common import Refused, attempt
+
+__all__ = [
+    'FROM_CONFIG', 'check_transformers', 'create_model', 'list_arguments', 'list_models', 'load_model',
+    'model_arguments']
+
+FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
+
+
+def model_arguments(add: Callable[..., Any]) -> None:
+    add('--model', metavar='NAME', help='as in `timm-stn list`, or hf-hub:USER/NAME, local-dir:FOLDER; '
+        "default: that of --checkpoint, if it is one of timm's train.py")
+    add('--checkpoint', metavar='FILE', help='weights to load; default: the trained ones that the name stands for')
+    add('--model-kwargs', nargs='+', type=_keyword, default=[], metavar='KEY=VALUE', help='arguments of the model')
+    add('--no-pretrained', action='store_true', help='random weights, unless --checkpoint is given')
+    add('--device', default='cpu', help='as torch names it (default: %(default)s)')
+
+
+def _keyword(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition('=')
+    if not (key.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f'takes KEY=VALUE, got {text!r}')
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def load_model(args: argparse.Namespace, **defaults: Any) -> Any:
+    """The model that ``model_arguments`` describe, in eval mode on its device."""
+    if args.checkpoint and not Path(args.checkpoint).is_file():
+        raise Refused(f'argument --checkpoint: no file {args.checkpoint!r}')
+    if args.model is None:
+        return attempt(f'--device {args.device}', _load_run(args).to, args.device).eval()
+    pretrained = not args.checkpoint and not args.no_pretrained
+    if not args.model.startswith(FROM_CONFIG):
+        _check_name(args.model, pretrained)
+    kwargs = {**defaults, **dict(args.model_kwargs)}
+    model = attempt(f'--model {args.model}', create_model, args.model, pretrained, kwargs)
+    if args.checkpoint:
+        hint = 'Was the model built with other arguments? Give them: --model-kwargs KEY=VALUE'
+        attempt(f'--checkpoint {args.checkpoint}', load_checkpoint, model, args.checkpoint, hint=hint)
+    return attempt(f'--device {args.device}', model.to, args.device).eval()
+
+
+def _load_run(args: argparse.Namespace) -> Any:
+    """The model of a checkpoint, as train.py made it; its name becomes that of the command line."""
+    if not args.checkpoint or args.model_kwargs:
+        raise Refused("argument --model: it takes a name; only --checkpoint alone, of timm's train.py, needs none")
+    hint = 'If it holds weights alone, say of which model: --model NAME, and --model-kwargs KEY=VALUE'
+    model = attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint), hint=hint).model
+    args.model = model.pretrained_cfg['architecture']
+    return model
+
+
+def create_model(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+def _check_name(name: str, pretrained: bool) -> None:
+    arch = name.partition('.')[0]
+    if not timm.is_model(arch):
+        near = _nearest(arch, timm.list_models())
+        raise Refused(f'argument --model: unknown model {name!r}{near}; see `timm-stn list`')
+    if pretrained and weights_of(name) is None and arch not in zoo_names():  # those say how to train them
+        raise Refused(f'argument --model: {name} has no trained weights; give --checkpoint FILE or --no-pretrained')
+
+
+def check_transformers(name: str) -> None:
+    arch = name.partition('.')[0]
+    if not name.startswith(FROM_CONFIG) and timm.is_model(f'stn_{arch}') and not arch.startswith('stn_'):
+        raise Refused(f'argument --model: {name} has no spatial transformer; stn_{name} has')
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, names, 3, cutoff=0.5)
+    return f', the nearest are {", ".join(near)}' if near else ''
+
+
+def list_arguments(add: Callable[..., Any]) -> None:
+    add('filter', nargs='?', default='*', metavar='FILTER', help="part of a name, or a pattern as '*resnet50*'")
+    add('--pretrained', action='store_true', help='only those with weights, with their tags')
+    add('--own', action='store_true', help='only those with trained transformers, and where their weights are')
+
+
+def list_models(args: argparse.Namespace) -> int:
+    names = zoo_names() if args.own else timm.list_models('stn_*', pretrained=args.pretrained)
+    pattern = args.filter if any(c in args.filter for c in '*?[') else f'*{args.filter}*'
+    found = [n for n in names if fnmatch(n, pattern) or fnmatch(n, f'stn_{pattern}')]
+    if args.own and args.pretrained:
+        found = [n for n in found if weights_of(n)]
+    if not found:
+        raise Refused(f'argument FILTER: no model matches {args.filter!r}{_nearest(args.filter, names)}')
+    for name in found:
+        print(f'{name:<20} {weights_of(name) or "not trained yet"}' if args.own else name)
+    return 0

@@ -1,0 +1,57 @@
+"""Where parallel glimpses start, and how they are kept inside the image."""
+import math
+
+import torch
+from torch import Tensor
+
+from ..geometry.transforms import map_points_matrix
+
+__all__ = ['TILE_REACH', 'keep_inside', 'tile_offsets']
+
+TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge, where a smooth bound has no slope
+
+
+def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
+    """Centres (G, 2), xy, on the CPU, at which parallel glimpses start: tiled over the image, not on top of each other.
+
+    They are moved inwards, in proportion, as far as a glimpse of that scale must be to lie inside. Bounded glimpses of
+    scale 1 or more have no choice but to share the centre.
+    """
+    rows = max(1, math.isqrt(glimpses))
+    cols = math.ceil(glimpses / rows)
+    reach = TILE_REACH * max(1 - scale, 0.0) if bound else max(1 - scale, 0.25)
+    centers = []
+    for g in range(glimpses):
+        row, col = divmod(g, cols)
+        in_row = min(cols, glimpses - row * cols)
+        centers.append(((2 * col + 1) / in_row - 1, (2 * row + 1) / rows - 1))
+    offsets = torch.tensor(centers, dtype=torch.float64, device='cpu')
+    return (offsets * (reach / offsets.abs().amax(0).clamp_min(reach or 1))).float()
+
+
+def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
+    """Move each glimpse smoothly so that it stays inside the image.
+
+    The centre c may reach L = 1 - (half of the glimpse's extent). With base centre o = t0 L0 and raw centre c = o + d
+    it becomes L tanh(atanh(t0) + d / (L (1 - t0^2))): o at d = 0, slope 1 there, every position within L reached. A
+    glimpse that has no room to move, to within ``eps``, is centred, with a gradient of zero to where it would be.
+    """
+    d = base.shape[1]
+    center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]
+    corners = torch.cartesian_prod(*[theta.new_tensor([-1.0, 1.0])] * d)
+    half = map_points_matrix(_shifted(theta, center, torch.zeros_like(center)), corners).abs().amax(1)
+    room = (1 - half).clamp_min(eps)
+    start_room = (1 - base[:, range(d), range(d)]).clamp_min(eps)
+    t0 = (start / start_room).clamp(-0.95, 0.95)
+    atanh = (torch.log1p(t0) - torch.log1p(-t0)) / 2  # torch.atanh, which not every exporter has
+    moved = room * torch.tanh(atanh + (center - start) / (room * (1 - t0 * t0)))
+    return _shifted(theta, center, torch.where(room > eps, moved, 0.0))
+
+
+def _shifted(theta: Tensor, center: Tensor, moved: Tensor) -> Tensor:
+    """theta with its centre at ``moved``, exactly, however far away ``center`` was."""
+    if theta.shape[1] < theta.shape[2]:
+        return torch.cat([theta[:, :, :-1], moved.unsqueeze(-1)], 2)
+    *columns, last = (theta[:, :2] + (moved - center).unsqueeze(-1) * theta[:, 2:]).unbind(2)
+    last = moved * theta[:, 2, 2:]
+    return torch.cat([torch.stack([*columns, last], 2), theta[:, 2:]], 1)

@@ -1,0 +1,206 @@
+"""Localization networks: they look at an image or a feature map and regress a transform's parameters.
+
+Paper, section 3.1 and appendix A.4 to A.6. Each network sees an anti-aliased shrink of its input at a fixed side, so
+that one set of weights serves every input size. It ends in a :class:`ThetaRegression`, which starts at the identity.
+"""
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ..geometry.grid import has_values
+from ..geometry.shrink import shrink
+from ..geometry.sizes import are_sides, is_count
+from .moments import Moments
+from .regression import ThetaRegression
+from .standardize import Standardize, without_statistics
+from .steps import bound_steps
+
+__all__ = ['Localization', 'localization_names']
+
+
+def _side(size: tuple[int, ...], limit: int, halve: bool) -> tuple[int, ...]:
+    """The paper halves what its convolutional networks see, here to 14 at least; large maps are seen at ``limit``."""
+    return tuple(min(max(s // 2, min(s, 14)) if halve else s, limit) for s in size)
+
+
+def _moments(in_chans: int, size: tuple[int, ...], **dd: Any) -> tuple[nn.Module, int]:
+    return Moments(), in_chans * (1 + len(size))
+
+
+def _linear(in_chans: int, size: tuple[int, ...], **dd: Any) -> tuple[nn.Module, int]:
+    return nn.Flatten(), in_chans * _numel(size)
+
+
+def _fc(in_chans: int, size: tuple[int, ...], hidden: int = 32, depth: int = 3, **dd: Any) -> tuple[nn.Module, int]:
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = in_chans * _numel(size)
+    for _ in range(depth):
+        layers += [nn.Linear(width, hidden, **dd), nn.ReLU()]
+        width = hidden
+    return nn.Sequential(*layers[:-1]), width
+
+
+def _conv(
+        in_chans: int,
+        size: tuple[int, ...],
+        channels: int = 20,
+        hidden: int = 20,
+        **dd: Any,
+) -> tuple[nn.Module, int]:
+    """conv 5x5 - max pool - conv 5x5 - FC, as appendix A.4; 3x3 with padding on maps too small for that."""
+    conv, pool = (nn.Conv2d, nn.MaxPool2d) if len(size) == 2 else (nn.Conv3d, nn.MaxPool3d)
+    kernel, pad = (5, 0) if min(size) >= 14 else (3, 1)
+    stride = 2 if min(size) >= 4 else 1
+    out = [((s - kernel + 1 + 2 * pad) // stride) - kernel + 1 + 2 * pad for s in size]
+    body = nn.Sequential(
+        conv(in_chans, channels, kernel, padding=pad, **dd), nn.ReLU(), pool(stride),
+        conv(channels, channels, kernel, padding=pad, **dd), nn.ReLU(), nn.Flatten(),
+        nn.Linear(channels * _numel(out), hidden, **dd),
+    )
+    return body, hidden
+
+
+def _numel(size: Any) -> int:
+    n = 1
+    for s in size:
+        n *= s
+    return n
+
+
+# name -> (builder, largest side it sees by default, whether it sees half, settings); a ReLU follows those with `hidden`
+_BODIES: dict[str, tuple[Callable, int, bool, tuple[str, ...]]] = {
+    'conv': (_conv, 64, True, ('channels', 'hidden')),
+    'fc': (_fc, 64, False, ('hidden', 'depth')),
+    'linear': (_linear, 16, False, ()),
+    'moments': (_moments, 64, False, ()),
+}
+
+
+def localization_names() -> list[str]:
+    """Names that need no argument; ``timm:<arch>`` names any timm model."""
+    return list(_BODIES)
+
+
+class Localization(nn.Module):
+    """A network from what is looked at to the parameters of a transform (paper, section 3.1).
+
+    Args:
+        kind: ``conv`` (conv 20@5x5, max pool, conv 20@5x5, FC 20), ``fc`` (FC 32, three times), both as in appendix
+            A.4, ``linear``, ``moments``, or ``timm:<arch>``, moments of the last features of any timm model (of the
+            pooled ones, where it cannot do without pooling).
+        in_chans: Channels C of the input.
+        input_size: (H, W) or (D, H, W) that the input usually has; sets the default of ``size``.
+        num_params: Number P of parameters to regress.
+        size: Side(s) that the network sees, an anti-aliased shrink of the input. Default: ``conv`` half the input, from
+            14 (or the input, if that is less) to 64, ``fc`` at most 64, ``linear`` at most 16, ``timm:<arch>`` at most
+            what that model was made for.
+        lr_scale: See :class:`ThetaRegression`.
+        pretrained: Load the pretrained weights of ``timm:<arch>``.
+        **settings: Sizes of the network: ``channels``, ``hidden`` (conv), ``hidden``, ``depth`` (fc); for
+            ``timm:<arch>`` what ``timm.create_model`` takes.
+
+    Raises:
+        ValueError: ``kind`` is none of these, or ``size`` or a setting is not positive.
+        TypeError: The network has no such setting.
+    """
+
+    def __init__(
+            self,
+            kind: str,
+            in_chans: int,
+            input_size: tuple[int, ...],
+            num_params: int,
+            size: int | Sequence[int] | None = None,
+            lr_scale: float = 10.0,
+            pretrained: bool = False,
+            device: Any = None,
+            dtype: Any = None,
+            **settings: Any,
+    ) -> None:
+        super().__init__()
+        dd = dict(device=device, dtype=dtype)
+        self.kind = kind
+        self.size = self.resolve_size(kind, tuple(input_size), size)
+        if kind.startswith('timm:'):
+            from .timm_body import timm_body
+            self.body, width = timm_body(kind[5:], in_chans, self.size, pretrained, **settings, **dd)
+        else:
+            _check_settings(kind, settings)
+            self.body, width = _BODIES[kind][0](in_chans, self.size, **settings, **dd)
+            self.reset_parameters()
+        hidden = kind in _BODIES and 'hidden' in _BODIES[kind][3]
+        self.standardize = Standardize(width, relu=hidden, device=device)
+        self.regression = ThetaRegression(width, num_params, lr_scale, **dd)
+        self.last_features: Tensor | None = None  # (N, F), what the regression saw; detached, only in eager mode
+        bound_steps(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        bound_steps(self)
+
+    def reset_parameters(self) -> None:
+        """Start the layers before the regression as He et al. 2015 do (arXiv:1502.01852); not those of a timm model."""
+        for m in () if self.kind.startswith('timm:') else self.body.modules():
+            if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear):
+                nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
+                nn.init.zeros_(cast(Tensor, m.bias))
+
+    @staticmethod
+    def resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
+        """The sides that a network sees, of inputs of a size: ``size``, or by default."""
+        ndim = len(input_size)
+        _check_kind(kind, ndim)
+        if size is not None:
+            sides = (size,) * ndim if isinstance(size, int) else size
+            if not are_sides(sides, ndim):
+                raise ValueError(f'localization_size must be {ndim} positive integers, or one, got {size!r}.')
+            return tuple(sides)
+        if kind.startswith('timm:'):
+            from .timm_body import size_seen  # imports timm, which no other network needs
+            return size_seen(kind[5:], input_size)
+        _, limit, halve, _ = _BODIES[kind]
+        return _side(input_size, limit, halve)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W), any size, to parameters (N, P), float32."""
+        found = self.body(shrink(x, self.size))
+        features = self.standardize(found)
+        if has_values(features):
+            self.last_features = features.detach()
+        return self.standardize.track(self.regression(features), found)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        state_dict.update(without_statistics(state_dict, prefix + 'regression.weight'))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_kind(kind: Any, ndim: int) -> None:
+    if isinstance(kind, str):
+        if kind in _BODIES:
+            return
+        if kind.startswith('timm:'):
+            from .timm_body import is_known
+            if not is_known(kind[5:]):
+                raise ValueError(f'localization {kind!r}: timm knows no model {kind[5:]!r}.')
+            if ndim != 2:
+                raise ValueError(f"localization {kind!r} looks at images, volumes take one of {', '.join(_BODIES)}.")
+            return
+        if kind.startswith(('shared:', 'saliency:')):
+            raise ValueError(f'localization {kind!r} needs the backbone of a network around it; here it must be one of '
+                             f"{', '.join(_BODIES)}, timm:<arch>.")
+    near = get_close_matches(str(kind), _BODIES, 1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>'])
+    raise ValueError(f'localization must be one of {accepted}; got {kind!r}.{hint}')
+
+
+def _check_settings(kind: str, settings: dict[str, Any]) -> None:
+    accepted = _BODIES[kind][3]
+    for name, value in settings.items():
+        if name not in accepted:
+            names = ' and '.join(accepted) or 'no settings'
+            raise TypeError(f'localization {kind!r} takes {names}, got {name}={value!r}.')
+        if not is_count(value):
+            raise ValueError(f'{name} of localization {kind!r} must be a positive integer, got {value!r}.')

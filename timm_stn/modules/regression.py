@@ -1,0 +1,98 @@
+"""The last layer of a localization network: theta starts at the identity, and learns at a rate of its own."""
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..geometry.grid import coordinate_dtype
+from ..geometry.precision import full_precision
+
+__all__ = ['ThetaRegression']
+
+
+class ThetaRegression(nn.Module):
+    """The last layer of a localization network: theta = lr_scale * (W h / fan_in + b), W and b start at zero.
+
+    Dividing by the fan-in makes a step of any optimiser move theta by about lr * lr_scale, whatever the width. Forward
+    uses gain * W with gain = lr_scale / fan_in while W receives the gradient as if the gain were 1, so that SGD, AdamW,
+    Lion, Muon and LAMB all scale theta's step alike (a plain gain would enter twice under SGD). ``lr_scale`` is saved
+    beside W (in billionths: an integer survives casts to half precision), and a checkpoint written with another one is
+    converted when it is loaded, so that it may change at any time.
+
+    Args:
+        in_features: Width F of the features.
+        out_features: Number P of parameters.
+        lr_scale: Learning rate of theta relative to the rest of the network, from 1e-9 to 1e9; rounded to billionths.
+
+    Raises:
+        ValueError: ``lr_scale`` is not between these.
+    """
+
+    lr_scale_nano: Tensor
+
+    def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            lr_scale: float = 1.0,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(lr_scale, (int, float)) or not 1e-9 <= lr_scale <= 1e9:
+            raise ValueError(f'lr_scale must be a number from 1e-9 to 1e9, got {lr_scale!r}.')
+        self.in_features = in_features
+        self.out_features = out_features
+        self.lr_scale = round(lr_scale * 1e9) / 1e9
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        self.register_buffer('lr_scale_nano', torch.tensor(round(self.lr_scale * 1e9), device=device))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.lr_scale_nano.fill_(round(self.lr_scale * 1e9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, F) to parameters (N, P), in float32 (float64 for float64 weights) whatever the autocast."""
+        dtype = coordinate_dtype(self.weight.dtype)
+        with full_precision(x):
+            weight = _gain(self.weight.to(dtype), self.lr_scale / self.in_features)
+            return F.linear(x.to(dtype), weight, _gain(self.bias.to(dtype), self.lr_scale))
+
+    def effective_weight(self) -> Tensor:
+        """What multiplies the features, (P, F): the same whatever ``lr_scale`` it was trained with."""
+        return self.weight.detach() * (self.lr_scale / self.in_features)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + 'lr_scale_nano')
+        if saved is not None and not saved.is_meta:
+            nano = round(self.lr_scale * 1e9)
+            ratio = _ratio(prefix + 'lr_scale_nano', saved, nano)
+            for name, own in self.named_parameters():
+                value = state_dict.get(prefix + name)
+                if value is not None and ratio != 1.0:
+                    state_dict[prefix + name] = value.to(torch.promote_types(value.dtype, own.dtype)) * ratio
+            state_dict[prefix + 'lr_scale_nano'] = torch.full_like(saved, nano, dtype=torch.int64)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f'in_features={self.in_features}, out_features={self.out_features}, lr_scale={self.lr_scale}'
+
+
+def _ratio(key: str, saved: Tensor, own: int) -> float:
+    """Of the lr_scale of a checkpoint to one's own, in billionths; tools that average checkpoints make it a float."""
+    value = saved.item() if saved.numel() == 1 else math.nan
+    if not 1 <= value <= 10 ** 18 or value != int(value):
+        raise ValueError(f'{key} must be one integer, billionths of lr_scale from 1e-9 to 1e9, got {saved} '
+                         '(half precision cannot hold it: cast floating-point tensors only).')
+    rounding = torch.finfo(saved.dtype).eps if saved.is_floating_point() else 0.0
+    return 1.0 if abs(value - own) <= rounding * own else value / own
+
+
+def _gain(weight: Tensor, gain: float) -> Tensor:
+    """gain * weight, to full precision however small the gain is, with a gradient of 1; the second term is zero."""
+    return weight if gain == 1.0 else gain * weight.detach() + (weight - weight.detach())

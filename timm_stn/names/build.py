@@ -1,0 +1,276 @@
+"""Builds a network by name, and puts the two kinds of weights where they belong.
+
+A checkpoint is either a plain one of the backbone, or one of the whole network (``backbone.`` and ``stn.`` keys): it is
+judged by its keys. The backbone's part always goes through timm's own factory, so that channels, classes and image size
+adapt by timm's own code.
+"""
+import inspect
+import re
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import (
+    FeatureDictNet,
+    FeatureListNet,
+    PretrainedCfg,
+    adapt_input_conv,
+    get_pretrained_cfg,
+    resolve_pretrained_cfg,
+)
+from torch import Tensor, nn
+
+from ..modules.gradients import without_counts
+from ..modules.standardize import without_statistics
+from ..network.arguments import StnArguments, split_arguments
+from ..network.features import StnFeatures, usual_indices
+from ..network.model import SpatialTransformerNetwork, as_tuple
+from .untrusted import Budget, check_config, config_location
+from .weights import StateDict, check_kinds, location_of, naming, place_of, read_weights
+
+__all__ = ['build_network', 'wrap']
+
+NO_SOURCE = dict(source=None, file=None, url=None, hf_hub_id=None, hf_hub_filename=None, custom_load=False)
+IS_STN = re.compile(r'(^|[._])stn\.')
+
+
+def build_network(
+        name: str,
+        base: str,
+        /,
+        pretrained: bool = False,
+        pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        features_only: bool = False,
+        pretrained_model_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """Entry point of every ``stn_`` name.
+
+    What a config.json asks for (``hf-hub:``, ``local-dir:``) is checked before anything is built, and errors name it.
+
+    Args:
+        name: Name of the network, ``stn_resnet50``.
+        base: Name of the timm architecture in it, ``resnet50``.
+        pretrained: Load weights: of the whole network where the cfg leads to such, else the backbone's; where those are
+            timm's own, a ``timm:<arch>`` localization network gets its own, too.
+        pretrained_cfg: Tag, dict or cfg, as in ``timm.create_model``.
+        pretrained_cfg_overlay: Entries that replace those of the cfg.
+        cache_dir: Where downloads are kept.
+        features_only: Give the features of several stages instead of logits.
+        pretrained_model_args: Arguments that the checkpoint was made with, where they are known.
+        **kwargs: ``stn_`` arguments, and any of the backbone's.
+
+    Raises:
+        TypeError: An argument is unknown.
+        ValueError: An argument's value is not accepted.
+        RuntimeError: There are no weights, or they do not fit.
+    """
+    location = config_location(pretrained_cfg)
+    if location is not None:
+        pretrained_cfg = check_config(pretrained_cfg, pretrained_model_args, kwargs)  # type: ignore[arg-type]
+    with naming(location, 'config.json: '):
+        given, rest = split_arguments(kwargs)
+        arguments = StnArguments(**given)
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
+        state_dict = read_weights(cfg, base, cache_dir) if pretrained else None
+        with nullcontext() if location is None else Budget(location, state_dict):
+            return _assemble(
+                name, base, cfg, arguments, rest, state_dict, pretrained=pretrained, cache_dir=cache_dir,
+                features_only=features_only, model_args=pretrained_model_args or {})
+
+
+def _assemble(
+        name: str,
+        base: str,
+        cfg: PretrainedCfg,
+        arguments: StnArguments,
+        rest: dict[str, Any],
+        state_dict: StateDict | None,
+        *,
+        pretrained: bool,
+        cache_dir: Any,
+        features_only: bool,
+        model_args: dict[str, Any],
+) -> nn.Module:
+    """The network with its weights; ``rest`` are the backbone's arguments."""
+    whole = state_dict is not None and any(k.startswith('backbone.') for k in state_dict)
+    input_size = _input_size(base, cfg, rest, arguments)
+    at_stages = any(s != 'input' for s in arguments.stages) or arguments.shared
+    feature_args = {k: rest.pop(k) for k in ('out_indices', 'feature_cls') if features_only and at_stages and k in rest}
+    if features_only and not at_stages:
+        rest['features_only'] = True
+    elif features_only and 'out_indices' not in feature_args:
+        feature_args['out_indices'] = usual_indices(base, rest)
+    num_classes = rest.get('num_classes', cfg.num_classes)
+    num_classes = None if num_classes < 0 else num_classes
+    if whole and any(k.startswith('classifier.') for k in state_dict or ()):  # over all streams
+        rest['num_classes'] = 0
+    bases = [
+        _build_base(base, cfg, rest, pretrained, _part(state_dict, prefix, whole), cache_dir, model_args)
+        for prefix in ('backbone.', *(f'towers.{i}.' for i in range(1, _towers(arguments) + 1)))
+    ]
+    net = SpatialTransformerNetwork(
+        bases[0], arguments, input_size, bases[1:], name=name, num_classes=num_classes,
+        pretrained_localization=pretrained and state_dict is None, device=rest.get('device'), dtype=rest.get('dtype'))
+    net.pretrained_cfg.update(_cfg_of_weights(cfg))
+    if arguments.size is not None:
+        net.pretrained_cfg['input_size'] = input_size
+    net.pretrained_model_args = dict(model_args)
+    if state_dict is not None:
+        check_kinds(state_dict, (net if whole else net.backbone).state_dict(), place_of(cfg))
+    if whole and state_dict is not None:
+        with naming(location_of(cfg)):
+            _load_own(net, state_dict, cfg)
+    return StnFeatures(net, **feature_args) if features_only and at_stages else net
+
+
+def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> SpatialTransformerNetwork:
+    """Put spatial transformers into an existing timm model, which becomes the backbone.
+
+    Args:
+        model: Any timm model; its weights are used as they are.
+        stages: As ``stn_stages``.
+        **settings: The other ``stn_`` arguments without their prefix: ``transform='tps'``, ``glimpses=2``.
+
+    Returns:
+        A :class:`SpatialTransformerNetwork` around ``model``.
+
+    Raises:
+        TypeError: A setting is unknown, or ``model`` is no timm model.
+        ValueError: A value is not accepted, or ``model`` has transformers already.
+    """
+    if isinstance(model, (SpatialTransformerNetwork, StnFeatures)):
+        raise ValueError('model has spatial transformers already; give stages to it when it is created.')
+    cfg = getattr(model, 'pretrained_cfg', None)
+    if not isinstance(model, nn.Module) or not cfg:
+        raise TypeError(f'model must be a timm model (an nn.Module with a pretrained_cfg), got {type(model).__name__}.')
+    if settings.get('towers') == 'separate':
+        raise ValueError("towers='separate' needs a network made by timm.create_model, which builds all towers.")
+    arguments = StnArguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
+    probe = next(model.parameters())
+    size = getattr(model, '_traits', {}).get('img_size') or tuple(cfg['input_size'][1:])
+    channels = getattr(model, 'in_chans', None) or cfg['input_size'][0]
+    net = SpatialTransformerNetwork(model, arguments, (channels, *size), device=probe.device, dtype=probe.dtype)
+    return net.train(model.training)
+
+
+def _towers(arguments: StnArguments) -> int:
+    return arguments.streams - 1 if arguments.towers == 'separate' else 0
+
+
+def _input_size(
+        base: str,
+        cfg: PretrainedCfg,
+        rest: dict[str, Any],
+        arguments: StnArguments,
+) -> tuple[int, int, int]:
+    """What enters the wrapper; leaves in ``rest`` what the backbone is built for."""
+    size = rest.get('img_size') or tuple(cfg.input_size[1:])
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if arguments.size is not None:
+        rest.pop('img_size', None)
+        if (get_pretrained_cfg(base) or cfg).fixed_input_size:
+            inner = arguments.size
+            rest['img_size'] = (inner, inner) if isinstance(inner, int) else tuple(inner)
+    return (rest.get('in_chans', cfg.input_size[0]), *size)
+
+
+def _part(state_dict: StateDict | None, prefix: str, whole: bool) -> StateDict | None:
+    """The backbone's part, with timm's own keys; every tower of a plain checkpoint starts from the whole of it."""
+    if state_dict is None or not whole:
+        return state_dict
+    part = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix) and not IS_STN.search(k)}
+    return part or _part(state_dict, 'backbone.', whole)  # without a tower's part: `_load_own` says what is missing
+
+
+def _build_base(
+        base: str,
+        cfg: PretrainedCfg,
+        rest: dict[str, Any],
+        pretrained: bool,
+        state_dict: StateDict | None,
+        cache_dir: Any,
+        model_args: dict[str, Any],
+) -> nn.Module:
+    base_cfg = _base_cfg(base, cfg, model_args)
+    if state_dict is not None:
+        base_cfg = replace(base_cfg, **NO_SOURCE, state_dict=dict(state_dict))
+    args = {k: v for k, v in model_args.items() if not k.startswith('stn_')}
+    where = location_of(cfg) if state_dict is not None else None
+    with naming(where, f"{base} with arguments {', '.join(sorted(rest)) or 'of its own'}: "):
+        if 'img_size' in args:
+            args['img_size'] = base_cfg.input_size[1:]
+        extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
+        model = timm.create_model(
+            base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
+    if state_dict is not None:
+        model.pretrained_cfg.pop('state_dict', None)
+    return model
+
+
+def _knows_model_args() -> bool:
+    return hasattr(timm.models, 'get_model_args')
+
+
+def _base_cfg(base: str, cfg: PretrainedCfg, model_args: dict[str, Any]) -> PretrainedCfg:
+    """The backbone's own cfg in a network's: names without prefix, and the size that the backbone was trained at."""
+    registered = get_pretrained_cfg(base) or PretrainedCfg()
+    inner = model_args.get('stn_size')
+    size = tuple(cfg.input_size)
+    if inner is not None:
+        size = (size[0], inner, inner) if isinstance(inner, int) else (size[0], *inner)
+    return replace(
+        cfg, architecture=base, input_size=size, classifier=registered.classifier, first_conv=registered.first_conv)
+
+
+def _cfg_of_weights(cfg: PretrainedCfg) -> dict[str, Any]:
+    """What a network's cfg takes over from the cfg it was made from, and not from its backbone's."""
+    kept = cfg.to_dict()
+    return {k: v for k, v in kept.items() if k not in ('state_dict', 'architecture', 'classifier', 'first_conv')}
+
+
+def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: PretrainedCfg) -> None:
+    """Load what is not the backbone's: transformers strictly, the joined classifier where the classes agree.
+
+    Raises:
+        RuntimeError: A key of the checkpoint has no place here, or a place has no key.
+    """
+    target = net.state_dict()
+    state_dict = without_counts({**state_dict, **without_statistics(state_dict)})
+    same_classes = net._joined and net.num_classes == cfg.num_classes
+    own = {k: v for k, v in state_dict.items() if IS_STN.search(k) or (same_classes and k.startswith('classifier.'))}
+    for conv in net.pretrained_cfg['first_conv'] or ():
+        key = conv + '.weight'
+        if key in own and key in target and own[key].shape[1] != target[key].shape[1]:
+            own[key] = _adapt_channels(own[key], target[key].shape[1])
+    classifiers = as_tuple(net.pretrained_cfg.get('classifier'))
+    excused = () if same_classes else ('classifier.', *(f'{name}.' for name in classifiers))
+    if not net._joined and getattr(net.backbone, 'num_classes', None) == cfg.num_classes:
+        excused = ('backbone.',)  # timm has loaded them strictly, under names that it may have changed
+    asked = {k for k in without_counts(target) if IS_STN.search(k) or not k.startswith(excused)} | set(own)
+    missing = sorted(k for k in asked if k in target and k not in state_dict)
+    unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))
+    wrong = [
+        f'{k} {tuple(own[k].shape)}, here {tuple(target[k].shape)}'
+        for k in sorted(own) if k in target and own[k].shape != target[k].shape]
+    if (not isinstance(net.backbone, (FeatureListNet, FeatureDictNet)) and (missing or unexpected)) or wrong:
+        raise RuntimeError(
+            f"The checkpoint does not fit this network's stn_ arguments. "
+            f'Missing: {missing}; unexpected: {unexpected}; of another shape: {wrong}.')
+    net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
+
+
+def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution for other channels, as timm adapts a stem."""
+    known = 'base_chans' in inspect.signature(adapt_input_conv).parameters
+    base = dict(base_chans=weight.shape[1]) if known else {}
+    try:
+        return adapt_input_conv(channels, weight, **base)
+    except NotImplementedError:
+        raise RuntimeError(
+            f'in_chans={channels}: a localization network trained with {weight.shape[1]} channels cannot be adapted '
+            'to that.') from None

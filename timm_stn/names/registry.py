@@ -1,0 +1,72 @@
+"""The hook: every architecture of timm gets a twin whose name starts with ``stn_``."""
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import timm
+from timm.models import (
+    DefaultCfg,
+    PretrainedCfg,
+    get_arch_pretrained_cfgs,
+    list_models,
+    register_model,
+    split_model_name_tag,
+)
+from torch import nn
+
+from ..network.keys import prefixed
+
+__all__ = ['register_twin', 'register_twins', 'whole_network_cfg']
+
+PREFIX = 'stn_'
+default_cfgs: dict[str, DefaultCfg] = {}  # read by timm's register_model
+
+
+def register_twin(arch: str) -> Callable[..., nn.Module]:
+    """Register ``stn_<arch>`` with timm, and ``stn_<arch>.<tag>`` for each of its pretrained tags.
+
+    Args:
+        arch: Name of an architecture that timm knows.
+
+    Returns:
+        The entry point.
+
+    Raises:
+        ValueError: timm knows no such architecture.
+    """
+    if not timm.is_model(arch) or '.' in arch or arch.startswith(PREFIX):
+        raise ValueError(
+            f'arch must be an architecture registered with timm, without a tag, and no twin itself; got {arch!r}.')
+    name = PREFIX + arch
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        from .build import build_network  # with all that networks are made of: only where one is asked for
+        return build_network(name, arch, pretrained, **kwargs)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__module__ = __name__
+    entry.__doc__ = f'{arch} with spatial transformers.'
+    globals()[name] = entry
+    cfgs = _twin_cfgs(arch)
+    if cfgs.cfgs:
+        default_cfgs[name] = cfgs
+    return register_model(entry)
+
+
+def register_twins() -> None:
+    """Register the twins of all architectures that timm knows now."""
+    for arch in list_models():
+        if not arch.startswith(PREFIX):
+            register_twin(arch)
+
+
+def whole_network_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
+    """A backbone's pretrained cfg with the names of its parameters as they are in the whole network."""
+    return replace(cfg, classifier=prefixed(cfg.classifier), first_conv=prefixed(cfg.first_conv))
+
+
+def _twin_cfgs(arch: str) -> DefaultCfg:
+    cfgs = {split_model_name_tag(k)[1]: whole_network_cfg(v) for k, v in get_arch_pretrained_cfgs(arch).items()}
+    out = DefaultCfg(cfgs=cfgs, is_pretrained=any(c.has_weights for c in cfgs.values()))
+    out.tags.extend(cfgs)
+    return out

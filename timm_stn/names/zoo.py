@@ -1,0 +1,152 @@
+"""Names with weights of their own, and where those are found: source checkout or wheel, the Hub's cache, the Hub."""
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, register_model, resolve_pretrained_cfg
+from torch import nn
+
+from .registry import whole_network_cfg
+from .untrusted import config_location
+from .weights import WEIGHTS, MissingWeights
+
+__all__ = ['HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'weights_of', 'zoo_names']
+
+HUB_ORG = 'timm-stn'  # Hub organisation of these networks' repositories, where TIMM_STN_HUB_ORG names no other
+NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any; {error}. To train it: {recipe}.'
+
+
+class Own(NamedTuple):
+    """A network with weights of its own."""
+    base: str  # architecture of the backbone
+    input_size: tuple[int, int, int]
+    arguments: dict[str, Any]
+    cfg: dict[str, Any]
+    recipe: str  # how to train it
+
+
+def _mnist(kind: str, side: int, **arguments: Any) -> Own:
+    cfg = dict(mean=(0.0,), std=(1.0,), num_classes=10, interpolation='bilinear', crop_pct=1.0, license='apache-2.0')
+    recipe = f'`python scripts/train_mnist.py --model stn_mnist_cnn_{kind.lower()} --set {kind}`'
+    arguments.update(stn_localization_size=side // 2, stn_lr_scale=10.0)
+    return Own('mnist_cnn', (1, side, side), arguments, cfg, recipe)
+
+
+_ZOO = dict(
+    stn_mnist_cnn_rts=_mnist('RTS', 42, stn_size=24, stn_iterations=2, channels=(64, 128)),
+    stn_mnist_cnn_tc=_mnist('TC', 60, stn_size=28),
+    stn_tf_efficientnet_lite0_cub2010=Own(
+        base='tf_efficientnet_lite0',
+        input_size=(3, 224, 224),
+        arguments=dict(
+            stn_transform='translation', stn_scale=[0.5, 1.0], stn_size=192, stn_localization='saliency:3',
+            stn_localization_size=112, stn_lr_scale=10.0),
+        cfg=dict(num_classes=200, crop_pct=0.875, license='apache-2.0'),
+        recipe='`scripts/train_birds.sh DATA WEIGHTS OUTPUT zoom192`',
+    ),
+    stn_resnet50_cub=Own(  # the paper's birds network, section 4.3
+        base='resnet50',
+        input_size=(3, 448, 448),
+        arguments=dict(
+            stn_transform='translation', stn_glimpses=2, stn_scale=0.5, stn_size=224, stn_towers='separate',
+            stn_join='concat', stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01),
+        cfg=dict(num_classes=200, crop_pct=0.875),
+        recipe="timm's `train.py --device-modules timm_stn --model stn_resnet50_cub --initial-checkpoint "
+               'RESNET50.safetensors --data-dir CUB_200_2011 --input-size 3 448 448`, where a plain checkpoint of '
+               'resnet50 starts both towers',
+    ),
+)
+default_cfgs: dict[str, DefaultCfg] = {}  # read by timm's register_model
+
+
+def zoo_names() -> list[str]:
+    """Names of all networks with weights of their own."""
+    return list(_ZOO)
+
+
+def card_folder(name: str) -> Path:
+    """Folder of a network's card and weights, as its Hub repository holds them: in the checkout, or in the wheel."""
+    here = Path(__file__).resolve().parents[1]  # the package
+    inside = here / 'model_cards' / name
+    return inside if inside.is_dir() else here.parent / 'model_cards' / name
+
+
+def hub_id(name: str) -> str:
+    """The Hub repository of a network's card and weights."""
+    return f"{os.environ.get('TIMM_STN_HUB_ORG') or HUB_ORG}/{name}"
+
+
+def is_published(name: str) -> bool:
+    """Whether a network has weights, here or on the Hub: its card, with a config.json, is part of the package."""
+    return (card_folder(name) / 'config.json').is_file()
+
+
+def weights_of(model: str | nn.Module) -> str | None:
+    """Where the trained weights of a registered name, or of a model that was made with them, are; None: nowhere."""
+    cfg = timm.get_pretrained_cfg(model) if isinstance(model, str) else getattr(model, 'pretrained_cfg', None)
+    cfg = cfg if isinstance(cfg, dict) else vars(cfg) if cfg else {}
+    if cfg.get('file'):
+        return str(Path(cfg['file']).expanduser())
+    if cfg.get('hf_hub_id'):
+        return f'Hugging Face Hub, {cfg["hf_hub_id"]}'
+    return cfg.get('url') or None
+
+
+def _cfg(name: str) -> PretrainedCfg:
+    base, input_size, _, settings, _ = _ZOO[name]
+    file = card_folder(name) / WEIGHTS
+    own = dict(vars(whole_network_cfg(get_pretrained_cfg(base) or PretrainedCfg())))
+    here = file.is_file()
+    own.update(
+        settings, architecture=name, input_size=input_size, url=None, tag=None, pool_size=None,
+        file=str(file) if here else None, hf_hub_id=hub_id(name) if is_published(name) and not here else None)
+    return PretrainedCfg(**own)
+
+
+def _from_hub(name: str, cfg: Any, overlay: Any) -> PretrainedCfg | None:
+    """The cfg with the network's own Hub repository, where nothing else says where weights are; else None."""
+    if config_location(cfg) is not None:
+        return None
+    resolved, registered = resolve_pretrained_cfg(name, cfg, overlay), get_pretrained_cfg(name)
+    other = resolved.source or resolved.state_dict or resolved.file or resolved.url
+    if other or registered is None or resolved.hf_hub_id != registered.hf_hub_id:
+        return None
+    return replace(resolved, hf_hub_id=hub_id(name))
+
+
+def _register(name: str) -> None:
+    base, _, settings, _, recipe = _ZOO[name]
+
+    def entry(
+            pretrained: bool = False,
+            pretrained_cfg: Any = None,
+            pretrained_cfg_overlay: Any = None,
+            **kwargs: Any,
+    ) -> nn.Module:
+        own = _from_hub(name, pretrained_cfg, pretrained_cfg_overlay) if pretrained else None
+        if own is not None:
+            pretrained_cfg, pretrained_cfg_overlay = own, None
+        kwargs.setdefault('pretrained_model_args', dict(settings))
+        kwargs.update(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
+        from .build import build_network  # with all that networks are made of: only where one is asked for
+        try:
+            return build_network(name, base, pretrained, **{**settings, **kwargs})
+        except MissingWeights as error:
+            if own is None:
+                raise
+            text = NO_WEIGHTS.format(name=name, folder=card_folder(name), error=error, recipe=recipe)
+            raise RuntimeError(text) from error
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__module__ = __name__
+    globals()[name] = entry
+    cfg = _cfg(name)
+    default_cfgs[name] = DefaultCfg(cfgs={'': cfg}, is_pretrained=bool(cfg.has_weights))
+    default_cfgs[name].tags.append('')
+    register_model(entry)
+
+
+for _name in _ZOO:
+    _register(_name)

@@ -1,0 +1,284 @@
+"""Push to the Hugging Face Hub: write and try out, commit in one piece, download and try again."""
+import copy
+import filecmp
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from ..names.weights import WEIGHTS
+from ..names.zoo import card_folder
+from ..version import __version__
+from ..view.dependence import witnessing
+from ..view.draw import save_picture
+from ..view.picture import picture_of
+from .card import write_card
+from .errors import PushError, explained, hint
+from .run_record import Run, read_run
+
+__all__ = ['PushError', 'Pushed', 'push_to_hub']
+
+CARD, CONFIG, PICTURE = 'README.md', 'config.json', 'look.png'
+PICKLES = ('.bin', '.pt', '.pth', '.tar', '.pkl', '.pickle', '.ckpt')
+
+
+class Pushed(NamedTuple):
+    """What a push has done."""
+    repo: str
+    url: str
+    commit: str | None  # of the revision that holds it all now; None for a dry run
+    sent: list[str]  # files that were committed, or with a dry run would be if they are not there already
+    same: list[str]  # files that were there already
+    kept_card: bool  # the repository has a card of its own, which was left as it is
+    card: str
+    advice: list[str] = []  # a line for each stage that does the same for all images of the card's picture
+
+
+def push_to_hub(
+        model: str | Path | nn.Module,
+        repo: str,
+        *,
+        revision: str | None = None,
+        private: bool = False,
+        message: str | None = None,
+        card: str | Path | None = None,
+        replace_card: bool = False,
+        images: Iterable[str | Path] | None = None,
+        license: str | None = None,
+        token: str | None = None,
+        dry_run: bool = False,
+) -> Pushed:
+    """Publish a network as a repository of the Hugging Face Hub, which ``timm.create_model('hf-hub:...')`` loads.
+
+    Weights are written as safetensors, never as a pickle. What is written is loaded again before anything is sent, and
+    once more from the Hub afterwards, from a fresh download of the new revision: both must give the same logits, bit
+    for bit. All files go into one commit; it is refused if the branch has moved meanwhile.
+
+    Args:
+        model: A timm model with or without transformers in it; a checkpoint of timm's ``train.py``, whose averaged
+            (EMA) weights are taken where it has them; a registered name; or a folder as a repository holds it.
+        repo: ``ORG/NAME``; it is created if it is missing.
+        revision: Branch to push to, created from ``main`` if it is missing. Default: ``main``.
+        private: Create the repository as a private one.
+        message: Of the commit.
+        card: A README.md to use. Default: one that tells of the run, with what the checkpoint and the ``args.yaml``
+            and ``summary.csv`` beside it say.
+        replace_card: Replace a README.md that the repository has already, which is otherwise kept.
+        images: Files for the card's picture of where the network looks. Default: some of the validation images that
+            the run names, where they are still there. They become public with the repository; [] draws none.
+        license: Of the weights, as the Hub names it, for the card. Default: the model's cfg, or else ``unknown``.
+        token: Default: as huggingface_hub finds it.
+        dry_run: Write and try out, send nothing.
+
+    Raises:
+        PushError: The Hub refused or could not be reached, or what came back is not what was sent.
+        TypeError: ``model`` is no timm model.
+        ValueError: ``model``, or another argument, cannot be used; the message says why.
+    """
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
+        raise ValueError(f'repo must be ORG/NAME, as acme/stn_birds, got {repo!r}.')
+    if revision and re.fullmatch(r'[0-9a-f]{40}', revision):
+        raise ValueError(f'revision must be the name of a branch, got the commit {revision!r}.')
+    if token is not None and not re.fullmatch('[!-~]+', token):  # the HTTP library's error would show it
+        raise ValueError('token must be one word of ASCII characters; what was given is not shown here.')
+    pictures = None if images is None else [Path(p) for p in images]
+    for path in (*([Path(card)] if card else []), *(pictures or [])):
+        if not path.is_file():
+            raise ValueError(f'card and images must be files; there is no {str(path)!r}.')
+    with TemporaryDirectory(prefix='timm-stn-push-') as beside, explained(repo, token):
+        folder, run = _source(model)
+        advice: list[str] = []
+        if folder is None:
+            folder, at = Path(beside), repo if revision in (None, 'main') else f'{repo}@{revision}'
+            x, logits, advice = _write(run, folder, at, pictures, license, card is None)
+        else:
+            x, logits = _try(f'local-dir:{folder}')
+        files = _files(folder)
+        if card is not None:
+            files[CARD] = Path(card)
+        text = _checked_card(files.get(CARD))
+        if dry_run:
+            return Pushed(repo, _url(HfApi(), repo, revision), None, list(files), [], False, text, advice)
+        api = HfApi(token=token, library_name='timm_stn', library_version=__version__)
+        message = message or f'Push with timm_stn {__version__}'
+        pushed = _commit(api, repo, revision, files, private, replace_card, message)
+        _try(f'hf-hub:{pushed.repo}@{_download(api, pushed, files, token, beside)}', x, logits, f'{beside}/hub')
+        return pushed._replace(card=text, advice=advice)
+
+
+# what is pushed
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All but what is hidden, by their names in the repository."""
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {name.as_posix(): path for name, path in found.items() if not any(p.startswith('.') for p in name.parts)}
+
+
+def _source(model: str | Path | nn.Module) -> tuple[Path | None, Run]:
+    """A folder that can be pushed as it stands, or else a network and what is known of its training."""
+    if isinstance(model, nn.Module):
+        return None, Run(getattr(model, '_orig_mod', model))
+    path = Path(model)
+    name = str(model)
+    own = card_folder(name) if path.name == name else path
+    if not path.exists() and timm.is_model(name.partition('.')[0]) and not (own / WEIGHTS).is_file():
+        if not timm.is_model_pretrained(name):
+            raise ValueError(f'model: {name} has no trained weights; name a checkpoint, or give a trained model.')
+        return None, Run(timm.create_model(name, pretrained=True))
+    folder = path if path.is_dir() else own
+    if path.is_file():
+        return None, read_run(path)
+    if not folder.is_dir():
+        raise ValueError(f'model must be a checkpoint, a folder, a registered name or a timm model, got {name!r}.')
+    missing = [file for file in (WEIGHTS, CONFIG) if not (folder / file).is_file()]
+    pickles = [name for name, file in _files(folder).items() if file.suffix in PICKLES]
+    if missing or pickles:
+        raise ValueError(f'model: a folder to push has {WEIGHTS} and {CONFIG} and no pickles; {str(folder)!r} lacks '
+                         f'{missing} and has {pickles}. For a run of train.py, name its checkpoint.')
+    return folder, Run(None)
+
+
+def _write(
+        run: Run,
+        folder: Path,
+        at: str,
+        images: list[Path] | None,
+        license: str | None,
+        with_card: bool,
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Fill a folder as the repository will hold it; gives an input, what the network makes of it, and advice."""
+    if not getattr(run.model, 'pretrained_cfg', None):
+        raise TypeError(f'model must be a timm model, with a pretrained_cfg, got {type(run.model).__name__}.')
+    model: Any = copy.deepcopy(run.model).cpu().float().to(memory_format=torch.contiguous_format).eval()
+    args = {**getattr(model, '_model_args', {}), 'num_classes': model.num_classes}
+    save_for_hf(model, str(folder), model_args=args, safe_serialization=True)
+    x, logits = _answer(model)
+    _try(f'local-dir:{folder}', x, logits)
+    advice: list[str] = []
+    if with_card:
+        advice = _draw(model, run.images() if images is None else images, images is None, folder / PICTURE)
+        text = write_card(model, at, run, license, PICTURE if (folder / PICTURE).is_file() else None)
+        (folder / CARD).write_text(text, encoding='utf-8')
+    return x, logits, advice
+
+
+def _draw(model: Any, paths: list[Path], optional: bool, target: Path) -> list[str]:
+    """Draw where it looks in images, where it has transformers; gives advice if that is the same in all."""
+    if not paths or not hasattr(model, 'spatial_transformers') or not model.num_classes:
+        return []
+    with witnessing() as witness:
+        try:
+            save_picture(picture_of(model, paths, model.pretrained_cfg['architecture']), target)
+        except (ValueError, OSError) as error:  # no image, or a network that does not take images
+            if not optional:
+                raise ValueError(f'images: {error}') from error
+    return witness.advice()
+
+
+def _answer(model: Any, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    if x is None:
+        size = getattr(model, '_traits', {}).get('img_size') or model.pretrained_cfg['input_size'][1:]
+        channels = getattr(model, 'in_chans', None) or model.pretrained_cfg['input_size'][0]
+        x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        logits = model(x)
+    if not logits.isfinite().all():
+        raise ValueError('model: its answers are not finite numbers; such weights are not pushed.')
+    return x, logits
+
+
+def _try(source: str, x: Tensor | None = None, logits: Tensor | None = None, cache: str | None = None) -> Any:
+    """Load what a folder or a revision holds, and compare its logits."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = timm.create_model(source, pretrained=True, cache_dir=cache).eval()
+        except RuntimeError as error:
+            raise ValueError(f'model: what its {CONFIG} says does not build it again: {error}') from error
+    found = _answer(model, x)
+    if logits is not None and not torch.equal(found[1], logits):
+        what = 'its config does not record all that it was made with' if cache is None else 'do not use that revision'
+        raise PushError(f'{source} gives other logits than the model that was to be pushed: {what}.')
+    return found
+
+
+def _checked_card(path: Path | None) -> str:
+    text = path.read_text(encoding='utf-8') if path else ''
+    try:
+        ModelCard(text)
+    except Exception as error:  # of the YAML parser, or a ValueError
+        raise ValueError(f'card: the metadata at the top of {path} cannot be read: {error}') from error
+    return text
+
+
+# the Hub
+
+
+def _commit(
+        api: HfApi,
+        repo: str,
+        revision: str | None,
+        files: dict[str, Path],
+        private: bool,
+        replace_card: bool,
+        message: str,
+) -> Pushed:
+    """One commit of what is not there yet, on top of the revision that was looked at and of no other."""
+    repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+    branch = revision or 'main'
+    if revision:
+        refs = api.list_repo_refs(repo)
+        if revision in [tag.name for tag in refs.tags]:
+            raise PushError(f'revision {revision!r} of {repo} is a tag, which does not move: name a branch.')
+        if revision not in [b.name for b in refs.branches]:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+    head = api.model_info(repo, revision=branch, files_metadata=True)
+    if private and head.private is False:
+        raise PushError(f'private: {repo} is there already and public; nothing was sent. Make it private at '
+                        f'{api.endpoint}/{repo}/settings, or leave private away.')
+    there = {s.rfilename: s.lfs['sha256'] if s.lfs else s.blob_id for s in head.siblings or []}
+    same = [name for name, path in files.items() if there.get(name) in _hashes(path)]
+    kept_card = CARD in there and CARD in files and CARD not in same and not replace_card
+    sent = [name for name in files if name not in same and not (kept_card and name == CARD)]
+    commit = head.sha
+    if sent:
+        commit = api.create_commit(
+            repo, [CommitOperationAdd(name, str(files[name])) for name in sent], commit_message=message,
+            revision=branch, parent_commit=head.sha).oid
+    return Pushed(repo, _url(api, repo, revision), commit, sent, same, kept_card, '')
+
+
+def _hashes(path: Path) -> tuple[str, str]:
+    """As the Hub names contents: git's hash of a small file, sha256 of a large one."""
+    git, large = hashlib.sha1(b'blob %d\0' % path.stat().st_size), hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(1 << 20):
+            git.update(chunk)
+            large.update(chunk)
+    return git.hexdigest(), large.hexdigest()
+
+
+def _url(api: HfApi, repo: str, revision: str | None) -> str:
+    return f'{api.endpoint}/{repo}' + (f'/tree/{revision}' if revision and revision != 'main' else '')
+
+
+def _download(api: HfApi, pushed: Pushed, files: dict[str, Path], token: str | None, beside: str) -> str:
+    """Fetch what was pushed into a fresh cache, and compare it byte for byte; gives the commit."""
+    try:
+        for name in [*pushed.sent, *pushed.same]:
+            path = hf_hub_download(pushed.repo, name, revision=pushed.commit, token=token, cache_dir=f'{beside}/hub')
+            if not filecmp.cmp(path, files[name], shallow=False):
+                raise PushError(f'{name} at {pushed.url}, commit {pushed.commit}, is not what was sent: push it again.')
+    except (HfHubHTTPError, OSError) as error:
+        raise PushError(f'{pushed.repo} has it all in commit {pushed.commit}, but it could not be downloaded to be '
+                        f'compared: {hint(error, pushed.repo)}') from error
+    return str(pushed.commit)

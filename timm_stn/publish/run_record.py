@@ -1,0 +1,105 @@
+"""A run of timm's train.py, read back from its files."""
+import argparse
+import csv
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import yaml
+from PIL import Image
+from timm.data import resolve_data_config
+from timm.models import clean_state_dict
+
+__all__ = ['Run', 'read_run']
+
+SHOWN = 6  # images in the card's picture
+
+
+class Run(NamedTuple):
+    """A network, and what is known of its training."""
+    model: Any
+    args: dict[str, Any] = {}  # options of train.py
+    epoch: int | None = None
+    metrics: dict[str, float] = {}  # of the weights, on the validation split: loss, top1, top5
+    averaged: bool = False  # the weights are the run's moving average
+
+    def images(self) -> list[Path]:
+        """Some validation images of the run, one a class, if they are still where it found them."""
+        root = self.args.get('data_dir') or self.args.get('data')
+        folder = Path(root) / str(self.args.get('val_split') or 'validation') if root else None
+        if folder is None or not folder.is_dir():
+            return []
+        known = Image.registered_extensions()
+        classes = sorted(p for p in folder.iterdir() if p.is_dir())
+        found = (sorted(p for p in c.iterdir() if p.suffix.lower() in known)[:1] for c in classes)
+        return [path for paths in found for path in paths][:SHOWN]
+
+
+def read_run(path: Path) -> Run:
+    """The network of a checkpoint of ``train.py``, with averaged weights where it has them, and its results.
+
+    Raises:
+        ValueError: It is no such checkpoint, or holds more than tensors and plain options, which is not loaded.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            held = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f'model: {str(path)!r} is no checkpoint that can be read safely{_unsafe(path)}.') from error
+    args = dict(vars(held.get('args') or argparse.Namespace())) if isinstance(held, dict) else {}
+    if not isinstance(held, dict) or 'state_dict' not in held or not (args.get('model') or held.get('arch')):
+        raise ValueError(f"model: {str(path)!r} is no checkpoint of timm's train.py, it lacks state_dict or arch: load "
+                         'such weights into a model, and push that with timm_stn.push_to_hub(model, ...).')
+    averaged = held.get('state_dict_ema') is not None
+    model = _create(held, args)
+    model.load_state_dict(clean_state_dict(held['state_dict_ema' if averaged else 'state_dict']))
+    model.pretrained_cfg.update(resolve_data_config(args, model=model))
+    measured = not (averaged and args.get('model_ema_force_cpu'))  # train.py then measures the other weights
+    metrics = _metrics(path.parent, held, args) if measured else {}
+    return Run(model, {**args, **_options(path.parent, args)}, held.get('epoch'), metrics, averaged)
+
+
+def _unsafe(path: Path) -> str:
+    """What a checkpoint holds that is neither a tensor nor plain data."""
+    try:
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {'argparse.Namespace'}
+    except Exception:  # it is no checkpoint at all
+        return ''
+    return f': it holds {", ".join(sorted(names))}' if names else ''
+
+
+def _create(held: dict[str, Any], args: dict[str, Any]) -> Any:
+    """The network as train.py makes it, but for what matters in training only."""
+    channels = args.get('in_chans') or (args.get('input_size') or [3])[0]
+    given = dict(num_classes=args.get('num_classes'), global_pool=args.get('gp'), bn_eps=args.get('bn_eps'))
+    given.update(args.get('model_kwargs') or {}, in_chans=channels)
+    try:
+        return timm.create_model(args.get('model') or held['arch'], **given)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'model: the network of the checkpoint cannot be made: {error}') from error
+
+
+def _options(folder: Path, args: dict[str, Any]) -> dict[str, Any]:
+    """What args.yaml says, which are the options as they were given; nothing if it is that of another run."""
+    try:
+        options = yaml.safe_load((folder / 'args.yaml').read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return options if isinstance(options, dict) and options.get('model') == args.get('model') else {}
+
+
+def _metrics(folder: Path, held: dict[str, Any], args: dict[str, Any]) -> dict[str, float]:
+    """The checkpoint's line of summary.csv, if it agrees with the metric in the checkpoint; else that metric alone."""
+    key, metric = args.get('eval_metric') or 'top1', held.get('metric')
+    if metric is None:
+        return {}
+    try:
+        with (folder / 'summary.csv').open(newline='') as file:
+            for row in csv.DictReader(file):
+                if row['epoch'] == str(held.get('epoch')) and float(row[f'eval_{key}']) == metric:
+                    return {k[5:]: float(v) for k, v in row.items() if k.startswith('eval_')}
+    except (OSError, KeyError, ValueError, TypeError):
+        pass
+    return {str(key): float(metric)}

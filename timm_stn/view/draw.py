@@ -1,0 +1,317 @@
+"""Pictures of what spatial transformers do: where they looked, what they saw, what the network answered. Pillow only.
+
+Coordinates are those of the package: xy order, [-1, 1] over the area of the image, half-pixel centres. Pixels are
+(N, C, H, W) in [0, 1], of 1 or 3 channels.
+"""
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..modules.spatial_transformer import SpatialTransformer
+
+__all__ = ['COLORS', 'GOOD', 'WRONG', 'Caption', 'draw_look', 'draw_outlines', 'heat', 'outline', 'save_picture']
+
+COLORS = ('#FFB000', '#22B8F0', '#F0529C', '#7BD651', '#A78BFA', '#FF7A45')  # of the glimpses, in turn
+PAPER, INK, FAINT, RULE = '#FFFFFF', '#1F2430', '#70788A', '#E4E7EC'
+GOOD, WRONG = '#138A4B', '#D0312D'
+HEAT = ((0.09, 0.10, 0.22), (0.72, 0.29, 0.36), (1.0, 0.89, 0.60))  # low, middle, high
+SCALE = 2  # pixels of the picture for each unit of its layout
+MARGIN, GAP, ARROW, BLOCK_GAP, ROW_GAP = 22, 10, 20, 34, 12
+ASPECT = 1.6  # width over height that the rows are arranged for
+
+
+class Caption(NamedTuple):
+    """The answer for one image: names with probabilities, best first; ``note`` is a line below."""
+    answers: Sequence[tuple[str, float]]
+    note: str = ''
+    color: str = INK
+
+
+class Frame(NamedTuple):
+    """The layout of a picture, in units of 1 / SCALE pixels."""
+    tile: int
+    tiles: int
+    answer: int
+    blocks: int
+    rows: int
+
+    @property
+    def block(self) -> int:
+        return self.tile * (1 + self.tiles) + ARROW + GAP * self.tiles + self.answer
+
+    @property
+    def width(self) -> int:
+        return 2 * MARGIN + self.blocks * self.block + (self.blocks - 1) * BLOCK_GAP
+
+    def corner(self, i: int) -> tuple[int, int]:
+        """Top left of row i, which fill the blocks from top to bottom."""
+        block, row = divmod(i, self.rows)
+        return MARGIN + block * (self.block + BLOCK_GAP), MARGIN + 18 + row * (self.tile + ROW_GAP)
+
+    def tile_x(self, t: int) -> int:
+        """Left of what was seen number t, from the left of its row; ``tiles`` gives that of the answer."""
+        return self.tile + ARROW + t * (self.tile + GAP)
+
+
+def outline(transformer: SpatialTransformer, theta: Tensor, points_per_side: int = 32) -> Tensor:
+    """Where the border of a transformer's output lies in its input: (N, G, K, 2), K = 4 ``points_per_side``.
+
+    Args:
+        transformer: The transformer that gave theta; of images, not of volumes.
+        theta: As from ``look`` and in ``last_theta``, with or without a dimension G of glimpses.
+        points_per_side: Points on each side, many enough for the curved borders of tps and diffeomorphic looks.
+
+    Returns:
+        Points in order, clockwise in the output, from its top left corner; the last one is not the first again.
+
+    Raises:
+        ValueError: ``transformer`` is one of volumes.
+    """
+    if transformer.transform.ndim != 2:
+        raise ValueError(f'transformer must be one of images, got transform={transformer.transform.name!r} of volumes.')
+    side = torch.arange(points_per_side, device=theta.device, dtype=theta.dtype) * (2 / points_per_side) - 1
+    edge = torch.ones_like(side)
+    border = torch.cat([torch.stack(s, -1) for s in ((side, -edge), (edge, side), (-side, edge), (-edge, -side))])
+    single = theta.ndim == (3 if transformer.transform.linear else 2)
+    glimpses = 1 if single else theta.shape[1]
+    points = transformer.map_points(theta if single else theta.flatten(0, 1), border[None])
+    return points.reshape(-1, glimpses, len(border), 2)
+
+
+def heat(maps: Tensor) -> Tensor:
+    """Maps of features (N, T, C, h, w) to colours (N, T, 3, h, w): the mean over channels, from least to most."""
+    mean = maps.float().mean(2, keepdim=True)
+    low, high = mean.amin((1, 2, 3, 4), keepdim=True), mean.amax((1, 2, 3, 4), keepdim=True)
+    x = (mean - low) / (high - low).clamp_min(1e-12)
+    dark, middle, bright = maps.new_tensor(HEAT, dtype=torch.float32)[:, :, None, None]
+    return torch.where(x < 0.5, dark + (middle - dark) * 2 * x, middle + (bright - middle) * (2 * x - 1))
+
+
+def draw_look(
+        images: Tensor,
+        seen: Tensor,
+        outlines: Tensor,
+        captions: Sequence[Caption],
+        titles: Sequence[str] = ('where it looked', 'what it saw', 'answer'),
+        glimpse_of: Sequence[int | None] | None = None,
+        footer: str = '',
+        tile: int = 128,
+        blocks: int | None = None,
+) -> Image.Image:
+    """A row for each image: the input with the outlines of the looks, what was seen, the answer.
+
+    A dot marks the outline's point that is the top left corner of what was seen.
+
+    Args:
+        images: Inputs (N, C, H, W) in [0, 1].
+        seen: What was seen, (N, T, C, h, w) in [0, 1]: T pictures in a row.
+        outlines: (N, G, K, 2) in coordinates of the input, from ``outline``.
+        captions: The answers, N.
+        titles: Of the columns: input, what was seen (one for each T, or one for all), answer.
+        glimpse_of: For each T the outline in whose colour it is framed, or None for no frame. Default: in turn.
+        footer: Text below.
+        tile: Side of a picture within the picture, in units of which each takes 2 pixels.
+        blocks: Rows stand in so many blocks side by side. Default: for a picture about 1.6 times as wide as high.
+
+    Raises:
+        ValueError: The lengths do not agree, or there are no images.
+    """
+    n, t = seen.shape[:2]
+    if not n or not len(images) == len(outlines) == len(captions) == n:
+        raise ValueError('images, seen, outlines and captions must be of one length, at least 1; got '
+                         f'{len(images)}, {n}, {len(outlines)}, {len(captions)}.')
+    frame = _frame(n, t, tile, captions, blocks)
+    below = _wrap(footer, 13, frame.width - 2 * MARGIN)
+    bottom = frame.corner(frame.rows - 1)[1] + tile + 14
+    height = bottom + 18 * len(below) + 12
+    picture = Image.new('RGB', (frame.width * SCALE, height * SCALE), PAPER)
+    draw = ImageDraw.Draw(picture)
+    _titles(draw, frame, titles)
+    for k, line in enumerate(below):
+        _text(draw, (MARGIN, bottom + 18 * k), line, 13, FAINT, frame.width)
+    reach = float((1.04 * outlines.abs().amax()).clamp(1.06, 1.5))
+    framed = range(t) if glimpse_of is None else glimpse_of
+    for i in range(n):
+        x, y = frame.corner(i)
+        picture.paste(draw_outlines(images[i], outlines[i], tile * SCALE, reach), (x * SCALE, y * SCALE))
+        _arrow(draw, x + tile, y + tile // 2)
+        for k, g in enumerate(framed):
+            picture.paste(_framed(seen[i, k], tile * SCALE, g), ((x + frame.tile_x(k)) * SCALE, y * SCALE))
+        _answer(draw, x + frame.tile_x(t) + 6, y, frame, captions[i])
+    return picture
+
+
+def draw_outlines(image: Tensor, outlines: Tensor, side: int = 256, reach: float = 1.06) -> Image.Image:
+    """An input (C, H, W) with outlines (G, K, 2) on it, ``side`` pixels square.
+
+    The picture shows coordinates from ``-reach`` to ``reach`` along the longer side of the image, so that looks
+    beyond its edge can be seen: a point x lies at (x / reach + 1) * side / 2 there.
+    """
+    fine = 2 * side  # drawn at twice the size, then shrunk: smooth lines
+    canvas = Image.new('RGB', (fine, fine), RULE)
+    shown = _fit(_pixels(image), round(fine / reach))
+    canvas.paste(shown, ((fine - shown.width) // 2, (fine - shown.height) // 2))
+    draw = ImageDraw.Draw(canvas)
+    half = torch.tensor(shown.size) / 2
+    width = max(fine // 80, 8)
+    for g, points in enumerate(outlines.detach().float().cpu().clamp(-50, 50)):
+        path = [tuple(p) for p in (points * half + fine / 2).tolist()]
+        ring = [*path, *path[:2]]
+        draw.line(ring, fill='#000000', width=width + width // 2, joint='curve')
+        draw.line(ring, fill=COLORS[g % len(COLORS)], width=width, joint='curve')
+        (x, y), radius = path[0], 1.7 * width
+        box = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(box, fill=COLORS[g % len(COLORS)], outline='#000000', width=width // 4)
+    return canvas.reduce(2)
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture in the format that the name ends in: beside its place, then moved there once it is whole.
+
+    Raises:
+        ValueError: Pillow knows no such format.
+    """
+    path = Path(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f'path must end in the name of a picture format, as .png, got {str(path)!r}.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{path.name}.tmp')
+    try:
+        picture.save(beside, format=kind, optimize=True)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _frame(n: int, tiles: int, tile: int, captions: Sequence[Caption], blocks: int | None) -> Frame:
+    answer = 62 if all(_is_short(c) for c in captions) else 190
+
+    def arranged(count: int) -> Frame:
+        return Frame(tile, tiles, answer, count, -(-n // count))
+
+    def away(frame: Frame) -> float:
+        return abs(math.log(frame.width / (frame.rows * (tile + ROW_GAP)) / ASPECT))
+
+    return arranged(blocks) if blocks else min((arranged(b) for b in range(1, n + 1)), key=away)
+
+
+def _is_short(caption: Caption) -> bool:
+    return len(caption.answers) == 1 and len(caption.answers[0][0]) <= 2
+
+
+def _titles(draw: ImageDraw.ImageDraw, frame: Frame, titles: Sequence[str]) -> None:
+    names = list(titles[1:-1])
+    if len(names) == 1 and frame.tiles > 1:
+        names += [''] * (frame.tiles - 1)
+    for block in range(frame.blocks):
+        x, y = frame.corner(block * frame.rows)
+        _text(draw, (x, y - 22), titles[0], 14, FAINT, frame.tile + ARROW)
+        for k, name in enumerate(names):
+            _text(draw, (x + frame.tile_x(k), y - 22), name, 14, FAINT, frame.tile)
+        _text(draw, (x + frame.tile_x(frame.tiles) + 6, y - 22), titles[-1], 14, FAINT, frame.answer)
+
+
+def _answer(draw: ImageDraw.ImageDraw, x: int, y: int, frame: Frame, caption: Caption) -> None:
+    """One short answer stands large; several are lines with bars as long as their probabilities."""
+    if _is_short(caption):
+        name, probability = caption.answers[0]
+        top = y + frame.tile // 2 - 36
+        _text(draw, (x, top), name, 44, caption.color, frame.answer)
+        _text(draw, (x, top + 50), percent(probability), 13, FAINT, frame.answer)
+        _note(draw, x, top + 68, frame, caption)
+        return
+    top = y + max(0, (frame.tile - 40 * len(caption.answers) - (20 if caption.note else 0)) // 2)
+    for k, (name, probability) in enumerate(caption.answers):
+        color = caption.color if k == 0 else FAINT
+        length = frame.answer - 12
+        _text(draw, (x, top), name, 16, color, length - 52)
+        _text(draw, (x + length, top + 2), percent(probability), 13, FAINT, 60, anchor='ra')
+        for end, shade in ((length, RULE), (round(length * probability), color)):
+            draw.rectangle([SCALE * v for v in (x, top + 24, x + end, top + 28)], fill=shade)
+        top += 40
+    _note(draw, x, top, frame, caption)
+
+
+def _note(draw: ImageDraw.ImageDraw, x: int, y: int, frame: Frame, caption: Caption) -> None:
+    _text(draw, (x, y), caption.note, 13, FAINT if caption.color == INK else caption.color, frame.answer)
+
+
+def percent(probability: float) -> str:
+    """A probability for people: 99.97 % is not 100 %."""
+    value = 100 * probability
+    return f'{math.floor(value * 10) / 10 if value > 50 else value:.1f} %'
+
+
+def _text(
+        draw: ImageDraw.ImageDraw,
+        at: tuple[float, float],
+        text: str,
+        size: int,
+        color: str,
+        width: float,
+        anchor: str = 'la',
+) -> None:
+    """One line of text, cut where it would be wider than ``width``."""
+    font: Any = ImageFont.load_default(size * SCALE)
+    kept, shown = text, text
+    while kept and font.getlength(shown) > width * SCALE:
+        kept = kept[:-1]
+        shown = kept.rstrip() + '...'
+    draw.text((at[0] * SCALE, at[1] * SCALE), shown, font=font, fill=color, anchor=anchor)
+
+
+def _wrap(text: str, size: int, width: float) -> list[str]:
+    font: Any = ImageFont.load_default(size * SCALE)
+    lines: list[str] = []
+    for word in text.split():
+        longer = f'{lines[-1]} {word}' if lines else ''
+        if longer and font.getlength(longer) <= width * SCALE:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    points = [(x + 7, y - 6), (x + 14, y), (x + 7, y + 6)]
+    draw.polygon([(SCALE * a, SCALE * b) for a, b in points], fill='#B4BAC6')
+
+
+def _framed(image: Tensor, side: int, glimpse: int | None) -> Image.Image:
+    """What was seen, in a frame of its outline's colour with the dot of its top left corner."""
+    fine = 2 * side
+    width = max(fine // 80, 8)
+    canvas = Image.new('RGB', (fine, fine), PAPER)
+    shown = _fit(_pixels(image), fine - 2 * width)
+    left, top = (fine - shown.width) // 2, (fine - shown.height) // 2
+    canvas.paste(shown, (left, top))
+    if glimpse is not None:
+        draw, color = ImageDraw.Draw(canvas), COLORS[glimpse % len(COLORS)]
+        box = (left - width, top - width, left + shown.width + width - 1, top + shown.height + width - 1)
+        draw.rectangle(box, outline=color, width=width)
+        radius = 4 * width
+        draw.pieslice((box[0] - radius, box[1] - radius, box[0] + radius, box[1] + radius), 0, 90, fill=color)
+    return canvas.reduce(2)
+
+
+def _pixels(image: Tensor) -> Image.Image:
+    levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).numpy())
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """Scaled so that the longer side is ``side``: small images show their pixels, as squares."""
+    longer = max(image.size)
+    size = (max(1, round(image.width * side / longer)), max(1, round(image.height * side / longer)))
+    if longer <= 96:
+        whole = -(-side // longer)
+        image = image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
+        return image.resize(size, Image.Resampling.BOX)
+    return image.resize(size, Image.Resampling.LANCZOS)

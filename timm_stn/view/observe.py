@@ -1,0 +1,82 @@
+"""What the transformers of a network did with images, as numbers and outlines."""
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .draw import outline
+
+__all__ = ['Look', 'observe']
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the transformer of one stage did with images (N, C, H, W).
+
+    ``theta`` is (N, G, ...), ``outlines`` (N, G, K, 2) lie in the coordinates of the images, ``logits`` (N, classes)
+    are the network's. ``seen`` (N, G, C, h, w) is what the transformer gave, ``before`` what came to it: of the same
+    shape at a stage, None at the input.
+    """
+    stage: int | str
+    theta: Tensor
+    outlines: Tensor
+    seen: Tensor
+    before: Tensor | None
+    logits: Tensor
+
+
+@torch.inference_mode()
+def observe(model: Any, images: Tensor, stage: int | str | None = None) -> Look:
+    """Run a network with spatial transformers, and tell where one of them looked.
+
+    Features of a stage are taken to lie evenly over the image, as those of padded convolutions and of patches do.
+
+    Args:
+        model: A network with ``spatial_transformers()``; it runs in the mode that it is in.
+        images: (N, C, H, W), as they enter the network.
+        stage: One of ``model.spatial_transformers()``. Default: the first, which is the input's if there is one.
+
+    Raises:
+        ValueError: There is no transformer at that stage.
+    """
+    transformers = model.spatial_transformers()
+    stage = next(iter(transformers)) if stage is None else stage
+    if stage not in transformers:
+        raise ValueError(f'stage must be one of {", ".join(map(repr, transformers))}, got {stage!r}.')
+    if stage == 'input':
+        seen, theta = model.look(images)
+        if model.glimpses == 1:
+            seen, theta = seen[:, None], theta[:, None]
+        return Look(stage, theta, outline(model.stn, theta), seen, None, model(images))
+    return _observe_stage(model, transformers[stage], images, stage)
+
+
+def _observe_stage(model: Any, stn: Any, images: Tensor, stage: int | str) -> Look:
+    """theta of the stage maps what came to it; its outline goes back through the transformers that ran before it."""
+    ran: list[tuple[Any, Tensor, Tensor]] = []
+    stages = [t for t in model.spatial_transformers().values() if t is not model.stn]
+    handles = [t.register_forward_hook(lambda m, args, out: ran.append((m, args[0], out))) for t in stages]
+    try:
+        logits = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    ran = ran[-len(stages):]  # not when the backbone was only asked where to look
+    last = [t for t, _, _ in ran].index(stn)
+    points = outline(stn, stn.last_theta)[:, 0]
+    for earlier, _, _ in reversed(ran[:last]):
+        points = earlier.map_points(earlier.last_theta, points)
+    before, seen = (stn.layout.maps(x) for x in ran[last][1:])
+    parts = (stn.last_theta, points, before, seen)
+    theta, points, before, seen = (t.reshape(len(images), -1, *t.shape[1:]) for t in parts)
+    return Look(stage, theta, points if model.stn is None else _through_input(model, points), seen, before, logits)
+
+
+def _through_input(model: Any, points: Tensor) -> Tensor:
+    """Points (N, S, K, 2) in what the backbone saw to points in the images; a whole image comes first, as it is."""
+    first = points.shape[1] - model.glimpses
+    whole, seen = points[:, :first], points[:, first:]
+    theta = model.stn.last_theta
+    theta = theta[:, :seen.shape[1]].flatten(0, 1) if model.glimpses > 1 else theta
+    return torch.cat([whole, model.stn.map_points(theta, seen.flatten(0, 1)).reshape(seen.shape)], 1)
