@@ -794,7 +794,7 @@ def measured(script):
 
 
 class TestLrScale:
-    """Steps of real optimizers on a real network, as scripts/measure_lr_scale.py measures them for docs/training.md."""
+    """Steps of real optimizers on a real network, as scripts/reproduce/measure_lr_scale.py measures them for docs/training.md."""
 
     @pytest.mark.parametrize('scale', [0.1, 10.0])
     @pytest.mark.parametrize('opt', ['sgd', 'adamw', 'lion', 'muon', 'lamb'])

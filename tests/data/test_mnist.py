@@ -1,8 +1,9 @@
 """MNIST from idx files, and the distorted sets."""
 import gzip
+import hashlib
 import os
+import shutil
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import scipy.ndimage
 import torch
 
 from timm_stn import data as mnist_data
-from timm_stn.data import DISTORTIONS, distort, load_mnist
+from timm_stn.data import DISTORTIONS, distort, load_mnist, mnist
 from timm_stn.data import distortions as d
 from timm_stn.data.mnist import read_idx
 
@@ -111,24 +112,37 @@ def test_read_idx_of_a_huge_declaration_allocates_nothing(tmp_path):
         read_idx(path)
 
 
-def test_download_moves_whole_files_only(tmp_path, monkeypatch):
-    import torchvision.datasets
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A folder that stands for the server."""
+    folder = tmp_path / 'published'
+    write_mnist(folder)
+    monkeypatch.setattr(mnist, 'SOURCE', f'{folder.as_uri()}/')
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in mnist.FILES}
+    monkeypatch.setattr(mnist, 'FILES', digests)
+    return folder
 
-    def fetch(root, download):
-        write_mnist(Path(root) / 'MNIST' / 'raw')
 
-    monkeypatch.setattr(torchvision.datasets, 'MNIST', fetch)
+def test_download(tmp_path, published):
     assert len(load_mnist(tmp_path / 'new', 'test', download=True)[0]) == 20
-    assert sorted(p.name for p in (tmp_path / 'new').iterdir()) == ['MNIST']
+    assert [p.name for p in (tmp_path / 'new').iterdir()] == ['MNIST']
+    assert {p.name for p in (tmp_path / 'new' / 'MNIST' / 'raw').iterdir()} == set(mnist.FILES)
+    shutil.rmtree(published)
+    assert len(load_mnist(tmp_path / 'new', download=True)[0]) == 30  # is there: nothing is asked
 
-    def fail(root, download):
-        fetch(root, download)
-        raise RuntimeError('connection lost')
 
-    monkeypatch.setattr(torchvision.datasets, 'MNIST', fail)
-    with pytest.raises(RuntimeError, match='connection lost'):
-        load_mnist(tmp_path / 'other', 'test', download=True)
-    assert not list((tmp_path / 'other').iterdir())
+@pytest.mark.parametrize('damage', [
+    lambda path: path.unlink(),
+    lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    lambda path: path.write_bytes(path.read_bytes().replace(b'\x1f\x8b', b'\x1f\x8c', 1)),
+])
+@pytest.mark.parametrize('number', range(4))
+def test_a_download_that_fails_leaves_nothing(tmp_path, published, damage, number):
+    name = list(mnist.FILES)[number]
+    damage(published / name)
+    with pytest.raises(RuntimeError, match=f'{name} cannot be downloaded: '):
+        load_mnist(tmp_path / 'new', 'test', download=True)
+    assert not list((tmp_path / 'new').iterdir())
 
 
 # --- distortions ---

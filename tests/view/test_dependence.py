@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from makers import write_mnist
 from PIL import Image
-from test_data import write_mnist
 
 import timm_stn
 from timm_stn import SpatialTransformer, cli, run

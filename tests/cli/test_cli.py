@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from makers import ROOT, write_mnist
 from PIL import Image, ImageColor
-from test_data import write_mnist
 
 from timm_stn import cli
 from timm_stn.cli import digits, doctor
@@ -19,7 +19,7 @@ from timm_stn.names.zoo import weights_of, zoo_names
 from timm_stn.view.draw import COLORS, GOOD
 
 MODEL = ['--model', 'stn_test_resnet', '--no-pretrained']
-SCRIPT = Path(__file__).parents[1] / 'scripts' / 'make_examples.py'
+SCRIPT = ROOT / 'scripts' / 'make_examples.py'
 
 
 @pytest.fixture

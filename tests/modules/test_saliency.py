@@ -5,7 +5,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import save_for_hf
+from makers import save_for_hf
 from torch import nn
 
 import timm_stn  # noqa: F401

@@ -1,0 +1,23 @@
+"""Fixtures of several test files."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture
+def seeded():
+    """torch's own generator starts at 0."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with three pictures, and one file that is none."""
+    folder = tmp_path / 'photos'
+    (folder / 'more').mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (('a.png', (90, 120, 3)), ('b.jpg', (120, 90, 3)), ('more/c.png', (64, 64))):
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+    (folder / 'notes.txt').write_text('not a picture')
+    return folder

@@ -1,0 +1,104 @@
+"""What several test files make: random tensors, files in MNIST's format, networks to save and to copy."""
+import copy
+import gzip
+import io
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+PLANAR = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective',
+          'affine+similarity', 'tps', 'diffeomorphic', 'affine+tps']  # transforms of images, some of each kind
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def rand(*shape, seed=0, dtype=torch.float32):
+    return torch.rand(*shape, generator=generator(seed), dtype=dtype)
+
+
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+
+
+def idx(array, magic=0x800):
+    """An array as a file of MNIST."""
+    return struct.pack(f'>{array.ndim + 1}I', magic + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def write_mnist(folder, train=30, test=20, compress=True):
+    """Random files in MNIST's format; returns the arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for prefix, count in (('train', train), ('t10k', test)):
+        arrays[prefix] = rng.integers(0, 256, (count, 28, 28)), rng.integers(0, 10, count)
+        for name, array in zip(('images-idx3', 'labels-idx1'), arrays[prefix], strict=True):
+            content = gzip.compress(idx(array)) if compress else idx(array)
+            (folder / f'{prefix}-{name}-ubyte{".gz" if compress else ""}').write_bytes(content)
+    return arrays
+
+
+def save_for_hf(model, path, **kwargs):
+    """As a repository on the Hub holds it, without pickles."""
+    if not hasattr(timm.models, 'get_model_args'):  # timm 1.0.29 does not save them by itself, nor know the backbone's
+        args = dict(getattr(model, '_model_args', {}), num_classes=model.num_classes)
+        args['in_chans'] = getattr(model, 'in_chans', 3)
+        convs = [getattr(getattr(model, f'layer{i}', None), 'conv', None) for i in (1, 2)]
+        kwargs.update(model_args=dict(args, channels=[c.out_channels for c in convs]) if all(convs) else args)
+    timm.models.save_for_hf(model, path, **{'safe_serialization': True, **kwargs})
+
+
+def copies(module):
+    """The ways to copy a module, each taken once."""
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(file, weights_only=False)
+
+
+def move_theta(model, scale=0.3, seed=2):
+    """Give every transformer something else than the identity to do."""
+    random = generator(seed)
+    for name, p in model.named_parameters():
+        if 'regression' in name:
+            p.data = torch.randn(p.shape, generator=random).to(p.dtype) * scale
+    return model
+
+
+def create(name='stn_test_resnet', seed=0, **kwargs):
+    """A network in evaluation mode."""
+    torch.manual_seed(seed)
+    return timm.create_model(name, **kwargs).eval()
+
+
+def images(n=2, size=64, chans=3, seed=1):
+    return rand(n, chans, size, size, seed=seed)
+
+
+def in_training(name='stn_test_resnet', move=0.3, **kwargs):
+    """A network in training mode, but for the statistics of its batch norms, with transformers off the identity."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **kwargs).train()
+    for n, p in model.named_parameters():
+        if 'regression' in n:
+            p.data = move * randn(*p.shape, seed=2)
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.eval()
+    return model
+
+
+def environment_of(hub, home, token):
+    """Of a fresh process: all that points it to a Hub of hub_server.py."""
+    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith('_proxy')}
+    return dict(kept, HF_ENDPOINT=hub.url, HF_HOME=str(home), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1',
+                HF_HUB_DISABLE_PROGRESS_BARS='1', HF_TOKEN=token)
