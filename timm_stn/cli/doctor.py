@@ -3,13 +3,13 @@ import argparse
 import importlib
 import importlib.util
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import huggingface_hub
 import safetensors
 import timm
 import torch
-import torchvision
 
 from ..geometry.functional import warp
 from ..modules.spatial_transformer import SpatialTransformer
@@ -52,9 +52,9 @@ def self_check() -> dict[str, tuple[bool, str]]:
 
 
 def _versions() -> dict[str, str]:
-    modules = (torch, torchvision, timm, huggingface_hub, safetensors)
-    versions = {module.__name__: str(module.__version__) for module in modules}
-    return {'timm_stn': f'{__version__} ({Path(__file__).parent})', 'python': platform.python_version(), **versions}
+    versions = {module.__name__: str(module.__version__) for module in (torch, timm, huggingface_hub, safetensors)}
+    return {'timm_stn': f'{__version__} ({Path(__file__).parent})', 'python': platform.python_version(), **versions,
+            'torchvision': _installed('torchvision')}
 
 
 def _devices() -> dict[str, str]:
@@ -109,6 +109,14 @@ def _gradient(device: str) -> tuple[bool, str]:
 
 
 _CHECKS = {'identity warp': _identity, 'gradient of theta': _gradient}
+
+
+def _installed(package: str) -> str:
+    """The version of a package that timm requires, and this one does not import."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return 'not found'
 
 
 def _has(module: str, name: str) -> bool:

@@ -10,12 +10,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.hub import download_url_to_file
 
 __all__ = ['DATA_VARIABLE', 'load_mnist', 'read_idx']
 
 DATA_VARIABLE = 'TIMM_STN_DATA'
 PREFIXES = {'train': 'train', 'test': 't10k'}
 SOURCE = 'https://ossci-datasets.s3.amazonaws.com/mnist/'
+FILES = {  # of SOURCE -> SHA-256
+    'train-images-idx3-ubyte.gz': '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
+    'train-labels-idx1-ubyte.gz': '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
+    't10k-images-idx3-ubyte.gz': '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
+    't10k-labels-idx1-ubyte.gz': 'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6',
+}
 
 
 def load_mnist(
@@ -29,11 +36,12 @@ def load_mnist(
         data: Folder with the files, or with a folder `mnist`, or torchvision's `MNIST/raw`. Default: the folder that
             the environment variable `TIMM_STN_DATA` names.
         split: 'train' (60,000 digits) or 'test' (10,000).
-        download: Let torchvision download all four files to `data` if the split is not there.
+        download: Download all four files to `data` (there `MNIST/raw`) if the split is not there.
 
     Raises:
         FileNotFoundError: The files are not there; the message says what to put where.
         ValueError: A file is corrupt, truncated, or no MNIST file.
+        RuntimeError: A file cannot be downloaded, or is not the one that was published; none is kept then.
     """
     if split not in PREFIXES:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
@@ -122,12 +130,19 @@ def _how_to_get(folder: Path, split: str) -> str:
 
 
 def _download(folder: Path) -> None:
-    """Fetch all files beside, and move them to their place (`MNIST/raw`) once they are whole."""
-    from torchvision.datasets import MNIST  # type: ignore[import-untyped]
+    """Fetch all files beside, and move them to their place (`MNIST/raw`) once all are there and as published."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / 'MNIST' / 'raw'
     with tempfile.TemporaryDirectory(dir=folder, prefix='.mnist-') as beside:
-        MNIST(beside, download=True)
+        for name, digest in FILES.items():
+            _fetch(SOURCE + name, Path(beside) / name, digest)
         target.mkdir(parents=True, exist_ok=True)
-        for path in sorted((Path(beside) / 'MNIST' / 'raw').iterdir()):
-            os.replace(path, target / path.name)
+        for name in FILES:
+            os.replace(Path(beside) / name, target / name)
+
+
+def _fetch(url: str, path: Path, digest: str) -> None:
+    try:
+        download_url_to_file(url, str(path), digest)  # type: ignore[no-untyped-call]
+    except Exception as error:  # of many types: urllib's, http.client's, the file system's, torch's of another digest
+        raise RuntimeError(f'{url} cannot be downloaded: {error}') from error
