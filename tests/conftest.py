@@ -4,6 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.register_assert_rewrite('makers', 'pushing')
+
 
 @pytest.fixture
 def seeded():

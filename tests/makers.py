@@ -8,13 +8,33 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 import timm
 import torch
+from PIL import Image, ImageColor
 from torch import nn
+
+from timm_stn import SpatialTransformer, cli
+from timm_stn.geometry.transforms import get_transform
+from timm_stn.network.attach import StageTransformer, attach
+from timm_stn.network.stages import stage_layouts
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANAR = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective',
           'affine+similarity', 'tps', 'diffeomorphic', 'affine+tps']  # transforms of images, some of each kind
+PADDING_MODES = ['border', 'fill', 'reflection', 'zeros']
+FILL = [0.5, -2.0, 3.0]
+NETWORKS = [  # arguments of small networks with transformers of many kinds
+    dict(),
+    dict(stn_stages=('input', 1), stn_iterations=2),
+    dict(stn_stages=('input', 2), stn_glimpses=2, stn_scale=0.5, stn_transform='similarity'),
+    dict(stn_stages=('input', 1), stn_glimpses=2, stn_scale=0.5, stn_towers='separate'),
+    dict(stn_stages=(2,), stn_target='input'),
+]
+
+GLIMPSES = dict(stn_glimpses=2, stn_scale=0.5, stn_size=64, img_size=128, stn_transform='translation', num_classes=3)
+
+MODEL = ['--model', 'stn_test_resnet', '--no-pretrained']
 
 
 def generator(seed=0):
@@ -27,6 +47,14 @@ def rand(*shape, seed=0, dtype=torch.float32):
 
 def randn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+
+
+def fill_of(padding_mode):
+    return FILL if padding_mode == 'fill' else None
+
+
+def random_grid(n, size, ndim=2, dtype=torch.float32, reach=1.5):
+    return torch.empty(n, *size, ndim, dtype=dtype).uniform_(-reach, reach)
 
 
 def idx(array, magic=0x800):
@@ -84,6 +112,26 @@ def images(n=2, size=64, chans=3, seed=1):
     return rand(n, chans, size, size, seed=seed)
 
 
+def transformer(transform='affine', input_size=(12, 10), channels=2, localization='linear', std=0.0, **arguments):
+    """A transformer whose theta depends on the image, if `std` is not zero."""
+    stn = SpatialTransformer(channels, input_size, transform, localization, **arguments)
+    if std:
+        regression = stn.localization.regression
+        with torch.no_grad():
+            regression.weight.copy_(std * randn(*regression.weight.shape, seed=5))
+            regression.bias.copy_(std * randn(*regression.bias.shape, seed=6))
+    return stn
+
+
+def constant(params):
+    """A localization that gives every image the same parameters."""
+    return lambda x: torch.as_tensor(params, dtype=torch.float32).reshape(1, -1).expand(len(x), -1)
+
+
+def num_params(transform):
+    return get_transform(transform).num_params
+
+
 def in_training(name='stn_test_resnet', move=0.3, **kwargs):
     """A network in training mode, but for the statistics of its batch norms, with transformers off the identity."""
     torch.manual_seed(0)
@@ -95,6 +143,33 @@ def in_training(name='stn_test_resnet', move=0.3, **kwargs):
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             m.eval()
     return model
+
+
+def transformers(model):
+    return [m for m in model.modules() if isinstance(m, SpatialTransformer)]
+
+
+def put_transformer(backbone, stage, input_size=(3, 64, 64), shift=0.0, **arguments):
+    """A transformer at a stage; `shift` moves what is seen there to the right by that part of the width."""
+    (name, layout), = stage_layouts(backbone, [stage], input_size).values()
+    stn = StageTransformer(layout, transform='translation', localization='linear', **arguments)
+    with torch.no_grad():
+        stn.localization.regression.bias[0] = shift / stn.localization.regression.lr_scale
+    return stn.eval(), attach(backbone, {name: stn}, input_size)[name]
+
+
+def refused(capsys, *argv):
+    """The one line that a wrong argument gives."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(map(str, argv)))
+    output = capsys.readouterr()
+    assert stop.value.code == 2 and not output.out
+    assert output.err.count('\n') == 1 and output.err.startswith('timm-stn')
+    return output.err
+
+
+def has_color(path, color):
+    return bool((np.asarray(Image.open(path)) == ImageColor.getrgb(color)).all(-1).any())
 
 
 def environment_of(hub, home, token):

@@ -1,17 +1,16 @@
 """What lies in model_cards/: the README's table and the wheel follow from it."""
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from makers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CARDS = sorted(p.name for p in (ROOT / 'model_cards').iterdir() if p.is_dir())
 
 
 def test_the_table_in_the_readme_is_up_to_date():
-    subprocess.run([sys.executable, ROOT / 'scripts' / 'model_index.py', '--check'], check=True)
+    subprocess.run([sys.executable, ROOT / 'scripts' / 'release' / 'model_index.py', '--check'], check=True)
 
 
 def test_the_wheel_holds_the_small_ones():

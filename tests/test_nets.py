@@ -4,6 +4,7 @@ import copy
 import pytest
 import timm
 import torch
+from makers import rand
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.parametrize('name', NAMES)
 
 @pytest.fixture
 def images():
-    return torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    return rand(2, 1, 28, 28)
 
 
 def test_registered(name):

@@ -4,16 +4,15 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hub_server import Hub, User
+from makers import ROOT, environment_of
 from PIL import Image
 
 from timm_stn.run import TIMM_SCRIPTS
 
-ROOT = Path(__file__).resolve().parents[1]
 STORY = (ROOT / 'README.md').read_text().split('## From images to a published model')[1].split('\n## ')[0]
 COMMANDS = [
     line for block in re.findall(r'```bash\n(.*?)```', STORY, re.DOTALL)
@@ -59,9 +58,8 @@ def test_the_story(tmp_path):
     assert clone.startswith('git clone') and login == 'hf auth login'  # no network here; the token below stands for it
     with Hub() as hub:
         hub.users = {'hf_AnnWrites': User('ann', ('ann', 'acme'))}
-        env = {k: v for k, v in os.environ.items() if not k.lower().endswith('_proxy')}
-        env.update(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'home'), HF_HUB_DISABLE_XET='1', HF_TOKEN='hf_AnnWrites',
-                   HF_HUB_DISABLE_TELEMETRY='1', PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+        env = environment_of(hub, tmp_path / 'home', 'hf_AnnWrites')
+        env.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
         tell(train, tmp_path, env)
         tell(show, tmp_path, env)
         assert Image.open(tmp_path / 'look.png').size[0] > 100

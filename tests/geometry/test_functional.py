@@ -14,13 +14,11 @@ from timm_stn.geometry.functional import map_points, unwarp, warp
 from timm_stn.geometry.grid import lattice, to_pixels
 from timm_stn.geometry.transforms import get_transform
 
+pytestmark = pytest.mark.usefixtures('seeded')
+
+
 HOMOGRAPHY = [[0.8, 0.25, 0.1], [-0.15, 0.9, -0.07], [0.12, -0.2, 1.1]]
 FAMILIES = ['affine', 'translation', 'similarity', 'projective', 'tps', 'diffeomorphic', 'rotation+translation']
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def smooth(n, channels, size, dtype=torch.float32):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from makers import rand
 from scipy.integrate import solve_ivp
 from scipy.interpolate import BSpline, RBFInterpolator
 
@@ -40,7 +41,7 @@ def random_params(transform, n=3, scale=0.1, dtype=torch.float64, seed=0):
 
 
 def random_points(*shape, seed=1):
-    return 2 * torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
+    return 2 * rand(*shape, dtype=torch.float64, seed=seed) - 1
 
 
 # names

@@ -5,14 +5,12 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import save_for_hf
+from makers import GLIMPSES, save_for_hf
 from torch import nn
 
 import timm_stn  # noqa: F401
 from timm_stn.geometry.transforms import map_points_matrix
 from timm_stn.modules.saliency import Saliency
-
-GLIMPSES = dict(stn_glimpses=2, stn_scale=0.5, stn_size=64, img_size=128, stn_transform='translation', num_classes=3)
 
 
 def saliency(tiles, least=0.5, most=None, bound=True):
@@ -168,55 +166,3 @@ def test_what_is_not_finite_does_no_harm():
     theta = model.look(images)[1]
     torch.testing.assert_close(theta[0], alone[0])
     torch.testing.assert_close(theta[1], model.stn.base)
-
-
-def test_a_glance_of_its_own_size(tmp_path):
-    arguments = dict(stn_localization='saliency:2', stn_localization_size=32, **GLIMPSES)
-    model = timm.create_model('stn_test_resnet', **arguments).eval()
-    sizes = []
-    next(model.backbone.children()).register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape[2:])))
-    images = torch.randn(2, 3, 128, 128)
-    logits = model(images)
-    assert sizes == [(32, 32), (64, 64)]
-    save_for_hf(model, tmp_path, safe_serialization=True)
-    assert torch.equal(logits, timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(images))
-    sizes.clear()
-    model(torch.randn(2, 3, 96, 96))
-    assert sizes == [(32, 32), (64, 64)]
-    with pytest.raises(ValueError, match=r'stn_localization_size=32: with stn_whole, .* of \(64, 64\)'):
-        timm.create_model('stn_test_resnet', stn_whole=True, **arguments)
-    with pytest.raises(ValueError, match='stn_localization_size must be 2 positive integers, or one, got -3'):
-        timm.create_model('stn_test_resnet', **{**arguments, 'stn_localization_size': -3})
-
-
-@pytest.mark.parametrize('more', [{}, {'stn_whole': True}])
-def test_to_ask_where_to_look_leaves_the_batch_norms_alone(more):
-    torch.manual_seed(0)
-    model = timm.create_model('stn_test_resnet', stn_localization='saliency:2', **more, **GLIMPSES).train()
-    images = torch.randn(4, 3, 128, 128)
-    seen = model.look(images)[0]
-    if more:
-        small = nn.functional.interpolate(images, (64, 64), mode='bilinear', antialias=True)
-        seen = torch.cat([small[:, None], seen], 1)
-    plain = timm.create_model('test_resnet', num_classes=3).train()
-    plain.load_state_dict({**model.backbone.state_dict(), 'fc.weight': plain.fc.weight, 'fc.bias': plain.fc.bias})
-    model(images)
-    plain(seen.flatten(0, 1))  # all that is to be classified, in one batch
-    for (name, own), theirs in zip(model.backbone.named_buffers(), plain.buffers()):
-        torch.testing.assert_close(own, theirs, msg=name)
-    assert all(m.training for m in model.modules())
-
-
-@pytest.mark.parametrize('localization', ['shared:layer4', 'saliency:2'])
-def test_glimpses_leave_the_meta_device(localization):
-    arguments = dict(GLIMPSES, stn_localization=localization)
-    model = timm.create_model('stn_test_resnet', **arguments).eval()
-    with torch.device('meta'):
-        twin = timm.create_model('stn_test_resnet', **arguments).eval()
-    assert {t.device.type for t in [*twin.parameters(), *twin.buffers()]} == {'meta'}
-    assert twin(torch.zeros(2, 3, 128, 128, device='meta')).shape == (2, 3)
-    twin.to_empty(device='cpu')
-    twin.load_state_dict(model.state_dict())
-    x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(twin(x), model(x))
-    assert torch.equal(twin.stn.last_theta, model.stn.last_theta)

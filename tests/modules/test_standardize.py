@@ -8,6 +8,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import randn
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -17,10 +18,6 @@ from timm_stn.modules.localization import Localization
 from timm_stn.modules.standardize import FLOOR, MOMENTUM, MOST, Standardize, without_statistics
 
 MNIST_CNN = dict(in_chans=1, img_size=28, num_classes=10)
-
-
-def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def seen(layer, *batches):

@@ -12,6 +12,7 @@ import torch.nn.utils.parametrizations
 import torch.nn.utils.prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import generator, randn
 from timm.optim import create_optimizer_v2
 from torch import nn
 
@@ -21,10 +22,6 @@ from timm_stn.modules.localization import Localization
 
 OPTIMIZERS = {
     'sgd': dict(momentum=0.9), 'nesterov': dict(momentum=0.9), 'adamw': {}, 'lion': {}, 'muon': {}, 'lamb': {}}
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def network(seed=0, lr_scale=10.0):
@@ -185,7 +182,7 @@ def test_theta_stays_near_the_identity_at_first(opt):
     optimizer = create_optimizer_v2(model, opt, lr=0.1, momentum=0.9)
     x, y = randn(64, 1, 28, 28), torch.arange(64) % 10
     for i in range(60):
-        index = torch.randperm(64, generator=torch.Generator().manual_seed(i))[:16]
+        index = torch.randperm(64, generator=generator(i))[:16]
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[index]), y[index]).backward()
         optimizer.step()

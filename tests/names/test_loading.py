@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from makers import save_for_hf
 from safetensors.torch import load_file, save_file
 
 from timm_stn.names import zoo
@@ -24,15 +25,6 @@ from timm_stn.network.arguments import DEFAULTS
 
 NAME, NONE = 'stn_mnist_cnn_tc', 'stn_resnet50_cub'
 TINY = dict(channels=(1, 2), stn_localization='linear', stn_localization_size=4)
-
-
-def save_for_hf(model, path, **kwargs):
-    if not hasattr(timm.models, 'get_model_args'):  # timm 1.0.29 does not save them by itself, nor know the backbone's
-        args = dict(getattr(model, '_model_args', {}), num_classes=model.num_classes)
-        args['in_chans'] = getattr(model, 'in_chans', 3)
-        convs = [getattr(getattr(model, f'layer{i}', None), 'conv', None) for i in (1, 2)]
-        kwargs.update(model_args=dict(args, channels=[c.out_channels for c in convs]) if all(convs) else args)
-    timm.models.save_for_hf(model, path, safe_serialization=True, **kwargs)
 
 
 def fill_cache(cache, repo, model, commit='a' * 40, ref='main', **kwargs):

@@ -12,11 +12,11 @@ import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from makers import save_for_hf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import timm_stn
-from timm_stn.modules.regression import ThetaRegression
 from timm_stn.names import untrusted, weights
 from timm_stn.names.weights import WEIGHTS
 from timm_stn.network.arguments import DEFAULTS, MOST, StnArguments
@@ -30,9 +30,7 @@ FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(Heal
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp('original')
     model = timm.create_model(NAME, **ARGUMENTS)
-    extra = {} if hasattr(timm.models, 'get_model_args') else dict(
-        model_args={**model._model_args, 'in_chans': 1, 'channels': (1, 2), 'num_classes': 2})
-    timm.models.save_for_hf(model, folder, safe_serialization=True, **extra)
+    save_for_hf(model, folder)
     return folder
 
 
@@ -352,25 +350,6 @@ def test_other_precisions_load(folder, dtype):
     assert saved.dtype == dtype and torch.equal(model.state_dict()[CONV], saved.float())
 
 
-@pytest.mark.parametrize('dtype', weights.FLOATS)
-@pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf])
-def test_one_bad_number_is_found_wherever_it_is(dtype, bad):
-    for place in (0, 5000, 9999):
-        value = torch.ones(10_000, dtype=dtype)
-        assert weights._is_finite(value)
-        value[place] = bad
-        assert not weights._is_finite(value)
-    assert weights._is_finite(torch.tensor(torch.inf, dtype=dtype)), 'bounds are single numbers'
-    assert not weights._is_finite(torch.tensor(torch.nan, dtype=dtype))
-
-
-def test_the_scale_of_a_regression_is_checked():
-    layer = ThetaRegression(3, 2)
-    for value in map(torch.tensor, ([1, 2], 1.5, 0, 2 ** 62, torch.inf, torch.nan)):
-        with pytest.raises(ValueError, match='lr_scale_nano must be one integer'):
-            layer.load_state_dict({**layer.state_dict(), 'lr_scale_nano': value})
-
-
 # other formats
 
 class Code:
@@ -391,15 +370,8 @@ def test_the_way_to_convert_works(folder, tmp_path):
     saved = load(folder)
     torch.save(saved.state_dict(), tmp_path / 'weights.bin')
     model = timm.create_model(NAME, checkpoint_path=tmp_path / 'weights.bin', **ARGUMENTS)
-    timm.models.save_for_hf(model, tmp_path / 'new', safe_serialization=True, model_args={
-        **model._model_args, 'in_chans': 1, 'channels': (1, 2)})
+    save_for_hf(model, tmp_path / 'new')
     assert all(torch.equal(v, load(tmp_path / 'new').state_dict()[k]) for k, v in saved.state_dict().items())
-
-
-def test_a_hub_file_must_be_safetensors():
-    overlay = dict(file=None, hf_hub_id='someone/theirs', hf_hub_filename='pytorch_model.bin')
-    with pytest.raises(ValueError, match="hf_hub_filename must name a .safetensors file, got 'pytorch_model.bin'"):
-        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
 
 
 def test_a_checkpoint_of_train_py_is_read_without_running_code(folder, tmp_path):
@@ -412,20 +384,6 @@ def test_a_checkpoint_of_train_py_is_read_without_running_code(folder, tmp_path)
     torch.save({**checkpoint, 'optimizer': Code()}, overlay['file'])
     with pytest.raises(RuntimeError, match=r'last.pth.tar cannot be read as a checkpoint \(weights_only=True\)'):
         timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay, **ARGUMENTS)
-
-
-@pytest.mark.parametrize('content,words', [
-    ({}, 'holds no tensors'), (dict(x=1), "'x' is no tensor with a name, but a int"),
-    ({1: torch.ones(1)}, 'cannot be read as a checkpoint'), ([1], 'cannot be read as a checkpoint'),
-    (dict(x=torch.eye(2).to_sparse()), "'x' is no tensor with a name"),
-])
-def test_files_that_hold_something_else(tmp_path, content, words):
-    file = tmp_path / 'x.pth'
-    torch.save(content, file)
-    with pytest.raises(RuntimeError, match=f'{file}.*{words}'):
-        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)))
-    with pytest.raises(FileNotFoundError, match='there is no file'):
-        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'y.pth')))
 
 
 def test_arguments_that_a_config_leaves_to_the_name_are_named_with_the_file(folder):

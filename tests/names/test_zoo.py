@@ -9,7 +9,7 @@ from timm.models import get_pretrained_cfg, load_state_dict
 from timm_stn.cli.digits import wrong_answers
 from timm_stn.data import test_set as held_out
 from timm_stn.names.weights import WEIGHTS
-from timm_stn.names.zoo import card_folder, zoo_names
+from timm_stn.names.zoo import card_folder, weights_of, zoo_names
 
 TRAINED = [n for n in zoo_names() if (card_folder(n) / WEIGHTS).is_file()]
 GOALS = dict(stn_mnist_cnn_rts=('RTS', 42, 0.8), stn_mnist_cnn_tc=('TC', 60, 2.5))
@@ -69,3 +69,9 @@ def test_the_birds_network_is_the_papers():
     assert model.pretrained_cfg['input_size'] == (3, 448, 448)
     seen, theta = model.look(torch.empty(1, 3, 448, 448, device='meta'))
     assert seen.shape == (1, 2, 3, 224, 224) and theta.shape == (1, 2, 2, 3)
+
+
+def test_weights_of():
+    assert weights_of('stn_resnet18.a1_in1k') == 'Hugging Face Hub, timm/resnet18.a1_in1k'
+    assert weights_of('stn_test_resnet') and weights_of('mnist_cnn') is None
+    assert weights_of(torch.nn.Identity()) is None

@@ -4,6 +4,7 @@ import io
 import pytest
 import timm
 import torch
+from makers import rand
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
 
@@ -36,7 +37,7 @@ def saved_and_loaded(script):
 
 
 def images(n=2, size=(96, 80)):
-    return torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(1))
+    return rand(n, 3, *size, seed=1)
 
 
 @pytest.mark.parametrize('transform', ['affine', 'projective', 'tps', 'diffeomorphic', 'attention+tps'])

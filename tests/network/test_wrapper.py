@@ -1,10 +1,14 @@
 """A network has the methods that its backbone has."""
+import inspect
+
 import pytest
 import timm
 import torch
+from makers import create, images
 from torch import nn
 
 import timm_stn
+from timm_stn.network.model import SpatialTransformerNetwork
 
 NAMES = (
     'set_input_size', 'group_matcher', 'no_weight_decay', 'reset_classifier', 'get_classifier',
@@ -40,3 +44,41 @@ def test_a_backbone_without_any():
 
 def test_methods_keep_their_signature_and_documentation():
     assert 'None keeps the pooling' in timm_stn.SpatialTransformerNetwork.reset_classifier.__doc__
+
+
+def test_reading_and_writing_go_through_to_the_backbone():
+    model = create()
+    model.fc = nn.Linear(model.num_features, 4)
+    assert model.backbone.fc.out_features == 4 and 'fc' not in model._modules
+    model.drop_rate = 0.25
+    assert model.backbone.drop_rate == 0.25
+    model.num_classes = 4
+    assert model.backbone.num_classes == 4
+    model.something_new = 1
+    assert not hasattr(model.backbone, 'something_new')
+    assert model.conv1 is model.backbone.conv1
+
+
+def test_a_head_named_classifier_is_the_backbones():
+    model = create('stn_test_efficientnet')
+    model.classifier = nn.Linear(model.classifier.in_features, 7)
+    assert model.backbone.classifier.out_features == 7 and model(images()).shape == (2, 7)
+
+
+@pytest.mark.parametrize('name', ['fuse', 'reparameterize', '__getitem__'])
+def test_nothing_gives_the_bare_backbone(name):
+    model = create()
+    setattr(type(model.backbone), name, lambda self: self)
+    try:
+        assert not hasattr(model, name)
+    finally:
+        delattr(type(model.backbone), name)
+
+
+def test_signatures_are_those_of_timm():
+    plain = create('test_vit')
+    for name in ('forward_intermediates', 'prune_intermediate_layers', 'reset_classifier', 'forward_head'):
+        theirs = list(inspect.signature(getattr(plain, name)).parameters)
+        ours = list(inspect.signature(getattr(SpatialTransformerNetwork, name)).parameters)[1:]
+        common = [p for p in theirs if p in ours]
+        assert common == [p for p in ours if p in theirs] and len(common) >= 2, name

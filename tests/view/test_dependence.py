@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from makers import write_mnist
+from makers import rand, write_mnist
 from PIL import Image
 
 import timm_stn
 from timm_stn import SpatialTransformer, cli, run
 from timm_stn.cli.digits import EXAMPLES, read_sheet
-from timm_stn.modules.dry import dry_forward
 from timm_stn.names.zoo import card_folder
 from timm_stn.publish.push import push_to_hub
 from timm_stn.view import dependence as module
@@ -38,7 +37,7 @@ del model
 
 
 def images(n, side=16, seed=0):
-    return torch.rand(n, 1, side, side, generator=torch.Generator().manual_seed(seed))
+    return rand(n, 1, side, side, seed=seed)
 
 
 def transformer(transform='translation', weight=0.3, **settings):
@@ -276,19 +275,6 @@ def test_a_glance_in_training_is_no_evaluation():
         model.train()(images(4, 64))
         assert sorted(found.images for _, found in witness.found()) == [3, 3]
     assert all('witness' not in vars(m) for m in model.modules())
-
-
-def test_building_shows_no_image():
-    with witnessing() as witness:
-        model = network(stn_stages=('input', 1), stn_localization='timm:test_resnet')
-    assert not witness.found()
-    assert all(vars(m).get('last_theta') is None and 'witness' not in vars(m) for m in model.modules())
-    assert model.stn.localization.last_features is None
-    stage = model.spatial_transformers()[1]
-    model(images(2, 64))
-    before = stage.last_theta, stage.localization.last_features
-    dry_forward(model.backbone, (1, 64, 64))
-    assert stage.last_theta is before[0] and stage.localization.last_features is before[1]
 
 
 # --- scripts ---

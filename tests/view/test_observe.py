@@ -1,13 +1,9 @@
-"""What is told of looks and of the installation."""
+"""What a network did with images: where it looked, back to the input."""
 import pytest
 import timm
 import torch
+from makers import rand
 
-import timm_stn
-from timm_stn.cli import doctor
-from timm_stn.cli.digits import wrong_answers
-from timm_stn.cli.doctor import report, self_check
-from timm_stn.names.zoo import weights_of, zoo_names
 from timm_stn.view.draw import outline
 from timm_stn.view.observe import observe
 
@@ -24,7 +20,7 @@ def network(**kwargs):
 
 @pytest.fixture
 def images():
-    return torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return rand(2, 3, SIZE, SIZE)
 
 
 @pytest.mark.parametrize('glimpses', [1, 2])
@@ -69,39 +65,3 @@ def test_look_at_tokens_and_channels_last(arch):
 def test_look_refuses_other_stages(images):
     with pytest.raises(ValueError, match="one of 'input', got 7"):
         observe(network(), images, 7)
-
-
-def test_wrong_answers():
-    model = torch.nn.Flatten()
-    images = torch.eye(4).repeat(300, 1)
-    labels = torch.arange(4).repeat(300)
-    labels[::100] += 1
-    assert wrong_answers(model, images, labels) == 12
-
-
-def test_weights_of():
-    assert weights_of('stn_resnet18.a1_in1k') == 'Hugging Face Hub, timm/resnet18.a1_in1k'
-    assert weights_of('stn_test_resnet') and weights_of('mnist_cnn') is None
-    assert weights_of(torch.nn.Identity()) is None
-
-
-def test_report():
-    facts = report()
-    assert list(facts) == ['versions', 'devices', 'timm', 'kernels', 'weights']
-    assert facts['versions']['timm'] == timm.__version__ and timm_stn.__version__ in facts['versions']['timm_stn']
-    assert {'torch', 'torchvision', 'huggingface_hub', 'safetensors', 'python'} <= set(facts['versions'])
-    assert facts['timm']['register_model'] == facts['timm']['FeatureGetterNet'] == 'yes'
-    plain, twins = (int(text.split()[i]) for text, i in
-                    zip([facts['timm']['architectures'].replace(',', '')] * 2, (0, 3)))
-    assert plain == twins > 1000
-    assert set(facts['weights']) == set(zoo_names())
-
-
-def test_self_check(monkeypatch):
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    assert all(passed for passed, _ in self_check().values())
-    assert torch.equal(before, torch.get_rng_state())
-    monkeypatch.setattr(doctor, 'warp', lambda image, theta: image + 1e-3)
-    passed, found = self_check()['identity warp on cpu']
-    assert not passed and '1.0e-03' in found

@@ -1,0 +1,95 @@
+"""`timm-stn demo` and `timm-stn eval`."""
+import pytest
+import timm
+import torch
+from makers import MODEL, ROOT, has_color, refused, write_mnist
+
+from timm_stn import cli
+from timm_stn.cli import digits
+from timm_stn.cli.digits import wrong_answers
+from timm_stn.data import test_set as distorted_test_set
+from timm_stn.names.zoo import weights_of
+from timm_stn.view.draw import COLORS, GOOD
+
+SCRIPT = ROOT / 'scripts' / 'release' / 'make_examples.py'
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """The demo with random weights."""
+    monkeypatch.delenv('TIMM_STN_DATA', raising=False)
+    monkeypatch.setattr(digits, 'create_model', lambda name, pretrained, kwargs: timm.create_model(name))
+
+
+@pytest.fixture
+def make_examples():
+    scope = {'__name__': 'make_examples'}
+    exec(compile(SCRIPT.read_text(), str(SCRIPT), 'exec'), scope)
+    return scope['main']
+
+
+def test_sheet_of_examples(make_examples, tmp_path):
+    write_mnist(tmp_path, test=20)
+    make_examples(['--data', str(tmp_path), '--side', '3', '--output', str(tmp_path / 'new' / 'e.png')])
+    images, labels = digits.read_sheet(tmp_path / 'new' / 'e.png')
+    expected, classes = distorted_test_set('RTS', tmp_path)
+    assert torch.equal(labels, classes[:9]) and (images - expected[:9]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_demo_on_the_digits_of_the_package(untrained, tmp_path, capsys):
+    assert cli.main(['demo', '--output', str(tmp_path / 'd.png'), '--count', '5']) == 0
+    output = capsys.readouterr().out
+    assert 'of 5 right' in output and 'of 64 wrong)' in output and 'the first 64 of the test set' in output
+    assert has_color(tmp_path / 'd.png', COLORS[0])
+
+
+@pytest.mark.skipif(not weights_of(digits.DEMO), reason='the weights are not trained yet')
+def test_demo_knows_digits(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv('TIMM_STN_DATA', raising=False)
+    assert cli.main(['demo', '--count', '1', '--output', str(tmp_path / 'd.png')]) == 0
+    output = capsys.readouterr().out
+    wrong = int(output.rpartition('(')[2].split()[0])
+    assert wrong <= 3 and 'model.safetensors' in output and has_color(tmp_path / 'd.png', GOOD)
+
+
+def test_demo_on_mnist(untrained, tmp_path, capsys, monkeypatch):
+    write_mnist(tmp_path / 'data', test=20)
+    argv = ['demo', '--count', '1', '--output', str(tmp_path / 'd.png')]
+    assert cli.main([*argv, '--data', str(tmp_path / 'data')]) == 0
+    assert 'of 20 wrong)' in capsys.readouterr().out
+    monkeypatch.setenv('TIMM_STN_DATA', str(tmp_path / 'data'))
+    assert cli.main(argv) == 0
+    assert 'of 20 wrong)' in capsys.readouterr().out
+    monkeypatch.setenv('TIMM_STN_DATA', str(tmp_path))
+    assert cli.main(argv) == 0
+    output = capsys.readouterr()
+    assert 'of 64 wrong)' in output.out and 'No MNIST test files' in output.err
+    assert 'No MNIST test files' in refused(capsys, 'demo', '--data', tmp_path)
+
+
+def test_eval(tmp_path, capsys, monkeypatch):
+    write_mnist(tmp_path, test=20)
+    model = timm.create_model('mnist_cnn', img_size=42).eval()
+    torch.save({'model': model.state_dict()}, tmp_path / 'c.pt')
+    images, labels = distorted_test_set('RTS', tmp_path)
+    wrong = int((model(images).argmax(1) != labels).sum())
+    argv = ['--set', 'RTS', '--data', str(tmp_path)]
+    assert cli.main(['eval', '--model', 'mnist_cnn', '--checkpoint', str(tmp_path / 'c.pt'), *argv]) == 0
+    output = capsys.readouterr().out
+    assert f'mnist_cnn on RTS: test error {5 * wrong:.2f} % ({wrong} of 20 wrong)' in output and 'c.pt' in output
+    for name in ('stn_test_resnet', 'stn_mnist_cnn_rts'):
+        assert cli.main(['eval', '--model', name, '--no-pretrained', *argv]) == 0
+        assert 'weights   random' in capsys.readouterr().out
+    message = refused(capsys, 'eval', *MODEL, *argv, '--model-kwargs', 'num_classes=5')
+    assert 'digits need num_classes=10, and stn_test_resnet has 5' in message
+    monkeypatch.delenv('TIMM_STN_DATA', raising=False)
+    assert 'TIMM_STN_DATA' in refused(capsys, 'eval', *MODEL, '--set', 'TC')
+    assert 'invalid choice' in refused(capsys, 'eval', *MODEL, '--set', 'X')
+
+
+def test_wrong_answers():
+    model = torch.nn.Flatten()
+    images = torch.eye(4).repeat(300, 1)
+    labels = torch.arange(4).repeat(300)
+    labels[::100] += 1
+    assert wrong_answers(model, images, labels) == 12

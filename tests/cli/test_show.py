@@ -1,0 +1,106 @@
+"""`timm-stn show`: what it prints, what it draws, and how it refuses."""
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from makers import MODEL, has_color, refused
+
+from timm_stn import cli
+from timm_stn.view.draw import COLORS
+
+
+def show(capsys, *argv):
+    assert cli.main(['show', *map(str, argv)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_show(photos, tmp_path, capsys):
+    output = tmp_path / 'out' / 'look.png'
+    lines = show(capsys, photos / 'b.jpg', photos, *MODEL, '--output', output)
+    assert [Path(line['file']).name for line in lines] == ['b.jpg', 'a.png', 'b.jpg', 'c.png']
+    for line in lines:
+        assert line['stage'] == 'input' and 0 < line['probability'] < 1 and isinstance(line['answer'], str)
+        assert line['theta'] == [[1, 0, 0], [0, 1, 0]]
+    assert lines[0] == {**lines[2], 'file': str(photos / 'b.jpg')}
+    assert has_color(output, COLORS[0]) and [p.name for p in output.parent.iterdir()] == ['look.png']
+
+
+def test_show_glimpses_in_grey(photos, tmp_path, capsys):
+    kwargs = ['in_chans=1', 'num_classes=3', 'stn_glimpses=2', 'stn_scale=0.5', 'stn_transform=translation']
+    labels = tmp_path / 'labels.txt'
+    labels.write_text('ant\nbee\ncat\n')
+    lines = show(capsys, photos, *MODEL, '--model-kwargs', *kwargs, '--labels', labels, '--count', 2,
+                 '--output', tmp_path / 'g.png')
+    assert len(lines) == 2 and lines[0]['answer'] in ('ant', 'bee', 'cat')
+    thetas = np.array(lines[0]['theta'])
+    assert thetas.shape == (2, 2, 3) and thetas[0, 0, 2] < 0 < thetas[1, 0, 2]
+    assert has_color(tmp_path / 'g.png', COLORS[0]) and has_color(tmp_path / 'g.png', COLORS[1])
+
+
+def test_show_checkpoint_of_a_stage(photos, tmp_path, capsys):
+    model = timm.create_model('stn_test_resnet', stn_stages=('input', 2))
+    model.spatial_transformers()[2].localization.regression.bias.data[2] = 0.025  # times lr_scale
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'c.pt')
+    common = [photos / 'a.png', *MODEL[:2], '--checkpoint', tmp_path / 'c.pt', '--output', tmp_path / 's.png',
+              '--model-kwargs', "stn_stages=('input',2)"]
+    line, = show(capsys, *common, '--stage', '2')
+    assert line['stage'] == 2 and line['theta'] == [[1, 0, 0.25], [0, 1, 0]]
+    line, = show(capsys, *common)
+    assert line['stage'] == 'input' and line['theta'] == [[1, 0, 0], [0, 1, 0]]
+    assert "transformers at input, 2, got '3'" in refused(capsys, 'show', *common, '--stage', '3')
+
+
+def test_show_stages_only(photos, tmp_path, capsys):
+    line, = show(capsys, photos / 'a.png', *MODEL, '--model-kwargs', 'stn_stages=(1,)', '--output', tmp_path / 's.png')
+    assert line['stage'] == 1 and has_color(tmp_path / 's.png', COLORS[0])
+
+
+def test_show_what_a_folder_holds(photos, tmp_path, capsys):
+    model = timm.create_model('stn_test_resnet', num_classes=2, stn_transform='tps')
+    args = dict(model._model_args, num_classes=2)  # timm 1.0.29 does not save them by itself
+    timm.models.save_for_hf(model, tmp_path / 'mine', model_args=args, safe_serialization=True)
+    line, = show(capsys, photos / 'a.png', '--model', f'local-dir:{tmp_path / "mine"}', '--output', tmp_path / 'f.png')
+    assert line['answer'] in ('0', '1') and len(line['theta']) == model.stn.transform.num_params
+    timm.models.save_for_hf(timm.create_model('test_resnet'), tmp_path / 'plain', safe_serialization=True)
+    message = refused(capsys, 'show', photos / 'a.png', '--model', f'local-dir:{tmp_path / "plain"}')
+    assert 'has no spatial transformer' in message
+
+
+def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path):
+    model = timm.create_model('stn_test_resnet', stn_transform='similarity', num_classes=3)
+    args = argparse.Namespace(model='stn_test_resnet', num_classes=3, model_kwargs=dict(stn_transform='similarity'))
+    held = dict(arch='stn_test_resnet', state_dict=model.state_dict(), args=args, epoch=0)
+    torch.save(held, tmp_path / 'c.pth.tar')
+    line, = show(capsys, photos / 'a.png', '--checkpoint', tmp_path / 'c.pth.tar', '--output', tmp_path / 'f.png')
+    assert line['stage'] == 'input' and (tmp_path / 'f.png').is_file()
+    message = refused(capsys, 'show', photos / 'a.png', '--checkpoint', tmp_path / 'c.pth.tar', '--model-kwargs', 'a=1')
+    assert 'argument --model: it takes a name' in message
+
+
+@pytest.mark.parametrize('argv,message', [
+    (['nowhere.png', *MODEL], "IMAGE: no file or folder 'nowhere.png'"),
+    (['more/..', *MODEL[:1], 'stn_test_resnt'], "unknown model 'stn_test_resnt', the nearest are stn_test_resnet"),
+    (['a.png', '--model', 'test_resnet'], 'test_resnet has no spatial transformer; stn_test_resnet has'),
+    (['a.png', '--model', 'stn_mnist_fcn'], 'no trained weights; give --checkpoint FILE or --no-pretrained'),
+    (['notes.txt', *MODEL], 'UnidentifiedImageError'),
+    (['a.png', *MODEL, '--output', 'look.xyz'], "--output: takes the name of a picture, as look.png, got 'look.xyz'"),
+    (['a.png', *MODEL, '--stage', '3'], "--stage: there are transformers at input, got '3'"),
+    (['a.png', *MODEL, '--model-kwargs', 'stn_glimpse=2'], "Did you mean 'stn_glimpses'?"),
+    (['a.png', *MODEL, '--model-kwargs', 'glimpses'], "--model-kwargs: takes KEY=VALUE, got 'glimpses'"),
+    (['a.png', *MODEL, '--model-kwargs', 'in_chans=4'], 'images have 1 or 3 channels, and the model takes 4'),
+    (['a.png', *MODEL, '--model-kwargs', 'num_classes=0'], 'has no classifier'),
+    (['a.png', *MODEL, '--checkpoint', 'no.pt'], "--checkpoint: no file 'no.pt'"),
+    (['a.png', *MODEL, '--checkpoint', 'notes.txt'], '--checkpoint notes.txt'),
+    (['a.png', *MODEL, '--labels', 'no.txt'], '--labels no.txt: FileNotFoundError'),
+    (['a.png', *MODEL, '--device', 'abacus'], '--device abacus'),
+    (['a.png', *MODEL, '--count', '0'], "--count: takes a positive integer, got '0'"),
+    (['a.png'], 'argument --model: it takes a name; only --checkpoint alone'),
+])
+def test_show_refuses(photos, capsys, monkeypatch, argv, message):
+    monkeypatch.chdir(photos)
+    assert message in refused(capsys, 'show', *argv)
+    assert not (photos / 'look.png').exists()

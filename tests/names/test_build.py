@@ -1,0 +1,154 @@
+"""A network from its name and arguments, or around a model: what it is given, and the weights that it starts from."""
+import pytest
+import timm
+import torch
+from makers import create, images, move_theta, save_for_hf
+from torch import nn
+
+import timm_stn
+from timm_stn.network import attach
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'test_byobnet', 'test_efficientnet'])
+def test_plain_checkpoint_adapts_as_in_timm(tmp_path, name):
+    plain = create(name)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    overlay = dict(file=str(tmp_path / 'plain.pth'))
+    for change in (dict(num_classes=7), dict(in_chans=1), dict()):
+        expected = create(name, pretrained=True, pretrained_cfg_overlay=overlay, **change)
+        twin = create('stn_' + name, pretrained=True, pretrained_cfg_overlay=overlay, **change)
+        reference = expected.state_dict()
+        classifier = expected.pretrained_cfg['classifier']
+        for key, value in twin.backbone.state_dict().items():
+            if 'num_classes' not in change or not key.startswith(classifier):
+                assert torch.equal(value, reference[key]), key
+        assert 'state_dict' not in twin.pretrained_cfg
+        assert twin(images(size=160, chans=change.get('in_chans', 3))).shape == (2, change.get('num_classes', 1000))
+
+
+def test_position_embedding_adapts_to_the_size(tmp_path):
+    plain = create('test_vit')
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    kwargs = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')), img_size=96)
+    assert torch.equal(create('stn_test_vit', **kwargs).pos_embed, create('test_vit', **kwargs).pos_embed)
+    kwargs = dict(kwargs, img_size=192, stn_size=96)
+    twin = create('stn_test_vit', **kwargs)
+    inner = create('test_vit', **{k: v for k, v in kwargs.items() if k != 'stn_size'} | dict(img_size=96))
+    assert torch.equal(twin.pos_embed, inner.pos_embed)
+    assert twin(images(size=192)).shape == (2, 1000)
+
+
+def test_what_a_user_types_wins_over_a_restored_config(tmp_path):
+    save_for_hf(create(), tmp_path)
+    model = timm.create_model(f'local-dir:{tmp_path}', stn_localization_size=20, stn_bound=True)
+    assert model.stn.localization.size == (20, 20) and model.stn.bound
+    model._model_args['stn_stages'][0][1]['bound'] = 'X'
+    assert 'bound' not in model.arguments.stages['input']
+
+
+def test_what_a_user_types_wins_over_what_defaults_of_several_stages_came_to(tmp_path):
+    own = create(stn_stages=('input', [2, dict(localization='linear')]))
+    save_for_hf(own, tmp_path)
+    same = timm.create_model(f'local-dir:{tmp_path}')
+    assert same.arguments.json == own.arguments.json
+    assert same.arguments.settings('input') == own.arguments.settings('input')
+    other = timm.create_model(f'local-dir:{tmp_path}', stn_localization='fc', stn_bound=True)
+    kinds = [m.localization.kind for m in other.spatial_transformers().values()]
+    assert kinds == ['fc', 'linear'] and all(m.bound for m in other.spatial_transformers().values())
+
+
+@pytest.mark.parametrize('before,after', [(1, 3), (4, 3), (3, 4)])
+def test_channels_adapt_from_any_number(tmp_path, before, after):
+    if before != 3 and not hasattr(timm.models, 'get_model_args'):
+        pytest.skip('this timm adapts weights for 3 channels to others, and no others, for plain models too')
+    save_for_hf(create(in_chans=before), tmp_path)
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, in_chans=after)
+    assert model(images(chans=after)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize('kwargs,error,words', [
+    (dict(stn_stage=1), TypeError, "'stn_stage'.*'stn_stages'"),
+    (dict(stn_stages=(9,)), ValueError, 'test_resnet has feature indices 0 to 4, got 9'),
+    (dict(stn_stages=('layer9',)), ValueError, "no module 'layer9'"),
+    (dict(stn_transform='afine'), ValueError, "'afine'.*'affine'"),
+    (dict(stn_localization='con'), ValueError, "'con'"),
+    (dict(stn_glimpses=0), ValueError, 'stn_glimpses'),
+    (dict(stn_padding_mode='edge'), ValueError, "'edge'"),
+    (dict(stn_stages=(1,), stn_size=32), ValueError, 'stn_size'),
+    (dict(not_an_argument=1), TypeError, 'not_an_argument'),
+])
+def test_errors_name_argument_value_and_what_is_accepted(kwargs, error, words):
+    with pytest.raises(error, match=words):
+        create(**kwargs)
+
+
+def test_checkpoint_of_other_transformers_is_refused(tmp_path):
+    save_for_hf(create(stn_transform='affine'), tmp_path)
+    with pytest.raises(RuntimeError, match=r'stn_ arguments.*regression.weight'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, stn_transform='translation')
+
+
+def test_a_refused_wrap_leaves_the_model_as_it_was(monkeypatch):
+    place = attach._place
+
+    def refuse(backbone, name, stn, way):
+        return place(backbone, name, stn, 3 if name == 'layer3' else way)
+    monkeypatch.setattr(attach, '_place', refuse)
+    plain = create('test_resnet')
+    keys = set(plain.state_dict())
+    with pytest.raises(ValueError, match='cannot follow layer3 of test_resnet'):
+        timm_stn.wrap(plain, stages=('act1', 'layer1', 'layer3'))
+    assert set(plain.state_dict()) == keys and not any(m._forward_hooks for m in plain.modules())
+
+
+def test_wrap():
+    plain = create('test_resnet')
+    x = images()
+    expected = plain(x)
+    model = timm_stn.wrap(plain, stages=('input', 2), transform='similarity')
+    assert not model.training
+    assert model.backbone is plain and list(model.spatial_transformers()) == ['input', 2]
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match='already'):
+        timm_stn.wrap(model)
+    with pytest.raises(TypeError, match='Linear'):
+        timm_stn.wrap(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match='stn_transfrm.*stn_transform'):
+        timm_stn.wrap(create('test_resnet'), transfrm='affine')
+
+
+def test_weights_of_the_whole_network_from_a_url(tmp_path):
+    source = create(num_classes=7)
+    move_theta(source)
+    torch.save(source.state_dict(), tmp_path / 'whole.pth')
+    overlay = dict(url=(tmp_path / 'whole.pth').as_uri(), source='url', num_classes=7)
+    model = create(
+        seed=1, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, cache_dir=str(tmp_path / 'cache'))
+    assert torch.equal(model(images()), source(images()))
+
+
+def test_backbone_weights_that_timm_renames():
+    small = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3)
+    source = create('stn_vit_tiny_patch16_224', use_naflex=False, **small)
+    move_theta(source)
+    cfg = dict(source.pretrained_cfg, state_dict=source.state_dict(), input_size=(3, 32, 32), num_classes=3)
+    model = create('stn_vit_tiny_patch16_224', seed=1, use_naflex=True, pretrained=True, pretrained_cfg=cfg, **small)
+    assert hasattr(model.backbone, 'embeds')
+    torch.testing.assert_close(model(images(2, 32)), source(images(2, 32)))
+
+
+@pytest.mark.parametrize('from_file', [True, False])
+def test_a_localization_network_gets_its_own_weights_only_beside_timms(tmp_path, monkeypatch, from_file):
+    torch.save(timm.create_model('test_resnet').state_dict(), tmp_path / 'plain.pth')
+    asked, create_model = [], timm.create_model
+
+    def offline(name, pretrained=False, **kwargs):
+        if name.startswith('stn_') or (from_file and name == 'test_resnet'):
+            return create_model(name, pretrained=pretrained, **kwargs)
+        asked.append((name, pretrained))
+        return create_model(name, **{k: v for k, v in kwargs.items() if k != 'pretrained_cfg'})
+
+    monkeypatch.setattr(timm, 'create_model', offline)
+    overlay = dict(pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth'))) if from_file else {}
+    create(pretrained=True, stn_localization='timm:test_efficientnet', **overlay)
+    assert asked == ([] if from_file else [('test_resnet', True)]) + [('test_efficientnet', not from_file)]

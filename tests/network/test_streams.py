@@ -1,0 +1,133 @@
+"""Glimpses and the whole image as streams: one backbone or several, and a classifier that joins them."""
+import pytest
+import timm
+import torch
+from makers import create, images, move_theta, save_for_hf
+from torch import nn
+
+import timm_stn
+
+
+def test_joined_classifier_starts_as_the_mean_of_the_glimpses(tmp_path):
+    plain = create('test_resnet')
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    kwargs = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')))
+    for more in (dict(), dict(stn_towers='separate'), dict(stn_join='concat')):
+        model = create(stn_glimpses=2, stn_scale=0.5, stn_transform='translation', **more, **kwargs)
+        seen, theta = model.look(images())
+        assert seen.shape == (2, 2, 3, 64, 64) and theta.shape == (2, 2, 2, 3)
+        expected = torch.stack([plain(seen[:, 0]), plain(seen[:, 1])]).mean(0)
+        torch.testing.assert_close(model(images()), expected, rtol=1e-4, atol=1e-5)
+    model = create(stn_glimpses=2, stn_scale=0.5)
+    model.load_state_dict(plain.state_dict())  # strict: a plain checkpoint, later on
+    assert torch.equal(model.backbone.layer1[0].conv1.weight, plain.layer1[0].conv1.weight)
+
+
+@pytest.mark.parametrize('name', [
+    'dla46_c', 'repvit_m0_9', 'caformer_s18', 'cpubone_nano', 'deit_tiny_distilled_patch16_224'])
+def test_classifiers_that_are_not_linear_stay(name, tmp_path):
+    if not timm.is_model(name):
+        pytest.skip(f'timm {timm.__version__} has no {name}')
+    plain = create(name, num_classes=5)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    x = images(size=plain.pretrained_cfg['input_size'][-1])
+    model = create(
+        f'stn_{name}', num_classes=5, pretrained=True, stn_whole=True, stn_localization='conv',
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth'), num_classes=5))  # sees the whole image twice
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+    move_theta(model)
+    features = model.forward_features(x)
+    assert torch.equal(model.forward_head(features), model(x)) and not torch.equal(model(x), plain(x))
+    model.load_state_dict(plain.state_dict())
+    save_for_hf(model, tmp_path)
+    assert torch.equal(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(x), model(x))
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3) and model.get_classifier() is not plain.get_classifier()
+
+
+def test_a_classifier_of_ones_own_without_bias_or_with_several_layers_stays():
+    x = images()
+    for head in (nn.Linear(96, 7, bias=False), nn.Sequential(nn.Linear(96, 8), nn.GELU(), nn.Linear(8, 7))):
+        plain = create('test_resnet')
+        plain.fc, plain.num_classes = head, 7
+        expected = plain(x)
+        torch.testing.assert_close(timm_stn.wrap(plain, whole=True, localization='conv')(x), expected)
+
+
+@pytest.mark.parametrize('name,exact', [('dla46_c', True), ('caformer_s18', False)])
+def test_side_by_side_features_get_a_linear_classifier(name, exact):
+    plain = create(name, num_classes=5)
+    model = create(f'stn_{name}', num_classes=5, stn_whole=True, stn_localization='conv', stn_join='concat')
+    model.load_state_dict(plain.state_dict())
+    assert type(model.classifier) is nn.Linear and model.classifier.in_features == 2 * plain.head_hidden_size
+    x = images(size=224)
+    assert torch.allclose(model(x), plain(x), rtol=1e-3, atol=1e-4) == exact
+    with pytest.raises(ValueError, match="stn_join='concat' needs a backbone with one classifier.*use stn_join='mean'"):
+        create('stn_deit_tiny_distilled_patch16_224', stn_glimpses=2, stn_join='concat')
+
+
+@pytest.mark.parametrize('name,channels', [
+    ('stn_test_resnet', 1), ('stn_test_vit', 2), ('stn_swin_tiny_patch4_window7_224', 3)])
+def test_unpooled_features_side_by_side(name, channels):
+    size = 224 if 'swin' in name else 160
+    kwargs = dict(num_classes=0, global_pool='', stn_whole=True, stn_localization='conv')
+    out = create(name, stn_join='concat', **kwargs)(images(size=size))
+    mean = create(name, **kwargs)(images(size=size))
+    assert out.shape[channels] == 2 * mean.shape[channels]
+    torch.testing.assert_close(torch.stack(out.chunk(2, channels)).mean(0), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_the_whole_image_is_a_stream_before_the_glimpses():
+    model = move_theta(create(stn_glimpses=2, stn_scale=0.5, stn_size=32, stn_whole=True, stn_transform='translation'))
+    x = images()
+    seen, _ = model.look(x)
+    small = nn.functional.interpolate(x, (32, 32), mode='bilinear', antialias=True)
+    expected = torch.stack([model.backbone.forward_features(i) for i in (small, seen[:, 0], seen[:, 1])], 1)
+    torch.testing.assert_close(model.forward_features(x), expected)
+
+
+def test_a_plain_checkpoint_joins_its_classifier_whichever_way_it_is_loaded(tmp_path):
+    plain = create('test_resnet')
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    kwargs = dict(stn_glimpses=2, stn_scale=0.5)
+    early = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')), **kwargs)
+    late = create(checkpoint_path=str(tmp_path / 'plain.pth'), **kwargs)
+    torch.testing.assert_close(late(images()), early(images()))
+    other = create(num_classes=3, **kwargs)
+    before = other.classifier.weight.clone()
+    other.load_state_dict(plain.state_dict())
+    assert torch.equal(other.classifier.weight, before)
+
+
+@pytest.mark.parametrize('change', [
+    lambda sd: sd.pop('backbone.layer1.0.conv1.weight'),
+    lambda sd: sd.pop('classifier.weight'),
+    lambda sd: sd.pop('stn.localization.regression.bias'),
+    lambda sd: sd.update({'towers.1.conv1.0.weight': torch.zeros(1)}),
+    lambda sd: sd.update({'foo.weight': torch.zeros(1)}),
+])
+def test_an_incomplete_or_foreign_checkpoint_of_glimpses_is_refused(tmp_path, change):
+    kwargs = dict(stn_glimpses=2, stn_scale=0.5)
+    state_dict = create(**kwargs).state_dict()
+    change(state_dict)
+    torch.save(state_dict, tmp_path / 'whole.pth')
+    with pytest.raises(RuntimeError, match='does not fit'):
+        create(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'whole.pth')), **kwargs)
+
+
+def test_a_checkpoint_of_shared_towers_does_not_fit_separate_ones(tmp_path):
+    save_for_hf(create(stn_glimpses=2, stn_scale=0.5), tmp_path)
+    with pytest.raises(RuntimeError, match=r"does not fit.*Missing: \['towers.1"):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, stn_towers='separate')
+
+
+@pytest.mark.parametrize('name,size', [('stn_coat_tiny', 224), ('stn_crossvit_tiny_240', 240)])
+@pytest.mark.parametrize('towers', ['shared', 'separate'])
+def test_glimpses_of_networks_whose_features_are_lists(name, size, towers):
+    model = create(name, stn_glimpses=2, stn_scale=0.5, stn_towers=towers, num_classes=5)
+    x = images(1, size)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert isinstance(features, (list, tuple)) and all(f.shape[:2] == (1, 2) for f in features)
+        torch.testing.assert_close(model.forward_head(features), model(x))
+        assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)

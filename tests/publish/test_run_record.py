@@ -1,0 +1,149 @@
+"""A run of timm's train.py, read back from its files and pushed."""
+import argparse
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from hub_server import card_errors
+from huggingface_hub import ModelCard
+from makers import environment_of
+from PIL import Image
+from pushing import REPO, WRITE, load, refused
+
+import timm_stn
+from timm_stn import cli
+from timm_stn.run import TIMM_SCRIPTS
+
+
+def run_folder(tmp_path, **changed):
+    """A checkpoint as train.py writes one, with what lies beside it."""
+    folder, data = tmp_path / 'run', tmp_path / 'secret' / 'birds'
+    rng = np.random.default_rng(0)
+    for label in ('jay', 'owl'):
+        (data / 'val' / label).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(data / 'val' / label / 'a.png')
+    folder.mkdir()
+    args = dict(
+        model='stn_test_resnet', num_classes=2, in_chans=None, input_size=None, img_size=96, mean=[0.4, 0.5, 0.6],
+        std=None, crop_pct=0.9, interpolation='', gp=None, bn_eps=None, epochs=9, lr=None, data_dir=str(data),
+        val_split='val', output=str(tmp_path / 'secret'), initial_checkpoint=str(tmp_path / 'secret' / 'w.pth'),
+        eval_metric='top1', model_kwargs={'stn_transform': 'similarity'}, model_ema_force_cpu=False, dataset='')
+    args.update(changed)
+    models = [timm.create_model(args['model'], num_classes=2, in_chans=3, **args['model_kwargs']) for _ in range(2)]
+    for model in models:
+        torch.nn.init.normal_(model.stn.localization.regression.bias, std=0.1)
+    held = dict(epoch=4, arch=args['model'], args=argparse.Namespace(**args, lr_base=0.1, rank=0, world_size=1),
+                optimizer={}, version=2, metric=87.5, state_dict=models[0].state_dict())
+    held['state_dict_ema'] = models[1].state_dict()
+    torch.save(held, folder / 'last.pth.tar')
+    (folder / 'args.yaml').write_text(yaml.safe_dump(args))
+    rows = ['epoch,train_loss,eval_loss,eval_top1,eval_top5,lr', '3,1,0.9,80.0,100,0.1', '4,1,0.5,87.5,100.0,0.1']
+    (folder / 'summary.csv').write_text('\n'.join(rows) + '\n')
+    return folder / 'last.pth.tar', models
+
+
+def test_checkpoint(hub, tmp_path, capsys):
+    path, (_, averaged) = run_folder(tmp_path)
+    assert cli.main(['push', str(path), '--repo', REPO, '--license', 'mit']) == 0
+    assert '--no-picture' in capsys.readouterr().out
+    files = hub.files(REPO)
+    assert sorted(files) == ['README.md', 'config.json', 'look.png', 'model.safetensors']
+    loaded = load(REPO).eval()
+    x = torch.randn(2, 3, 96, 96)
+    assert torch.equal(loaded(x), averaged.eval()(x)) and loaded.num_classes == 2
+    cfg = loaded.pretrained_cfg
+    assert (list(cfg['mean']), cfg['crop_pct'], tuple(cfg['input_size'])) == ([0.4, 0.5, 0.6], 0.9, (3, 96, 96))
+    text = files['README.md'].decode()
+    assert str(tmp_path) not in text and 'secret' not in text and 'w.pth' in text
+    assert not card_errors(text.split('---')[1])
+    (tmp_path / 'README.md').write_text(text)
+    card = ModelCard.load(tmp_path / 'README.md')
+    assert (card.data.license, card.data.library_name) == ('mit', 'timm')
+    assert card.data.pipeline_tag == 'image-classification' and 'timm-stn' in card.data.tags
+    result, = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ('accuracy', 0.875, 'birds')
+    assert 'import timm, timm_stn' in text and f"'hf-hub:{REPO}'" in text and '![' in text and '| loss | 0.5 |' in text
+    assert Image.open(io.BytesIO(files['look.png'])).width > 300
+    code = re.search(r'```python\n(.*?)```', text, re.DOTALL).group(1)
+    scope = {}
+    exec(code, scope)
+    assert scope['transform'](Image.new('RGB', (120, 100))).shape == (3, 96, 96)
+
+
+def test_checkpoint_without_more(hub, tmp_path):
+    """Neither averaged weights nor anything beside it, and another run's summary is not believed."""
+    path, (plain, _) = run_folder(tmp_path)
+    held = torch.load(path, weights_only=False)
+    held.pop('state_dict_ema')
+    torch.save(held, path)
+    (path.parent / 'args.yaml').unlink()
+    (path.parent / 'summary.csv').write_text('epoch,eval_loss,eval_top1\n4,0.1,99.0\n')
+    text = timm_stn.push_to_hub(path, REPO, images=[]).card
+    assert '| Top-1 accuracy, % | 87.5 |' in text and '99' not in text.partition('## Recipe')[0] and '![' not in text
+    assert '`train.py` of the weights after epoch 4' in text and 'secret' not in text
+    x = torch.randn(1, 3, 96, 96)
+    assert torch.equal(load(REPO).eval()(x), plain.eval()(x))
+    held['args'].model_ema_force_cpu = True  # then train.py measures the weights that are not pushed
+    torch.save({**held, 'state_dict_ema': held['state_dict']}, path)
+    assert '87.5' not in timm_stn.push_to_hub(path, REPO, images=[], dry_run=True).card
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ('touch evil',)
+
+
+def test_what_is_no_checkpoint(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, _ = run_folder(tmp_path)
+    held = torch.load(path, weights_only=False)
+    for name, content in (
+            ('evil.pth.tar', {**held, 'args': Evil()}), ('bare.pth.tar', held['state_dict']), ('list.pt', [1]),
+            ('other.pth.tar', {**held, 'args': argparse.Namespace(model='stn_nothing')})):
+        torch.save(content, name)
+    Path('text.pt').write_text('not a checkpoint')
+    assert 'it lacks state_dict or arch' in refused(capsys, 'list.pt', '--repo', REPO)
+    assert 'no checkpoint that can be read safely: it holds posix.system' in refused(
+        capsys, 'evil.pth.tar', '--repo', REPO)
+    assert not Path('evil').exists()
+    assert 'it lacks state_dict or arch' in refused(capsys, 'bare.pth.tar', '--repo', REPO)
+    assert 'Unknown model (stn_nothing)' in refused(capsys, 'other.pth.tar', '--repo', REPO)
+    assert 'no checkpoint that can be read safely' in refused(capsys, 'text.pt', '--repo', REPO)
+    assert 'name its checkpoint' in refused(capsys, path.parent, '--repo', REPO)
+    assert 'there is no' in refused(capsys, path, '--repo', REPO, '--images', 'no.png')
+    assert 'takes one, or else --all' in refused(capsys, '--repo', REPO)
+    assert 'with --all takes ORG alone' in refused(capsys, '--all', '--repo', REPO)
+    assert "repo must be ORG/NAME, as acme/stn_birds, got 'acme'" in refused(capsys, path, '--repo', 'acme')
+    with pytest.raises(TypeError, match='must be a timm model, with a pretrained_cfg, got Linear'):
+        timm_stn.push_to_hub(torch.nn.Linear(1, 1), REPO)
+    assert not hub.requests
+
+
+@pytest.mark.skipif(not os.environ.get(TIMM_SCRIPTS), reason=f'{TIMM_SCRIPTS} does not name a checkout of timm')
+def test_a_real_run(hub, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ('train', 'validation'):
+        for label in ('ant', 'bee'):
+            (tmp_path / 'data' / split / label).mkdir(parents=True)
+            for i in range(4):
+                image = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+                image.save(tmp_path / 'data' / split / label / f'{i}.png')
+    options = '--model stn_test_resnet --num-classes 2 --epochs 1 --batch-size 4 --workers 0 --model-ema --img-size 96'
+    options += ' --data-dir data --device cpu --output out --experiment run --model-kwargs stn_transform=attention'
+    command = [sys.executable, '-m', 'timm_stn.run', 'train.py', *options.split()]
+    env = dict(environment_of(hub, tmp_path / 'home', WRITE), PYTHONPATH=str(Path(timm_stn.__file__).parents[1]))
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=400, capture_output=True)
+    pushed = timm_stn.push_to_hub(tmp_path / 'out' / 'run' / 'model_best.pth.tar', REPO)
+    assert pushed.sent == ['README.md', 'config.json', 'model.safetensors']  # data_dir is relative: no picture
+    model = load(REPO).eval()
+    state = torch.load(tmp_path / 'out' / 'run' / 'last.pth.tar', weights_only=False)['state_dict_ema']
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert 'Top-1 accuracy' in pushed.card and 'stn_transform: attention' in pushed.card
