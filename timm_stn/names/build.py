@@ -1,8 +1,8 @@
-"""Builds a network by name, and puts the two kinds of weights where they belong.
+"""Builds a network by name and loads its weights.
 
-A checkpoint is either a plain one of the backbone, or one of the whole network (``backbone.`` and ``stn.`` keys): it is
-judged by its keys. The backbone's part always goes through timm's own factory, so that channels, classes and image size
-adapt by timm's own code.
+A checkpoint belongs either to the backbone alone or to the whole network. Its keys tell: those of a whole network start
+with ``backbone.`` and ``stn.``. timm's own factory always loads the backbone's part, and adapts channels, classes and
+image size.
 """
 import inspect
 import re
@@ -50,19 +50,19 @@ def build_network(
 ) -> nn.Module:
     """Entry point of every ``stn_`` name.
 
-    What a config.json asks for (``hf-hub:``, ``local-dir:``) is checked before anything is built, and errors name it.
+    A config.json (``hf-hub:``, ``local-dir:``) is checked before anything is built, and errors name it.
 
     Args:
         name: Name of the network, ``stn_resnet50``.
         base: Name of the timm architecture in it, ``resnet50``.
-        pretrained: Load weights: of the whole network where the cfg leads to such, else the backbone's; where those are
-            timm's own, a ``timm:<arch>`` localization network gets its own, too.
+        pretrained: Load the weights of the whole network if the cfg leads to some, else the backbone's. If these are
+            timm's own, a ``timm:<arch>`` localization network is pretrained too.
         pretrained_cfg: Tag, dict or cfg, as in ``timm.create_model``.
         pretrained_cfg_overlay: Entries that replace those of the cfg.
         cache_dir: Where downloads are kept.
-        features_only: Give the features of several stages instead of logits.
-        pretrained_model_args: Arguments that the checkpoint was made with, where they are known.
-        **kwargs: ``stn_`` arguments, and any of the backbone's.
+        features_only: Return the features of several stages instead of logits.
+        pretrained_model_args: Arguments that the checkpoint was made with, if known.
+        **kwargs: ``stn_`` arguments and arguments of the backbone.
 
     Raises:
         TypeError: An argument is unknown.
@@ -129,7 +129,7 @@ def _assemble(
 
 
 def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> SpatialTransformerNetwork:
-    """Put spatial transformers into an existing timm model, which becomes the backbone.
+    """Add spatial transformers to an existing timm model, which becomes the backbone.
 
     Args:
         model: Any timm model; its weights are used as they are.
@@ -168,7 +168,7 @@ def _input_size(
         rest: dict[str, Any],
         arguments: StnArguments,
 ) -> tuple[int, int, int]:
-    """What enters the wrapper; leaves in ``rest`` what the backbone is built for."""
+    """Input size (C, H, W) of the whole network; sets ``img_size`` in ``rest`` to that of the backbone."""
     size = rest.get('img_size') or tuple(cfg.input_size[1:])
     size = (size, size) if isinstance(size, int) else tuple(size)
     if arguments.size is not None:
@@ -180,11 +180,11 @@ def _input_size(
 
 
 def _part(state_dict: StateDict | None, prefix: str, whole: bool) -> StateDict | None:
-    """The backbone's part, with timm's own keys; every tower of a plain checkpoint starts from the whole of it."""
+    """The part of one backbone, with timm's own keys. From a plain checkpoint, every tower gets all of it."""
     if state_dict is None or not whole:
         return state_dict
     part = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix) and not IS_STN.search(k)}
-    return part or _part(state_dict, 'backbone.', whole)  # without a tower's part: `_load_own` says what is missing
+    return part or _part(state_dict, 'backbone.', whole)  # no part for this tower: `_load_own` reports it
 
 
 def _build_base(
@@ -217,7 +217,7 @@ def _knows_model_args() -> bool:
 
 
 def _base_cfg(base: str, cfg: PretrainedCfg, model_args: dict[str, Any]) -> PretrainedCfg:
-    """The backbone's own cfg in a network's: names without prefix, and the size that the backbone was trained at."""
+    """The backbone's cfg from the network's: keys without prefix, and the input size of the backbone's training."""
     registered = get_pretrained_cfg(base) or PretrainedCfg()
     inner = model_args.get('stn_size')
     size = tuple(cfg.input_size)
@@ -228,16 +228,16 @@ def _base_cfg(base: str, cfg: PretrainedCfg, model_args: dict[str, Any]) -> Pret
 
 
 def _cfg_of_weights(cfg: PretrainedCfg) -> dict[str, Any]:
-    """What a network's cfg takes over from the cfg it was made from, and not from its backbone's."""
+    """Entries of the network's cfg that come from its own pretrained cfg, not from the backbone's."""
     kept = cfg.to_dict()
     return {k: v for k, v in kept.items() if k not in ('state_dict', 'architecture', 'classifier', 'first_conv')}
 
 
 def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: PretrainedCfg) -> None:
-    """Load what is not the backbone's: transformers strictly, the joined classifier where the classes agree.
+    """Load the transformers (strictly), and the joined classifier if the class counts match.
 
     Raises:
-        RuntimeError: A key of the checkpoint has no place here, or a place has no key.
+        RuntimeError: A key is missing, unexpected or of another shape.
     """
     target = net.state_dict()
     state_dict = without_counts({**state_dict, **without_statistics(state_dict)})
@@ -250,7 +250,7 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     classifiers = as_tuple(net.pretrained_cfg.get('classifier'))
     excused = () if same_classes else ('classifier.', *(f'{name}.' for name in classifiers))
     if not net._joined and getattr(net.backbone, 'num_classes', None) == cfg.num_classes:
-        excused = ('backbone.',)  # timm has loaded them strictly, under names that it may have changed
+        excused = ('backbone.',)  # timm has loaded these strictly; it may have renamed keys
     asked = {k for k in without_counts(target) if IS_STN.search(k) or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
     unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))
@@ -265,7 +265,7 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
 
 
 def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """A first convolution for other channels, as timm adapts a stem."""
+    """The weight of a first convolution for another number of channels, adapted as timm adapts a stem."""
     known = 'base_chans' in inspect.signature(adapt_input_conv).parameters
     base = dict(base_chans=weight.shape[1]) if known else {}
     try:

@@ -1,4 +1,4 @@
-"""The hook: every architecture of timm gets a twin whose name starts with ``stn_``."""
+"""Registers a twin, named ``stn_<arch>``, for every architecture of timm."""
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -36,11 +36,11 @@ def register_twin(arch: str) -> Callable[..., nn.Module]:
     """
     if not timm.is_model(arch) or '.' in arch or arch.startswith(PREFIX):
         raise ValueError(
-            f'arch must be an architecture registered with timm, without a tag, and no twin itself; got {arch!r}.')
+            f'arch must be an architecture registered with timm, without a tag, and not an stn_ name; got {arch!r}.')
     name = PREFIX + arch
 
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        from .build import build_network  # with all that networks are made of: only where one is asked for
+        from .build import build_network  # imported late: it loads all network code
         return build_network(name, arch, pretrained, **kwargs)
 
     entry.__name__ = entry.__qualname__ = name
@@ -54,14 +54,14 @@ def register_twin(arch: str) -> Callable[..., nn.Module]:
 
 
 def register_twins() -> None:
-    """Register the twins of all architectures that timm knows now."""
+    """Register the twins of all architectures registered with timm so far."""
     for arch in list_models():
         if not arch.startswith(PREFIX):
             register_twin(arch)
 
 
 def whole_network_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
-    """A backbone's pretrained cfg with the names of its parameters as they are in the whole network."""
+    """A backbone's pretrained cfg with the parameter names of the whole network."""
     return replace(cfg, classifier=prefixed(cfg.classifier), first_conv=prefixed(cfg.first_conv))
 
 

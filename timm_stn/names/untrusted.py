@@ -1,7 +1,7 @@
-"""What somebody else's config.json may ask for: checked before anything is built from it, and bounded while it is.
+"""Checks an untrusted config.json before a network is built from it, and bounds memory while it is built.
 
-timm reads the file and hands ``pretrained_cfg`` and ``model_args`` to the entry point. A config says nothing of where
-weights are: those of the repository or folder that it lies in are read, and no others.
+timm reads the file and passes ``pretrained_cfg`` and ``model_args`` to the entry point. A config must not say where
+weights are: they are read only from the config's own repository or folder.
 """
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -18,19 +18,19 @@ from ..network.arguments import StnArguments
 
 __all__ = ['Budget', 'check_config', 'config_location']
 
-LOCATION = {'hf-hub': 'hf_hub_id', 'local-dir': 'file'}  # set by timm, whatever a config says
+LOCATION = {'hf-hub': 'hf_hub_id', 'local-dir': 'file'}  # set by timm, not by the config
 ELSEWHERE = ('url', 'file', 'hf_hub_id', 'hf_hub_filename', 'state_dict')
-RUNTIME = (  # arguments of timm's factory, and of loading: a config describes a network
+RUNTIME = (  # arguments of timm's factory and of loading, which a config must not set
     'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_model_args', 'pretrained_strict',
     'pretrained_filter_fn', 'pretrained_custom_load', 'checkpoint_path', 'cache_dir', 'features_only', 'out_indices',
     'feature_cls', 'feature_cfg', 'model_name', 'model_cls', 'model_cfg', 'variant', 'kwargs_filter', 'pruned',
     'scriptable', 'exportable', 'no_jit', 'device', 'dtype', 'name', 'base',
 )
-TYPED = ('features_only', 'out_indices', 'feature_cls', 'device', 'dtype')  # what a user may add to a config
-DEPTH, VALUES, LENGTH = 6, 4096, 1000  # of model_args: nesting, values in all, characters of a string
-LARGEST = 2 ** 20  # integer; stn_ arguments have limits of their own
+TYPED = ('features_only', 'out_indices', 'feature_cls', 'device', 'dtype')  # a user may add these to a config
+DEPTH, VALUES, LENGTH = 6, 4096, 1000  # limits of model_args: nesting, number of values, characters of a string
+LARGEST = 2 ** 20  # largest integer; stn_ arguments have their own limits
 SIDE = 2 ** 13  # pixels of a side
-SLACK = 2 ** 28  # elements that a network may have beside four times those of its checkpoint: classes, channels
+SLACK = 2 ** 28  # elements allowed beyond four times those of the checkpoint: for more classes or channels
 FACTORIES = {
     torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.linspace, torch.arange, torch.eye,
     Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
@@ -40,7 +40,7 @@ brief.maxlevel, brief.maxstring, brief.maxother, brief.maxlong = 2, 60, 60, 40
 
 
 class Kind(NamedTuple):
-    """What a field may be."""
+    """The accepted values of a field."""
     accepts: Callable[[Any], bool]
     accepted: str
 
@@ -91,7 +91,7 @@ MODEL_ARGS = dict(
 
 
 def config_location(cfg: Any) -> str | None:
-    """The folder or Hub repository whose config.json timm read a pretrained cfg from; None for any other cfg."""
+    """The folder or Hub repository of the config.json that a pretrained cfg comes from; None for any other cfg."""
     if not isinstance(cfg, Mapping) or cfg.get('source') not in LOCATION:
         return None
     return ('hf-hub:' if cfg['source'] == 'hf-hub' else '') + str(cfg.get(LOCATION[cfg['source']]))
@@ -102,22 +102,22 @@ def check_config(
         model_args: Mapping[str, Any] | None,
         kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Raise unless what a config.json asks for is plain data within limits.
+    """Raise unless a config.json holds only plain data within limits.
 
     Args:
         cfg: Its ``pretrained_cfg``, with the location that timm added.
-        model_args: Its ``model_args``, where timm tells them apart from what a user typed.
-        kwargs: Both together.
+        model_args: Its ``model_args``, if timm passes them separately from the user's arguments.
+        kwargs: The arguments of the config and of the user together.
 
     Returns:
-        The cfg without what could lead to other weights.
+        The cfg without entries that could lead to other weights.
 
     Raises:
-        ValueError: A value is not accepted; the message has file, key, value and what is accepted.
+        ValueError: A value is not accepted; the message names file, key, value and the accepted values.
         TypeError: A key is not accepted.
     """
     where = f'{config_location(cfg)}/config.json'
-    if not isinstance(model_args, Mapping | None):  # older timm passes on what a config says
+    if not isinstance(model_args, Mapping | None):  # older timm passes the config's own value
         raise TypeError(f'{where}: arguments: pretrained_model_args is no argument of a network.')
     for name, args in (('model_args', model_args or {}), ('arguments', kwargs)):
         for key in args:
@@ -134,7 +134,7 @@ def check_config(
 
 
 def _check_keys(where: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that describe a network, once the others are known to be timm's."""
+    """The fields that describe a network. Raises if another field is unknown to timm or points to weights."""
     allowed, known = LOCATION[cfg['source']], {f.name for f in fields(PretrainedCfg)}
     for key, value in cfg.items():
         if key in ELSEWHERE and key != allowed and value:
@@ -153,7 +153,7 @@ def _check_fields(where: str, name: str, given: Mapping[str, Any], kinds: Mappin
 
 
 def _check_plain(where: str, name: str, args: Mapping[str, Any]) -> None:
-    """Without recursion, which deep nesting would exhaust; values that JSON cannot hold are a user's own."""
+    """Iterates instead of recursing, because of deep nesting. Types that JSON cannot hold come from the user."""
     for count, (path, value, depth) in enumerate(_values(name, args)):
         small = _integer(-LARGEST, LARGEST)(value) or isinstance(value, bool) or path.startswith(f'{name}.stn_')
         wrong = (
@@ -167,7 +167,7 @@ def _check_plain(where: str, name: str, args: Mapping[str, Any]) -> None:
 
 
 def _values(name: str, args: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
-    """(path, value, depth) of all that is in nests of lists and dicts, keys too, the outermost first."""
+    """(path, value, depth) of all keys and values in nested lists and dicts, the outermost first."""
     pending: list[tuple[str, Any, int]] = [(name, args, 0)]
     for path, value, depth in pending:  # grows
         yield path, value, depth
@@ -179,14 +179,14 @@ def _values(name: str, args: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]
 
 
 class Budget(TorchFunctionMode):
-    """Within it, tensors that are newly made may have so many elements in all; what is too large is never allocated.
+    """Context that limits the total elements of newly created tensors. A tensor beyond the limit is never allocated.
 
     Args:
-        where: The config that asks for them.
-        state_dict: The checkpoint that fills the network; None for the limits of the largest of timm's networks.
+        where: Location of the config, for the message.
+        state_dict: The network's checkpoint, which sets the limit; None allows the largest of timm's networks.
 
     Raises:
-        ValueError: More are asked for.
+        ValueError: The limit is exceeded.
     """
 
     def __init__(self, where: str, state_dict: Mapping[str, Any] | None) -> None:

@@ -1,7 +1,7 @@
-"""Where weights are found, how they are read, and what they must be before they are used.
+"""Finds, reads and checks weights.
 
-Hub repositories and folders (``hf-hub:``, ``local-dir:``, the networks of `timm_stn.names.zoo`) give safetensors only.
-A file or a URL that a user names may be any checkpoint of timm's, and is read without unpickling code.
+From Hub repositories and folders (``hf-hub:``, ``local-dir:``, the networks of `timm_stn.names.zoo`), only safetensors
+are read. A file or URL from the user may be any checkpoint of timm's, and is read without unpickling code.
 """
 import argparse
 from collections.abc import Callable, Iterator, Mapping
@@ -38,11 +38,11 @@ StateDict = dict[str, Tensor]
 
 
 class MissingWeights(RuntimeError):
-    """A folder or a Hub repository was looked at, and holds no weights."""
+    """A folder or a Hub repository holds no weights."""
 
 
 def location_of(cfg: PretrainedCfg) -> str:
-    """The folder, Hub repository, file or URL that a cfg's weights are in, as errors name it."""
+    """The folder, Hub repository, file or URL of a cfg's weights, as errors name it."""
     if cfg.state_dict:
         return 'the state_dict in pretrained_cfg'
     if cfg.source == 'hf-hub' or (cfg.source != 'local-dir' and not cfg.file and not _reads_url(cfg)):
@@ -51,7 +51,7 @@ def location_of(cfg: PretrainedCfg) -> str:
 
 
 def place_of(cfg: PretrainedCfg) -> str:
-    """The file that a cfg's weights are in."""
+    """The file of a cfg's weights."""
     location = location_of(cfg)
     if cfg.source == 'local-dir' and not cfg.state_dict:
         return str(Path(location) / WEIGHTS)
@@ -59,7 +59,7 @@ def place_of(cfg: PretrainedCfg) -> str:
 
 
 def read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any = None) -> StateDict | None:
-    """The state dict that a cfg leads to; None for the backbone's own weights, which timm reads by itself.
+    """The state dict that a cfg points to; None for the backbone's own weights, which timm reads itself.
 
     Args:
         cfg: Pretrained cfg of the network.
@@ -68,7 +68,7 @@ def read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any = None) -> StateD
 
     Raises:
         MissingWeights: The folder or the repository holds no safetensors.
-        RuntimeError: They cannot be reached or read, or a tensor is none that a network can have.
+        RuntimeError: The weights cannot be reached or read, or a tensor is not valid.
     """
     read = _reader(cfg, base, cache_dir)
     if read is None:
@@ -112,7 +112,7 @@ def _read_folder(folder: Path) -> StateDict:
 
 
 def _read_hub(cfg: PretrainedCfg, cache_dir: Any) -> StateDict:
-    """From the cache, where the repository's revision is in it; else from the Hub."""
+    """From the cache if it holds the repository's revision; else from the Hub."""
     where, name = place_of(cfg), cfg.hf_hub_filename or WEIGHTS
     if not name.endswith('.safetensors'):
         raise ValueError(f'hf_hub_filename must name a .safetensors file, got {name!r} of {cfg.hf_hub_id}. {CONVERT}')
@@ -134,20 +134,20 @@ def _download(repo: str, name: str, revision: str | None, cache_dir: Path | None
         raise MissingWeights(f'{where}: there is no such repository on the Hub, or it is private') from error
     except RevisionNotFoundError as error:
         raise MissingWeights(f'{where}: the repository has no revision {revision!r}') from error
-    except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too
+    except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError
         cause = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else _text(error)
         raise RuntimeError(f"{where} is not in the cache, and the Hub is not asked or not reached: {cause}") from error
     except EntryNotFoundError as error:
         others = [n for n in ('pytorch_model.bin',) if _exists(repo, n, revision)]
         raise MissingWeights(f'{where}: the repository has no {name}{_but(others)}. {CONVERT}') from error
-    except Exception as error:  # of many types: the Hub's, httpx's, the file system's
+    except Exception as error:  # many types: of the Hub, httpx, the file system
         raise RuntimeError(f'{where} cannot be downloaded: {_text(error)}') from error
 
 
 def _exists(repo: str, name: str, revision: str | None) -> bool:
     try:
         return bool(huggingface_hub.file_exists(repo, name, revision=revision))
-    except Exception:  # it is only for the message of another error
+    except Exception:  # used only for the message of another error
         return False
 
 
@@ -158,23 +158,23 @@ def _but(others: list[str]) -> str:
 def _read_safetensors(file: Path, where: str) -> StateDict:
     try:
         return dict(load_file(file))
-    except Exception as error:  # of many types: of safetensors, torch, the file system
+    except Exception as error:  # many types: of safetensors, torch, the file system
         raise RuntimeError(f'{where} cannot be read as safetensors: {_text(error)}') from error
 
 
 def _read_file(file: Path) -> StateDict:
-    """A checkpoint that a user names: safetensors, or what train.py writes, read without unpickling code."""
+    """Read a checkpoint named by the user: safetensors, or a file of train.py, without unpickling code."""
     if not file.is_file():
         raise FileNotFoundError(f'pretrained_cfg: there is no file {str(file)!r}.')
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options that train.py puts beside weights
+        with torch.serialization.safe_globals([argparse.Namespace]):  # train.py stores its options beside the weights
             return load_state_dict(str(file), weights_only=True)
     except Exception as error:
         raise RuntimeError(f'{file} cannot be read as a checkpoint (weights_only=True): {_text(error)}') from error
 
 
 def _check_tensors(state_dict: Mapping[Any, Any], where: str) -> None:
-    """Raise unless all are tensors of plain dtypes with finite numbers; single numbers (bounds) may be infinite."""
+    """Raise unless all values are tensors of plain dtypes with finite numbers; scalars (bounds) may be infinite."""
     if not state_dict:
         raise RuntimeError(f'{where} holds no tensors.')
     for key, value in state_dict.items():
@@ -188,12 +188,12 @@ def _check_tensors(state_dict: Mapping[Any, Any], where: str) -> None:
 
 
 def _is_finite(value: Tensor) -> bool:
-    low, high = (float(v) for v in torch.aminmax(value.detach()))  # NaN if there is one
+    low, high = (float(v) for v in torch.aminmax(value.detach()))  # NaN if there is any
     return low == low and (value.ndim == 0 or (low > -torch.inf and high < torch.inf))
 
 
 def check_kinds(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor], where: str) -> None:
-    """Raise where a checkpoint has integers and a network, by the same key, floating-point numbers."""
+    """Raise if a checkpoint has integers for a floating-point tensor of the network."""
     for key, value in state_dict.items():
         own = target.get(key)
         if own is not None and own.is_floating_point() and not value.is_floating_point():
@@ -206,7 +206,7 @@ def _dtype(value: Tensor) -> str:
 
 @contextmanager
 def naming(location: str | None, what: str = '') -> Iterator[None]:
-    """Errors raised within it name where weights and config are; they stay a TypeError, ValueError or RuntimeError."""
+    """Prefix errors with the location of weights or config. They stay a TypeError, ValueError or RuntimeError."""
     try:
         yield
     except Exception as error:

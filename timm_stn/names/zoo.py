@@ -1,4 +1,4 @@
-"""Names with weights of their own, and where those are found: source checkout or wheel, the Hub's cache, the Hub."""
+"""Our own networks and their trained weights: in the source checkout or wheel, the Hub's cache, or on the Hub."""
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,12 @@ from .weights import WEIGHTS, MissingWeights
 
 __all__ = ['HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'weights_of', 'zoo_names']
 
-HUB_ORG = 'timm-stn'  # Hub organisation of these networks' repositories, where TIMM_STN_HUB_ORG names no other
+HUB_ORG = 'timm-stn'  # default Hub organisation of these networks; the variable TIMM_STN_HUB_ORG overrides it
 NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any; {error}. To train it: {recipe}.'
 
 
 class Own(NamedTuple):
-    """A network with weights of its own."""
+    """A network with its own weights."""
     base: str  # architecture of the backbone
     input_size: tuple[int, int, int]
     arguments: dict[str, Any]
@@ -29,7 +29,7 @@ class Own(NamedTuple):
 
 def _mnist(kind: str, side: int, **arguments: Any) -> Own:
     cfg = dict(mean=(0.0,), std=(1.0,), num_classes=10, interpolation='bilinear', crop_pct=1.0, license='apache-2.0')
-    recipe = f'`python scripts/train_mnist.py --model stn_mnist_cnn_{kind.lower()} --set {kind}`'
+    recipe = f'`python scripts/train/train_mnist.py --model stn_mnist_cnn_{kind.lower()} --set {kind}`'
     arguments.update(stn_localization_size=side // 2, stn_lr_scale=10.0)
     return Own('mnist_cnn', (1, side, side), arguments, cfg, recipe)
 
@@ -44,7 +44,7 @@ _ZOO = dict(
             stn_transform='translation', stn_scale=[0.5, 1.0], stn_size=192, stn_localization='saliency:3',
             stn_localization_size=112, stn_lr_scale=10.0),
         cfg=dict(num_classes=200, crop_pct=0.875, license='apache-2.0'),
-        recipe='`scripts/train_birds.sh DATA WEIGHTS OUTPUT zoom192`',
+        recipe='`scripts/train/train_birds.sh DATA WEIGHTS OUTPUT zoom192`',
     ),
     stn_resnet50_cub=Own(  # the paper's birds network, section 4.3
         base='resnet50',
@@ -54,20 +54,20 @@ _ZOO = dict(
             stn_join='concat', stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01),
         cfg=dict(num_classes=200, crop_pct=0.875),
         recipe="timm's `train.py --device-modules timm_stn --model stn_resnet50_cub --initial-checkpoint "
-               'RESNET50.safetensors --data-dir CUB_200_2011 --input-size 3 448 448`, where a plain checkpoint of '
-               'resnet50 starts both towers',
+               'RESNET50.safetensors --data-dir CUB_200_2011 --input-size 3 448 448`; a plain checkpoint of '
+               'resnet50 initialises both towers',
     ),
 )
 default_cfgs: dict[str, DefaultCfg] = {}  # read by timm's register_model
 
 
 def zoo_names() -> list[str]:
-    """Names of all networks with weights of their own."""
+    """Names of all networks with their own weights."""
     return list(_ZOO)
 
 
 def card_folder(name: str) -> Path:
-    """Folder of a network's card and weights, as its Hub repository holds them: in the checkout, or in the wheel."""
+    """Folder of a network's card and weights, in the checkout or in the wheel; the same files as on the Hub."""
     here = Path(__file__).resolve().parents[1]  # the package
     inside = here / 'model_cards' / name
     return inside if inside.is_dir() else here.parent / 'model_cards' / name
@@ -79,12 +79,12 @@ def hub_id(name: str) -> str:
 
 
 def is_published(name: str) -> bool:
-    """Whether a network has weights, here or on the Hub: its card, with a config.json, is part of the package."""
+    """Whether a network has weights, here or on the Hub: then the package has its card with a config.json."""
     return (card_folder(name) / 'config.json').is_file()
 
 
 def weights_of(model: str | nn.Module) -> str | None:
-    """Where the trained weights of a registered name, or of a model that was made with them, are; None: nowhere."""
+    """Location of the trained weights of a registered name or of a model; None if there are none."""
     cfg = timm.get_pretrained_cfg(model) if isinstance(model, str) else getattr(model, 'pretrained_cfg', None)
     cfg = cfg if isinstance(cfg, dict) else vars(cfg) if cfg else {}
     if cfg.get('file'):
@@ -106,7 +106,7 @@ def _cfg(name: str) -> PretrainedCfg:
 
 
 def _from_hub(name: str, cfg: Any, overlay: Any) -> PretrainedCfg | None:
-    """The cfg with the network's own Hub repository, where nothing else says where weights are; else None."""
+    """The cfg with the network's own Hub repository; None if cfg or overlay name another source of weights."""
     if config_location(cfg) is not None:
         return None
     resolved, registered = resolve_pretrained_cfg(name, cfg, overlay), get_pretrained_cfg(name)
@@ -130,7 +130,7 @@ def _register(name: str) -> None:
             pretrained_cfg, pretrained_cfg_overlay = own, None
         kwargs.setdefault('pretrained_model_args', dict(settings))
         kwargs.update(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
-        from .build import build_network  # with all that networks are made of: only where one is asked for
+        from .build import build_network  # imported late: it loads all network code
         try:
             return build_network(name, base, pretrained, **{**settings, **kwargs})
         except MissingWeights as error:
