@@ -1,4 +1,4 @@
-"""A run of timm's ``train.py``, read from its checkpoint, and the card that tells of it."""
+"""Writes the model card (README.md) of a Hub repository, from a run of timm's ``train.py``."""
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,24 @@ from .run_record import Run
 
 __all__ = ['write_card']
 
-MACHINE = {  # options that say where a run was, not what it was
+MACHINE = {  # options of the machine, not of the training
     'config', 'data', 'data_dir', 'output', 'experiment', 'class_map', 'log_wandb', 'wandb_project', 'wandb_tags',
     'wandb_resume_id', 'local_rank', 'rank', 'world_size', 'distributed', 'workers', 'pin_mem', 'log_interval',
     'recovery_interval', 'checkpoint_hist', 'device', 'device_modules', 'prefetcher', 'no_prefetcher',
     'model', 'resume'}
-FILES = ('initial_checkpoint', 'pretrained_path')  # of which only the name is told
+FILES = ('initial_checkpoint', 'pretrained_path')  # the card has only the file name of these
 METRICS = dict(top1=('accuracy', 'Top-1 accuracy'), top5=('top_5_accuracy', 'Top-5 accuracy'))
 
 
 def write_card(model: Any, at: str, run: Run, license: str | None = None, picture: str | None = None) -> str:
-    """The README.md of a repository.
+    """The text of a repository's README.md.
 
     Args:
-        model: As it is published.
-        at: ``ORG/NAME``, and ``@BRANCH`` if it is another than ``main``.
-        run: What is known of its training.
-        license: Of the weights. Default: what the model's cfg says, or else ``unknown``.
-        picture: Name of the picture beside the card.
+        model: The published network.
+        at: ``ORG/NAME``, with ``@BRANCH`` if the branch is not ``main``.
+        run: Its training run.
+        license: License of the weights. Default: that of the model's cfg, or else ``unknown``.
+        picture: File name of the picture beside the card.
     """
     name = at.partition('@')[0].partition('/')[2]
     license = license or model.pretrained_cfg.get('license') or 'unknown'
@@ -43,14 +43,8 @@ def write_card(model: Any, at: str, run: Run, license: str | None = None, pictur
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 
-# reading a run
-
-
-# writing a card
-
-
 def _dataset(args: dict[str, Any]) -> tuple[str, str]:
-    """Type and name of the data, without the folder that it lay in."""
+    """Type and name of the data set, without its folder."""
     root = args.get('data_dir') or args.get('data')
     scheme, _, name = str(args.get('dataset') or '').partition('/')
     if name and scheme in ('hfds', 'hfids', 'tfds', 'torch', 'wds'):
@@ -78,8 +72,8 @@ def _what(model: Any) -> str:
     what = f'`{cfg["architecture"]}`, {count:,} parameters, {model.num_classes} classes'
     if hasattr(model, 'spatial_transformers'):
         what += (
-            ', with spatial transformers (Jaderberg et al. 2015, arXiv:1506.02025): it looks at a part of the image, '
-            'or of its features, and goes on with what it saw')
+            ', with spatial transformers (Jaderberg et al. 2015, arXiv:1506.02025): it selects and warps a part of the '
+            'image, or of its features, before it classifies')
     size = ' x '.join(map(str, cfg['input_size']))
     return (f'{what}.\n\nInput: {size}, mean {_plain(cfg["mean"])}, std {_plain(cfg["std"])}, {cfg["interpolation"]} '
             f'interpolation, crop {cfg["crop_pct"]}.')
@@ -90,7 +84,7 @@ def _plain(values: Sequence[float]) -> str:
 
 
 def _changed(model: Any) -> dict[str, Any]:
-    """The stn_ arguments that are not as by default."""
+    """The stn_ arguments that differ from the defaults."""
     args = model._model_args
     return {k: args[k] for k, v in DEFAULTS.items() if k in args and args[k] != v and k != 'stn_stages'}
 
@@ -99,11 +93,11 @@ def _usage(at: str) -> str:
     return f'''## Use
 
 ```python
-import timm, timm_stn  # timm_stn registers the stn_ architectures: without it timm says 'Unknown model'
+import timm, timm_stn  # timm_stn registers the stn_ architectures; without it timm raises 'Unknown model'
 
 model = timm.create_model('hf-hub:{at}', pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config)  # of a PIL image
+transform = timm.data.create_transform(**config)  # for a PIL image
 ```'''
 
 
@@ -127,8 +121,8 @@ def _measured(run: Run, num_classes: int) -> str:
     rows = '\n'.join(f'| {METRICS[k][1] + ", %" if k in METRICS else k} | {v:.6g} |' for k, v in told.items())
     weights = 'the moving average of the weights' if run.averaged else 'the weights'
     split, data = run.args.get('val_split') or 'validation', _dataset(run.args)[1]
-    return (f'## Results\n\n| | |\n| --- | --- |\n{rows}\n\nMeasured by timm\'s `train.py` of {weights} after epoch '
-            f'{run.epoch}, on the split `{split}` of {data}; the same split may have served to choose the epoch.')
+    return (f'## Results\n\n| | |\n| --- | --- |\n{rows}\n\ntimm\'s `train.py` measured {weights} after epoch '
+            f'{run.epoch}, on the split `{split}` of {data}. The same split may have selected the epoch.')
 
 
 def _recipe(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""What the Hub's client, the network and the disk raise, as one error that says what to do about it."""
+"""Turns errors of the Hub's client, the network and the disk into one error that says what to do."""
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +17,20 @@ from safetensors import SafetensorError
 
 __all__ = ['PushError', 'explained', 'hint']
 
-EXPLAINED: tuple[type[Exception], ...] = (  # the last: what the HTTP library raises
+EXPLAINED: tuple[type[Exception], ...] = (  # the last: errors of the HTTP library
     HFValidationError, OSError, RuntimeError, SafetensorError, *HfHubHTTPError.__bases__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-AGAIN = 'What was there is as it was, unless only the answer was lost: push again'
+AGAIN = 'The repository is unchanged, unless only the reply was lost: push again'
 TOKENS = 'https://huggingface.co/settings/tokens'
 
 
 class PushError(RuntimeError):
-    """The Hub refused or could not be reached, or what it holds is not what was sent; the message says what to do."""
+    """The Hub refused the push, was not reached, or holds other files than sent; the message says what to do."""
 
 
 @contextmanager
 def explained(repo: str, token: str | None) -> Iterator[None]:
-    """Errors of the client, the network and the disk as one that says what to do; a token is never part of it."""
+    """Raise errors of client, network and disk as a PushError that says what to do; tokens never appear in it."""
     try:
         yield
     except PushError:
@@ -43,8 +43,8 @@ def explained(repo: str, token: str | None) -> Iterator[None]:
 
 
 def hint(error: BaseException, repo: str) -> str:
-    """What an error means for somebody who pushes, and what to do."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # of the client's upload threads
+    """The cause of an error in a push, and what to do."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # the client's upload threads wrap errors
         error = error.__cause__
     if isinstance(error, HfHubHTTPError):
         return _hint_of_status(error, repo)
@@ -56,10 +56,10 @@ def hint(error: BaseException, repo: str) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return f'no token: log in with `hf auth login`, or set HF_TOKEN; {TOKENS}'
     if isinstance(error, OfflineModeIsEnabled):
-        return 'HF_HUB_OFFLINE is set, and nothing is sent: unset it'
+        return 'HF_HUB_OFFLINE is set, so nothing was sent: unset it'
     if getattr(error, 'errno', None) in DISK_FULL or 'os error 28' in said or 'os error 27' in said:
-        return f'no room on the disk: make some in {gettempdir()}, or set TMPDIR to another folder ({said})'
-    return f'{type(error).__name__}: {said}. {AGAIN}, what has arrived is not sent twice.'
+        return f'no room on the disk: free some in {gettempdir()}, or set TMPDIR to another folder ({said})'
+    return f'{type(error).__name__}: {said}. {AGAIN}; files that have arrived are not sent twice.'
 
 
 def _hint_of_status(error: HfHubHTTPError, repo: str) -> str:

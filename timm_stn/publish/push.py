@@ -1,4 +1,4 @@
-"""Push to the Hugging Face Hub: write and try out, commit in one piece, download and try again."""
+"""Push to the Hugging Face Hub: write and test, send in one commit, download and test again."""
 import copy
 import filecmp
 import hashlib
@@ -32,15 +32,15 @@ PICKLES = ('.bin', '.pt', '.pth', '.tar', '.pkl', '.pickle', '.ckpt')
 
 
 class Pushed(NamedTuple):
-    """What a push has done."""
+    """The result of a push."""
     repo: str
     url: str
-    commit: str | None  # of the revision that holds it all now; None for a dry run
-    sent: list[str]  # files that were committed, or with a dry run would be if they are not there already
-    same: list[str]  # files that were there already
-    kept_card: bool  # the repository has a card of its own, which was left as it is
+    commit: str | None  # the revision with all files; None for a dry run
+    sent: list[str]  # files that were committed; for a dry run, all files
+    same: list[str]  # files that the repository had already
+    kept_card: bool  # the repository had another card, which was kept
     card: str
-    advice: list[str] = []  # a line for each stage that does the same for all images of the card's picture
+    advice: list[str] = []  # a line for each stage whose theta is the same for all images of the card's picture
 
 
 def push_to_hub(
@@ -59,28 +59,28 @@ def push_to_hub(
 ) -> Pushed:
     """Publish a network as a repository of the Hugging Face Hub, which ``timm.create_model('hf-hub:...')`` loads.
 
-    Weights are written as safetensors, never as a pickle. What is written is loaded again before anything is sent, and
-    once more from the Hub afterwards, from a fresh download of the new revision: both must give the same logits, bit
-    for bit. All files go into one commit; it is refused if the branch has moved meanwhile.
+    Weights are written as safetensors, never as a pickle. The written files are loaded again before anything is sent,
+    and once more from a fresh download of the new revision. Both must give the same logits, bit for bit. All files go
+    into one commit, which the Hub refuses if the branch has moved meanwhile.
 
     Args:
-        model: A timm model with or without transformers in it; a checkpoint of timm's ``train.py``, whose averaged
-            (EMA) weights are taken where it has them; a registered name; or a folder as a repository holds it.
-        repo: ``ORG/NAME``; it is created if it is missing.
+        model: A timm model, with or without transformers; a checkpoint of timm's ``train.py`` (its EMA weights are used
+            if it has them); a registered name; or a folder with the files of a repository.
+        repo: ``ORG/NAME``; created if it is missing.
         revision: Branch to push to, created from ``main`` if it is missing. Default: ``main``.
         private: Create the repository as a private one.
-        message: Of the commit.
-        card: A README.md to use. Default: one that tells of the run, with what the checkpoint and the ``args.yaml``
-            and ``summary.csv`` beside it say.
-        replace_card: Replace a README.md that the repository has already, which is otherwise kept.
-        images: Files for the card's picture of where the network looks. Default: some of the validation images that
-            the run names, where they are still there. They become public with the repository; [] draws none.
-        license: Of the weights, as the Hub names it, for the card. Default: the model's cfg, or else ``unknown``.
-        token: Default: as huggingface_hub finds it.
-        dry_run: Write and try out, send nothing.
+        message: Message of the commit.
+        card: A README.md to use. Default: a card written from the checkpoint and from ``args.yaml`` and
+            ``summary.csv`` in its folder.
+        replace_card: Replace an existing README.md of the repository; otherwise it is kept.
+        images: Files for the card's picture of where the network looks. Default: some validation images of the run, if
+            they still exist. They become public with the repository; [] draws none.
+        license: License of the weights, a name of the Hub, for the card. Default: the model's cfg, or else ``unknown``.
+        token: Default: the token that huggingface_hub finds.
+        dry_run: Write and test the files, send nothing.
 
     Raises:
-        PushError: The Hub refused or could not be reached, or what came back is not what was sent.
+        PushError: The Hub refused the push or was not reached, or the downloaded files differ from those sent.
         TypeError: ``model`` is no timm model.
         ValueError: ``model``, or another argument, cannot be used; the message says why.
     """
@@ -115,17 +115,17 @@ def push_to_hub(
         return pushed._replace(card=text, advice=advice)
 
 
-# what is pushed
+# the files to push
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All but what is hidden, by their names in the repository."""
+    """All files that are not hidden, by their names in the repository."""
     found = {path.relative_to(folder): path for path in sorted(folder.rglob('*')) if path.is_file()}
     return {name.as_posix(): path for name, path in found.items() if not any(p.startswith('.') for p in name.parts)}
 
 
 def _source(model: str | Path | nn.Module) -> tuple[Path | None, Run]:
-    """A folder that can be pushed as it stands, or else a network and what is known of its training."""
+    """(folder, empty run) for a folder that can be pushed unchanged, else (None, network with its training run)."""
     if isinstance(model, nn.Module):
         return None, Run(getattr(model, '_orig_mod', model))
     path = Path(model)
@@ -156,7 +156,7 @@ def _write(
         license: str | None,
         with_card: bool,
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Fill a folder as the repository will hold it; gives an input, what the network makes of it, and advice."""
+    """Write the repository's files to a folder; returns an input, the network's logits for it, and advice."""
     if not getattr(run.model, 'pretrained_cfg', None):
         raise TypeError(f'model must be a timm model, with a pretrained_cfg, got {type(run.model).__name__}.')
     model: Any = copy.deepcopy(run.model).cpu().float().to(memory_format=torch.contiguous_format).eval()
@@ -173,13 +173,13 @@ def _write(
 
 
 def _draw(model: Any, paths: list[Path], optional: bool, target: Path) -> list[str]:
-    """Draw where it looks in images, where it has transformers; gives advice if that is the same in all."""
+    """Draw where a network with transformers looks; returns advice if it looks at the same place in all images."""
     if not paths or not hasattr(model, 'spatial_transformers') or not model.num_classes:
         return []
     with witnessing() as witness:
         try:
             save_picture(picture_of(model, paths, model.pretrained_cfg['architecture']), target)
-        except (ValueError, OSError) as error:  # no image, or a network that does not take images
+        except (ValueError, OSError) as error:  # not an image, or a network that takes no images
             if not optional:
                 raise ValueError(f'images: {error}') from error
     return witness.advice()
@@ -193,21 +193,21 @@ def _answer(model: Any, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
         logits = model(x)
     if not logits.isfinite().all():
-        raise ValueError('model: its answers are not finite numbers; such weights are not pushed.')
+        raise ValueError('model: its logits are not finite numbers; such weights are not pushed.')
     return x, logits
 
 
 def _try(source: str, x: Tensor | None = None, logits: Tensor | None = None, cache: str | None = None) -> Any:
-    """Load what a folder or a revision holds, and compare its logits."""
+    """Load a network from a folder or a revision, and compare its logits; returns input and logits."""
     with torch.random.fork_rng(devices=[]):
         try:
             model = timm.create_model(source, pretrained=True, cache_dir=cache).eval()
         except RuntimeError as error:
-            raise ValueError(f'model: what its {CONFIG} says does not build it again: {error}') from error
+            raise ValueError(f'model: its {CONFIG} does not build it again: {error}') from error
     found = _answer(model, x)
     if logits is not None and not torch.equal(found[1], logits):
-        what = 'its config does not record all that it was made with' if cache is None else 'do not use that revision'
-        raise PushError(f'{source} gives other logits than the model that was to be pushed: {what}.')
+        what = 'its config does not record all arguments and changes' if cache is None else 'do not use that revision'
+        raise PushError(f'{source} gives other logits than the model to be pushed: {what}.')
     return found
 
 
@@ -215,7 +215,7 @@ def _checked_card(path: Path | None) -> str:
     text = path.read_text(encoding='utf-8') if path else ''
     try:
         ModelCard(text)
-    except Exception as error:  # of the YAML parser, or a ValueError
+    except Exception as error:  # an error of the YAML parser, or a ValueError
         raise ValueError(f'card: the metadata at the top of {path} cannot be read: {error}') from error
     return text
 
@@ -232,7 +232,7 @@ def _commit(
         replace_card: bool,
         message: str,
 ) -> Pushed:
-    """One commit of what is not there yet, on top of the revision that was looked at and of no other."""
+    """Commit all new or changed files on top of the revision that was compared with; refused if it has moved."""
     repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
     branch = revision or 'main'
     if revision:
@@ -244,7 +244,7 @@ def _commit(
     head = api.model_info(repo, revision=branch, files_metadata=True)
     if private and head.private is False:
         raise PushError(f'private: {repo} is there already and public; nothing was sent. Make it private at '
-                        f'{api.endpoint}/{repo}/settings, or leave private away.')
+                        f'{api.endpoint}/{repo}/settings, or omit private.')
     there = {s.rfilename: s.lfs['sha256'] if s.lfs else s.blob_id for s in head.siblings or []}
     same = [name for name, path in files.items() if there.get(name) in _hashes(path)]
     kept_card = CARD in there and CARD in files and CARD not in same and not replace_card
@@ -258,7 +258,7 @@ def _commit(
 
 
 def _hashes(path: Path) -> tuple[str, str]:
-    """As the Hub names contents: git's hash of a small file, sha256 of a large one."""
+    """The two hashes by which the Hub names contents: git's hash (small files) and sha256 (large files)."""
     git, large = hashlib.sha1(b'blob %d\0' % path.stat().st_size), hashlib.sha256()
     with path.open('rb') as file:
         while chunk := file.read(1 << 20):
@@ -272,13 +272,13 @@ def _url(api: HfApi, repo: str, revision: str | None) -> str:
 
 
 def _download(api: HfApi, pushed: Pushed, files: dict[str, Path], token: str | None, beside: str) -> str:
-    """Fetch what was pushed into a fresh cache, and compare it byte for byte; gives the commit."""
+    """Download the pushed files into a fresh cache and compare them byte for byte; returns the commit."""
     try:
         for name in [*pushed.sent, *pushed.same]:
             path = hf_hub_download(pushed.repo, name, revision=pushed.commit, token=token, cache_dir=f'{beside}/hub')
             if not filecmp.cmp(path, files[name], shallow=False):
                 raise PushError(f'{name} at {pushed.url}, commit {pushed.commit}, is not what was sent: push it again.')
     except (HfHubHTTPError, OSError) as error:
-        raise PushError(f'{pushed.repo} has it all in commit {pushed.commit}, but it could not be downloaded to be '
-                        f'compared: {hint(error, pushed.repo)}') from error
+        raise PushError(f'{pushed.repo} has it all in commit {pushed.commit}, but it could not be downloaded for '
+                        f'comparison: {hint(error, pushed.repo)}') from error
     return str(pushed.commit)

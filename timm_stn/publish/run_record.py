@@ -18,15 +18,15 @@ SHOWN = 6  # images in the card's picture
 
 
 class Run(NamedTuple):
-    """A network, and what is known of its training."""
+    """A network and its training run."""
     model: Any
     args: dict[str, Any] = {}  # options of train.py
     epoch: int | None = None
-    metrics: dict[str, float] = {}  # of the weights, on the validation split: loss, top1, top5
+    metrics: dict[str, float] = {}  # of these weights on the validation split: loss, top1, top5
     averaged: bool = False  # the weights are the run's moving average
 
     def images(self) -> list[Path]:
-        """Some validation images of the run, one a class, if they are still where it found them."""
+        """Some validation images of the run, one per class, if they are still in its folder."""
         root = self.args.get('data_dir') or self.args.get('data')
         folder = Path(root) / str(self.args.get('val_split') or 'validation') if root else None
         if folder is None or not folder.is_dir():
@@ -38,10 +38,10 @@ class Run(NamedTuple):
 
 
 def read_run(path: Path) -> Run:
-    """The network of a checkpoint of ``train.py``, with averaged weights where it has them, and its results.
+    """The network of a checkpoint of ``train.py`` (with EMA weights, if it has them) and its results.
 
     Raises:
-        ValueError: It is no such checkpoint, or holds more than tensors and plain options, which is not loaded.
+        ValueError: It is no such checkpoint, or it holds other objects than tensors and plain options.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -51,7 +51,7 @@ def read_run(path: Path) -> Run:
     args = dict(vars(held.get('args') or argparse.Namespace())) if isinstance(held, dict) else {}
     if not isinstance(held, dict) or 'state_dict' not in held or not (args.get('model') or held.get('arch')):
         raise ValueError(f"model: {str(path)!r} is no checkpoint of timm's train.py, it lacks state_dict or arch: load "
-                         'such weights into a model, and push that with timm_stn.push_to_hub(model, ...).')
+                         'the weights into a model and push it with timm_stn.push_to_hub(model, ...).')
     averaged = held.get('state_dict_ema') is not None
     model = _create(held, args)
     model.load_state_dict(clean_state_dict(held['state_dict_ema' if averaged else 'state_dict']))
@@ -62,7 +62,7 @@ def read_run(path: Path) -> Run:
 
 
 def _unsafe(path: Path) -> str:
-    """What a checkpoint holds that is neither a tensor nor plain data."""
+    """Text for the message: the objects in a checkpoint that are neither tensors nor plain data."""
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {'argparse.Namespace'}
     except Exception:  # it is no checkpoint at all
@@ -71,7 +71,7 @@ def _unsafe(path: Path) -> str:
 
 
 def _create(held: dict[str, Any], args: dict[str, Any]) -> Any:
-    """The network as train.py makes it, but for what matters in training only."""
+    """The network as train.py creates it, without options that matter only in training."""
     channels = args.get('in_chans') or (args.get('input_size') or [3])[0]
     given = dict(num_classes=args.get('num_classes'), global_pool=args.get('gp'), bn_eps=args.get('bn_eps'))
     given.update(args.get('model_kwargs') or {}, in_chans=channels)
@@ -82,7 +82,7 @@ def _create(held: dict[str, Any], args: dict[str, Any]) -> Any:
 
 
 def _options(folder: Path, args: dict[str, Any]) -> dict[str, Any]:
-    """What args.yaml says, which are the options as they were given; nothing if it is that of another run."""
+    """The options in args.yaml, as given on the command line; {} if args.yaml belongs to another run."""
     try:
         options = yaml.safe_load((folder / 'args.yaml').read_text())
     except (OSError, yaml.YAMLError):
@@ -91,7 +91,7 @@ def _options(folder: Path, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(folder: Path, held: dict[str, Any], args: dict[str, Any]) -> dict[str, float]:
-    """The checkpoint's line of summary.csv, if it agrees with the metric in the checkpoint; else that metric alone."""
+    """The epoch's metrics in summary.csv if they agree with the checkpoint's metric; else only that metric."""
     key, metric = args.get('eval_metric') or 'top1', held.get('metric')
     if metric is None:
         return {}
