@@ -1,4 +1,4 @@
-"""Whether theta depends on the image. A transformer that does the same for all images is a crop, and learns nothing."""
+"""Measures how much theta depends on the image. If it does not, the transformer is a fixed crop."""
 import math
 import os
 import sys
@@ -20,11 +20,11 @@ HELP = 'docs/training.md#it-does-nothing'
 
 
 class Dependence(NamedTuple):
-    """What a transformer did with several images.
+    """How much a transformer's theta depends on the image, over several images.
 
-    ``spread`` is the standard deviation over the images of where the look's points lie (a lattice of 5 x 5), in
-    half-widths of the image, root mean square over points and axes; for a translation it is theta's. ``dead`` of the
-    ``features`` that the regression sees are the same for all images.
+    ``spread`` is the standard deviation over the images of the positions of a 5 x 5 lattice of the look, in half-widths
+    of the image, root mean square over points and axes. For a translation it is the standard deviation of theta.
+    ``features`` is the number of inputs of the regression of theta; ``dead`` of them are the same for all images.
     """
     images: int
     spread: float
@@ -33,12 +33,12 @@ class Dependence(NamedTuple):
 
 
 def dependence(stn: SpatialTransformer, theta: Tensor, features: Tensor | None = None) -> Dependence:
-    """Of a transformer and what it made of N images.
+    """The :class:`Dependence` of a transformer over N images.
 
     Args:
         stn: The transformer.
-        theta: Its thetas, (N, ...) or (N, G, ...), as ``last_theta`` has them.
-        features: What its regression saw, (N, F).
+        theta: Its thetas, (N, ...) or (N, G, ...), as in ``last_theta``.
+        features: The inputs of its regression, (N, F).
     """
     tally = _Tally(stn)
     tally.add(stn, theta, features)
@@ -46,7 +46,7 @@ def dependence(stn: SpatialTransformer, theta: Tensor, features: Tensor | None =
 
 
 def advice(stage: Any, found: Dependence) -> str | None:
-    """One line where theta hardly depends on the image; None where it does, or where one image says nothing."""
+    """One line if theta hardly depends on the image; None if it does, or for fewer than two images."""
     if found.images < 2 or found.spread >= LITTLE:
         return None
     dead = f'; {found.dead} of {found.features} features are dead' if found.features else ''
@@ -55,30 +55,30 @@ def advice(stage: Any, found: Dependence) -> str | None:
 
 
 def tell(lines: Iterable[str]) -> None:
-    """Print advice on stderr; of the processes of one training, the first does."""
+    """Print advice on stderr, in the first process of a distributed run only."""
     if os.environ.get('RANK', '0') == '0':
         for line in lines:
-            with suppress(OSError):  # nobody reads it: no reason to fail
+            with suppress(OSError):  # stderr may be closed; that is no failure
                 print(f'timm-stn: {line}', file=sys.stderr, flush=True)
 
 
 class Witness:
-    """What transformers did with the images of the last evaluation: numbers of a fixed size, and no tensor of theirs.
+    """Records statistics of all transformers over the images of the last evaluation, in constant memory.
 
-    It starts anew with the first forward pass in evaluation after one in training. What ran as compiled code, or in
-    replicas of ``nn.DataParallel``, it does not see.
+    It starts again at the first forward pass in evaluation mode after one in training mode. It does not see compiled
+    code or replicas of ``nn.DataParallel``.
 
     Args:
-        warmup: So many forward passes in evaluation, the first of each transformer, are of noise and not counted.
+        warmup: Number of first evaluation passes of each transformer to skip, because their input is noise.
     """
 
     def __init__(self, warmup: float = 0) -> None:
         self.warmup = warmup
         self._trained = False
-        self._tallies: dict[ref[SpatialTransformer], _Tally] = {}  # which stay when the transformer is gone
+        self._tallies: dict[ref[SpatialTransformer], _Tally] = {}  # entries outlive their transformer
 
     def see(self, stn: SpatialTransformer, theta: Tensor) -> None:
-        """Take in a forward pass; theta is (N, ...) or (N, G, ...), detached."""
+        """Record a forward pass; theta is (N, ...) or (N, G, ...), detached."""
         if stn.training:
             self._trained = True
             return
@@ -93,11 +93,11 @@ class Witness:
             tally.add(stn, theta, getattr(stn.localization, 'last_features', None))
 
     def found(self) -> list[tuple[int | str, Dependence]]:
-        """Stages, as named in ``stn_stages``, and what the transformers there did, in the order of their first pass."""
+        """(stage as in ``stn_stages``, :class:`Dependence`) of each transformer, in the order of the first passes."""
         return [(tally.stage, tally.found()) for tally in self._tallies.values()]
 
     def advice(self) -> list[str]:
-        """A line for each stage with a transformer that hardly depends on the image; of several the first's."""
+        """One line for each stage whose theta hardly depends on the image (the first of several transformers)."""
         lines: dict[int | str, str] = {}
         for stage, found in self.found():
             line = advice(stage, found)
@@ -108,7 +108,7 @@ class Witness:
 
 @contextmanager
 def witnessing(warmup: float = 0) -> Iterator[Witness]:
-    """Within it, the witness that it gives sees all spatial transformers; see :class:`Witness`."""
+    """Context with a new :class:`Witness`, which sees all spatial transformers inside it."""
     witness, before = Witness(warmup), SpatialTransformer.witness
     SpatialTransformer.witness = witness.see
     try:
@@ -118,13 +118,13 @@ def witnessing(warmup: float = 0) -> Iterator[Witness]:
 
 
 class _Tally:
-    """What one transformer did so far: moments of where its points lie, and the range of each feature."""
+    """Running statistics of one transformer: moments of its points' positions, and the range of each feature."""
 
     def __init__(self, stn: SpatialTransformer) -> None:
         self.stage, self.rows = stn.stage, stn.rows
         self.passes = self.count = 0
-        self.mean = self.square = torch.zeros((), dtype=torch.float64, device='cpu')  # squares about the mean, summed
-        self.low, self.high = (torch.tensor(s * math.inf, device='cpu') for s in (1, -1))  # one number: no features
+        self.mean = self.square = torch.zeros((), dtype=torch.float64, device='cpu')  # sum of squares about the mean
+        self.low, self.high = (torch.tensor(s * math.inf, device='cpu') for s in (1, -1))  # 0-d: no features yet
 
     def add(self, stn: SpatialTransformer, theta: Tensor, features: Tensor | None) -> None:
         flat = theta.flatten(0, 1) if stn.glimpses > 1 else theta

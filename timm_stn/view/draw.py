@@ -1,4 +1,4 @@
-"""Pictures of what spatial transformers do: where they looked, what they saw, what the network answered. Pillow only.
+"""Pictures of where spatial transformers looked, what they saw, and what the network answered. Needs only Pillow.
 
 Coordinates are those of the package: xy order, [-1, 1] over the area of the image, half-pixel centres. Pixels are
 (N, C, H, W) in [0, 1], of 1 or 3 channels.
@@ -6,6 +6,7 @@ Coordinates are those of the package: xy order, [-1, 1] over the area of the ima
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +15,17 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..modules.spatial_transformer import SpatialTransformer
+from ..whole_file import write_whole
 
 __all__ = ['COLORS', 'GOOD', 'WRONG', 'Caption', 'draw_look', 'draw_outlines', 'heat', 'outline', 'save_picture']
 
-COLORS = ('#FFB000', '#22B8F0', '#F0529C', '#7BD651', '#A78BFA', '#FF7A45')  # of the glimpses, in turn
+COLORS = ('#FFB000', '#22B8F0', '#F0529C', '#7BD651', '#A78BFA', '#FF7A45')  # colours of the glimpses, in turn
 PAPER, INK, FAINT, RULE = '#FFFFFF', '#1F2430', '#70788A', '#E4E7EC'
 GOOD, WRONG = '#138A4B', '#D0312D'
 HEAT = ((0.09, 0.10, 0.22), (0.72, 0.29, 0.36), (1.0, 0.89, 0.60))  # low, middle, high
 SCALE = 2  # pixels of the picture for each unit of its layout
 MARGIN, GAP, ARROW, BLOCK_GAP, ROW_GAP = 22, 10, 20, 34, 12
-ASPECT = 1.6  # width over height that the rows are arranged for
+ASPECT = 1.6  # target width / height of the picture
 
 
 class Caption(NamedTuple):
@@ -50,31 +52,31 @@ class Frame(NamedTuple):
         return 2 * MARGIN + self.blocks * self.block + (self.blocks - 1) * BLOCK_GAP
 
     def corner(self, i: int) -> tuple[int, int]:
-        """Top left of row i, which fill the blocks from top to bottom."""
+        """Top left corner of row i; rows fill the blocks from top to bottom."""
         block, row = divmod(i, self.rows)
         return MARGIN + block * (self.block + BLOCK_GAP), MARGIN + 18 + row * (self.tile + ROW_GAP)
 
     def tile_x(self, t: int) -> int:
-        """Left of what was seen number t, from the left of its row; ``tiles`` gives that of the answer."""
+        """x offset of tile t (what was seen) in its row; t = ``tiles`` gives that of the answer."""
         return self.tile + ARROW + t * (self.tile + GAP)
 
 
 def outline(transformer: SpatialTransformer, theta: Tensor, points_per_side: int = 32) -> Tensor:
-    """Where the border of a transformer's output lies in its input: (N, G, K, 2), K = 4 ``points_per_side``.
+    """The border of a transformer's output in coordinates of its input: (N, G, K, 2), K = 4 ``points_per_side``.
 
     Args:
-        transformer: The transformer that gave theta; of images, not of volumes.
+        transformer: The transformer of theta; for images, not volumes.
         theta: As from ``look`` and in ``last_theta``, with or without a dimension G of glimpses.
-        points_per_side: Points on each side, many enough for the curved borders of tps and diffeomorphic looks.
+        points_per_side: Points on each side; curved borders (tps, diffeomorphic) need many.
 
     Returns:
-        Points in order, clockwise in the output, from its top left corner; the last one is not the first again.
+        Points clockwise from the top left corner of the output. The last point does not repeat the first.
 
     Raises:
-        ValueError: ``transformer`` is one of volumes.
+        ValueError: ``transformer`` is for volumes.
     """
     if transformer.transform.ndim != 2:
-        raise ValueError(f'transformer must be one of images, got transform={transformer.transform.name!r} of volumes.')
+        raise ValueError(f'transformer must be for images, got transform={transformer.transform.name!r} for volumes.')
     side = torch.arange(points_per_side, device=theta.device, dtype=theta.dtype) * (2 / points_per_side) - 1
     edge = torch.ones_like(side)
     border = torch.cat([torch.stack(s, -1) for s in ((side, -edge), (edge, side), (-side, edge), (-edge, -side))])
@@ -85,7 +87,7 @@ def outline(transformer: SpatialTransformer, theta: Tensor, points_per_side: int
 
 
 def heat(maps: Tensor) -> Tensor:
-    """Maps of features (N, T, C, h, w) to colours (N, T, 3, h, w): the mean over channels, from least to most."""
+    """Colours (N, T, 3, h, w) of feature maps (N, T, C, h, w): the mean over channels, from lowest to highest."""
     mean = maps.float().mean(2, keepdim=True)
     low, high = mean.amin((1, 2, 3, 4), keepdim=True), mean.amax((1, 2, 3, 4), keepdim=True)
     x = (mean - low) / (high - low).clamp_min(1e-12)
@@ -104,20 +106,20 @@ def draw_look(
         tile: int = 128,
         blocks: int | None = None,
 ) -> Image.Image:
-    """A row for each image: the input with the outlines of the looks, what was seen, the answer.
+    """A picture with one row per image: the input with outlines of where it looked, what was seen, the answer.
 
-    A dot marks the outline's point that is the top left corner of what was seen.
+    A dot on each outline marks the top left corner of what was seen.
 
     Args:
         images: Inputs (N, C, H, W) in [0, 1].
         seen: What was seen, (N, T, C, h, w) in [0, 1]: T pictures in a row.
         outlines: (N, G, K, 2) in coordinates of the input, from ``outline``.
-        captions: The answers, N.
-        titles: Of the columns: input, what was seen (one for each T, or one for all), answer.
-        glimpse_of: For each T the outline in whose colour it is framed, or None for no frame. Default: in turn.
-        footer: Text below.
-        tile: Side of a picture within the picture, in units of which each takes 2 pixels.
-        blocks: Rows stand in so many blocks side by side. Default: for a picture about 1.6 times as wide as high.
+        captions: The N answers.
+        titles: Titles of the columns: input, what was seen (one for each T, or one for all), answer.
+        glimpse_of: For each T, the glimpse whose colour frames it, or None for no frame. Default: in turn.
+        footer: Text below the rows.
+        tile: Side of one tile, in units of 2 pixels.
+        blocks: Number of blocks of rows side by side. Default: the picture is about 1.6 times as wide as high.
 
     Raises:
         ValueError: The lengths do not agree, or there are no images.
@@ -181,13 +183,7 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f'path must end in the name of a picture format, as .png, got {str(path)!r}.')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.tmp')
-    try:
-        picture.save(beside, format=kind, optimize=True)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, partial(picture.save, format=kind, optimize=True))
 
 
 def _frame(n: int, tiles: int, tile: int, captions: Sequence[Caption], blocks: int | None) -> Frame:
@@ -219,7 +215,7 @@ def _titles(draw: ImageDraw.ImageDraw, frame: Frame, titles: Sequence[str]) -> N
 
 
 def _answer(draw: ImageDraw.ImageDraw, x: int, y: int, frame: Frame, caption: Caption) -> None:
-    """One short answer stands large; several are lines with bars as long as their probabilities."""
+    """Draw one short answer in large type, or several as lines with bars in proportion to their probabilities."""
     if _is_short(caption):
         name, probability = caption.answers[0]
         top = y + frame.tile // 2 - 36
@@ -244,7 +240,7 @@ def _note(draw: ImageDraw.ImageDraw, x: int, y: int, frame: Frame, caption: Capt
 
 
 def percent(probability: float) -> str:
-    """A probability for people: 99.97 % is not 100 %."""
+    """A probability in percent, rounded down above 50 % so that 99.97 % does not become 100 %."""
     value = 100 * probability
     return f'{math.floor(value * 10) / 10 if value > 50 else value:.1f} %'
 
@@ -258,7 +254,7 @@ def _text(
         width: float,
         anchor: str = 'la',
 ) -> None:
-    """One line of text, cut where it would be wider than ``width``."""
+    """Draw one line of text, truncated to ``width``."""
     font: Any = ImageFont.load_default(size * SCALE)
     kept, shown = text, text
     while kept and font.getlength(shown) > width * SCALE:
@@ -285,7 +281,7 @@ def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
 
 
 def _framed(image: Tensor, side: int, glimpse: int | None) -> Image.Image:
-    """What was seen, in a frame of its outline's colour with the dot of its top left corner."""
+    """What was seen, framed in the colour of its outline, with a dot at the top left corner."""
     fine = 2 * side
     width = max(fine // 80, 8)
     canvas = Image.new('RGB', (fine, fine), PAPER)
@@ -307,7 +303,7 @@ def _pixels(image: Tensor) -> Image.Image:
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:
-    """Scaled so that the longer side is ``side``: small images show their pixels, as squares."""
+    """The image with ``side`` pixels on its longer side; small images keep square pixels."""
     longer = max(image.size)
     size = (max(1, round(image.width * side / longer)), max(1, round(image.height * side / longer)))
     if longer <= 96:

@@ -1,4 +1,4 @@
-"""What the transformers of a network did with images, as numbers and outlines."""
+"""Records where the transformers of a network looked in images, as numbers and outlines."""
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ __all__ = ['Look', 'observe']
 
 @dataclass(frozen=True)
 class Look:
-    """What the transformer of one stage did with images (N, C, H, W).
+    """Results of the transformer of one stage for images (N, C, H, W).
 
-    ``theta`` is (N, G, ...), ``outlines`` (N, G, K, 2) lie in the coordinates of the images, ``logits`` (N, classes)
-    are the network's. ``seen`` (N, G, C, h, w) is what the transformer gave, ``before`` what came to it: of the same
-    shape at a stage, None at the input.
+    ``theta`` is (N, G, ...), ``outlines`` (N, G, K, 2) are in coordinates of the images, ``logits`` (N, classes) are
+    the network's. ``seen`` (N, G, C, h, w) is the output of the transformer. ``before`` is its input, of the same
+    shape, for a stage; None for the network's input.
     """
     stage: int | str
     theta: Tensor
@@ -28,14 +28,14 @@ class Look:
 
 @torch.inference_mode()
 def observe(model: Any, images: Tensor, stage: int | str | None = None) -> Look:
-    """Run a network with spatial transformers, and tell where one of them looked.
+    """Run a network and return where one of its spatial transformers looked.
 
-    Features of a stage are taken to lie evenly over the image, as those of padded convolutions and of patches do.
+    The features of a stage are assumed to cover the image evenly, as with padded convolutions and patches.
 
     Args:
-        model: A network with ``spatial_transformers()``; it runs in the mode that it is in.
-        images: (N, C, H, W), as they enter the network.
-        stage: One of ``model.spatial_transformers()``. Default: the first, which is the input's if there is one.
+        model: A network with ``spatial_transformers()``; its mode (train or eval) is kept.
+        images: Inputs of the network, (N, C, H, W).
+        stage: One of ``model.spatial_transformers()``. Default: the first, which is the input's if it has one.
 
     Raises:
         ValueError: There is no transformer at that stage.
@@ -53,7 +53,7 @@ def observe(model: Any, images: Tensor, stage: int | str | None = None) -> Look:
 
 
 def _observe_stage(model: Any, stn: Any, images: Tensor, stage: int | str) -> Look:
-    """theta of the stage maps what came to it; its outline goes back through the transformers that ran before it."""
+    """As `observe` for a feature stage: the outline is mapped back through the transformers that ran before it."""
     ran: list[tuple[Any, Tensor, Tensor]] = []
     stages = [t for t in model.spatial_transformers().values() if t is not model.stn]
     handles = [t.register_forward_hook(lambda m, args, out: ran.append((m, args[0], out))) for t in stages]
@@ -62,7 +62,7 @@ def _observe_stage(model: Any, stn: Any, images: Tensor, stage: int | str) -> Lo
     finally:
         for handle in handles:
             handle.remove()
-    ran = ran[-len(stages):]  # not when the backbone was only asked where to look
+    ran = ran[-len(stages):]  # without earlier passes that only computed where to look
     last = [t for t, _, _ in ran].index(stn)
     points = outline(stn, stn.last_theta)[:, 0]
     for earlier, _, _ in reversed(ran[:last]):
@@ -74,7 +74,7 @@ def _observe_stage(model: Any, stn: Any, images: Tensor, stage: int | str) -> Lo
 
 
 def _through_input(model: Any, points: Tensor) -> Tensor:
-    """Points (N, S, K, 2) in what the backbone saw to points in the images; a whole image comes first, as it is."""
+    """Map points (N, S, K, 2) of the backbone's inputs to the images; a whole image comes first and is not mapped."""
     first = points.shape[1] - model.glimpses
     whole, seen = points[:, :first], points[:, first:]
     theta = model.stn.last_theta

@@ -1,4 +1,4 @@
-"""A picture of where a network looks in images, from files to drawing, and what it answers."""
+"""Draws where a network looks in image files, and its answers."""
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from .observe import Look, observe
 
 __all__ = ['best_answers', 'class_names', 'data_config', 'draw', 'picture_of', 'read_images', 'short_name']
 
-FEW = 10  # up to so many classes the best answer is shown alone
+FEW = 10  # with at most this many classes, only the best answer is shown
 
 
 def picture_of(model: Any, paths: Sequence[Path], name: str) -> Image.Image:
-    """Where the first transformer of a network in eval mode looks in images, and what it answers.
+    """A picture of where the first transformer of a network (in eval mode) looks in image files, with the answers.
 
     Raises:
-        ValueError: The network takes neither 1 nor 3 channels, or answers with numbers that are not finite.
-        OSError: A file is no image.
+        ValueError: The network takes neither 1 nor 3 channels, or its logits are not finite.
+        OSError: A file is not an image.
     """
     config = data_config(model)
     images = read_images(paths, config)
@@ -31,7 +31,7 @@ def picture_of(model: Any, paths: Sequence[Path], name: str) -> Image.Image:
 
 
 def draw(images: Tensor, look: Look, captions: Sequence[Caption], config: dict[str, Any], name: str) -> Image.Image:
-    """What the transformer of one stage did with normalised images."""
+    """A picture of the look of one stage's transformer at normalised images."""
     glimpses = look.outlines.shape[1]
     shown = _denormalize(images, config)
     if look.before is None:
@@ -44,12 +44,12 @@ def draw(images: Tensor, look: Look, captions: Sequence[Caption], config: dict[s
     titles = ('where it looked', *['features before', 'after'] * glimpses, 'answer')
     return draw_look(
         shown, maps, look.outlines, captions, titles, frames, tile=176,
-        footer=f'{name}: at stage {look.stage!r} features are moved (drawn: the mean over channels), not the image; '
-               'the outline of the look lies over the input.')
+        footer=f'{name}: at stage {look.stage!r} features are warped (drawn: the mean over channels), not the image; '
+               'the outline is drawn on the input.')
 
 
 def data_config(model: Any) -> dict[str, Any]:
-    """How timm prepares images for the model; for 1 channel with the mean of the colours' means."""
+    """timm's data config of the model; for 1 channel, mean and std are averaged over the colours."""
     cfg = model.pretrained_cfg
     channels = getattr(model, 'in_chans', None) or cfg['input_size'][0]
     if channels not in (1, 3):
@@ -62,7 +62,7 @@ def data_config(model: Any) -> dict[str, Any]:
 
 
 def read_images(paths: Sequence[Path], config: dict[str, Any]) -> Tensor:
-    """Images as the network takes them."""
+    """Read images and transform them to the network's input (N, C, H, W)."""
     transform = create_transform(**config)
     mode = 'L' if config['input_size'][0] == 1 else 'RGB'
 
@@ -79,16 +79,16 @@ def _denormalize(x: Tensor, config: dict[str, Any]) -> Tensor:
 
 
 def best_answers(logits: Tensor, names: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """Names and probabilities, best first: three where there are many classes."""
+    """Names and probabilities of each image's best answers, best first: three for many classes, else one."""
     if not logits.isfinite().all():
-        raise ValueError("the network's answers are not finite numbers")
+        raise ValueError("the network's logits are not finite numbers")
     best = logits.float().softmax(1).topk(3 if logits.shape[1] > FEW else 1)
     rows = zip(best.indices.tolist(), best.values.tolist())
     return [[(names[c] if c < len(names) else str(c), p) for c, p in zip(*row)] for row in rows]
 
 
 def class_names(model: Any) -> list[str]:
-    """Those that the model's cfg has, else ImageNet's where the number of classes says so, else numbers."""
+    """Class names from the model's cfg; else ImageNet's if the number of classes matches; else numbers."""
     names = model.pretrained_cfg.get('label_names')
     if names and len(names) == model.num_classes:
         return list(names)
@@ -100,5 +100,5 @@ def class_names(model: Any) -> list[str]:
 
 
 def short_name(name: str, length: int = 26) -> str:
-    """Its middle left out where it is long."""
+    """The name, with its middle cut out if it is longer than ``length``."""
     return name if len(name) <= length else f'{name[:12]}...{name[-11:]}'
