@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.register_assert_rewrite('makers', 'pushing')
+pytest.register_assert_rewrite('commands', 'makers', 'pushing')
 
 
 @pytest.fixture

@@ -8,13 +8,11 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import pytest
 import timm
 import torch
-from PIL import Image, ImageColor
 from torch import nn
 
-from timm_stn import SpatialTransformer, cli
+from timm_stn import SpatialTransformer
 from timm_stn.geometry.transforms import get_transform
 from timm_stn.network.attach import StageTransformer, attach
 from timm_stn.network.stages import stage_layouts
@@ -33,8 +31,6 @@ NETWORKS = [  # arguments of small networks with transformers of many kinds
 ]
 
 GLIMPSES = dict(stn_glimpses=2, stn_scale=0.5, stn_size=64, img_size=128, stn_transform='translation', num_classes=3)
-
-MODEL = ['--model', 'stn_test_resnet', '--no-pretrained']
 
 
 def generator(seed=0):
@@ -156,20 +152,6 @@ def put_transformer(backbone, stage, input_size=(3, 64, 64), shift=0.0, **argume
     with torch.no_grad():
         stn.localization.regression.bias[0] = shift / stn.localization.regression.lr_scale
     return stn.eval(), attach(backbone, {name: stn}, input_size)[name]
-
-
-def refused(capsys, *argv):
-    """The one line that a wrong argument gives."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(map(str, argv)))
-    output = capsys.readouterr()
-    assert stop.value.code == 2 and not output.out
-    assert output.err.count('\n') == 1 and output.err.startswith('timm-stn')
-    return output.err
-
-
-def has_color(path, color):
-    return bool((np.asarray(Image.open(path)) == ImageColor.getrgb(color)).all(-1).any())
 
 
 def environment_of(hub, home, token):

@@ -2,7 +2,7 @@
 import subprocess
 import sys
 
-from makers import refused
+from commands import refused
 
 
 def test_refuses_other_commands(capsys):

@@ -2,7 +2,8 @@
 import pytest
 import timm
 import torch
-from makers import MODEL, ROOT, has_color, refused, write_mnist
+from commands import MODEL, has_color, refused
+from makers import ROOT, write_mnist
 
 from timm_stn import cli
 from timm_stn.cli import digits

@@ -1,7 +1,7 @@
 """Models as the command line takes and lists them."""
 import timm
 import torch
-from makers import refused
+from commands import refused
 
 from timm_stn import cli
 from timm_stn.names.zoo import zoo_names

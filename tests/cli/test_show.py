@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from makers import MODEL, has_color, refused
+from commands import MODEL, has_color, refused
 
 from timm_stn import cli
 from timm_stn.view.draw import COLORS
