@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .grid import coordinate_dtype, lattice
-from .sampler import Fill, check_options, sample_finite
-from .transforms import Transform, get_transform, invert_matrix, map_points_matrix, matrix_grid
+from .grid import coordinate_dtype
+from .pose import pose_of
+from .sampler import Fill, Sampling
+from .transforms import Transform
 
 __all__ = ['map_points', 'unwarp', 'warp']
 
@@ -41,11 +42,11 @@ def warp(
         ValueError: for shapes, names or options other than these.
         TypeError: for integer or bool images with an interpolating mode, or an integer theta.
     """
-    check_options(image, mode, padding_mode, fill, antialias)
+    sampling = Sampling(mode, padding_mode, fill, antialias)
+    sampling.check(image)
     theta = _check_theta(theta, image)
     size = _check_size(image.shape[2:] if size is None else size, image)
-    grid = matrix_grid(theta, size) if theta.ndim == 3 else get_transform(transform).grid(theta, size)
-    return sample_finite(image, _expand(grid, image), mode, padding_mode, fill, antialias)
+    return sampling.read(image, _expand(pose_of(theta, transform).grid(size), image))
 
 
 def unwarp(
@@ -70,14 +71,11 @@ def unwarp(
     Raises:
         ValueError, TypeError: as `warp`.
     """
-    check_options(image, mode, padding_mode, fill, antialias=False)
+    sampling = Sampling(mode, padding_mode, fill)
+    sampling.check(image)
     theta = _check_theta(theta, image)
     size = _check_size(size, image)
-    if theta.ndim == 3:
-        grid = matrix_grid(invert_matrix(theta), size)
-    else:
-        grid = get_transform(transform).inverse_points(theta, lattice(size, theta.device, theta.dtype)[None])
-    return sample_finite(image, _expand(grid, image), mode, padding_mode, fill)
+    return sampling.read(image, _expand(pose_of(theta, transform).inverse_grid(size), image))
 
 
 def map_points(theta: Tensor, points: Tensor, transform: str | Transform = 'affine') -> Tensor:
@@ -88,9 +86,7 @@ def map_points(theta: Tensor, points: Tensor, transform: str | Transform = 'affi
         points: (N, ..., 2 or 3), or (M, 2 or 3) for all samples, in xy(z) order and [-1, 1].
         transform: The name of a family, `'a+b'`, or a `Transform`.
     """
-    if theta.ndim == 3:
-        return map_points_matrix(theta, points)
-    return get_transform(transform).map_points(theta, points)
+    return pose_of(theta, transform).map_points(points)
 
 
 def _check_theta(theta: Tensor, image: Tensor) -> Tensor:

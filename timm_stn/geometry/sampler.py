@@ -4,6 +4,7 @@ Convention: `image` is (N, C, H, W) or (N, C, D, H, W); `grid` is (N, h, w, 2) o
 output pixel, the point of the image to look at, xy(z) in [-1, 1] with half-pixel centres.
 """
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from . import kernels, pyramid
 from .grid import coordinate_dtype, to_pixels
 
-__all__ = ['MODES', 'PADDING_MODES', 'check_options', 'sample', 'sample_finite']
+__all__ = ['MODES', 'PADDING_MODES', 'Fill', 'Sampling', 'sample']
 
 MODES = ('bilinear', 'bicubic', 'nearest')
 PADDING_MODES = ('border', 'zeros', 'reflection', 'fill')
@@ -20,6 +21,48 @@ Fill = float | Sequence[float] | Tensor | None
 # Farther out than this nothing is near the image, and nothing overflows; twice reflected, `NOWHERE` is the first pixel.
 FAR = 1e4
 NOWHERE = -5.
+
+
+class Sampling(NamedTuple):
+    """How an image is read between and beyond its pixels; see `sample`."""
+    mode: str = 'bilinear'
+    padding_mode: str = 'border'
+    fill: Fill = None
+    antialias: bool = False
+
+    def check(self, image: Tensor) -> None:
+        """Raise a ValueError or TypeError for an image and options that do not go together."""
+        mode, padding_mode, fill, antialias = self
+        if image.ndim not in (4, 5) or 0 in image.shape[2:]:
+            raise ValueError(
+                f'image must be (N, C, H, W) or (N, C, D, H, W) with pixels, got shape {tuple(image.shape)}')
+        if mode not in MODES:
+            raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f'padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}')
+        if mode == 'bicubic' and image.ndim == 5:
+            raise ValueError(
+                "mode='bicubic' is for images (N, C, H, W); volumes take 'bilinear' (trilinear) or 'nearest'")
+        if mode == 'nearest' and antialias:
+            raise ValueError("antialias=True needs mode 'bilinear' or 'bicubic', got 'nearest'")
+        if mode != 'nearest' and not image.is_floating_point():
+            raise TypeError(
+                f"image of dtype {image.dtype} needs mode='nearest', got {mode!r}; or convert it to floats")
+        if fill is not None or padding_mode == 'fill':
+            _check_fill(padding_mode, fill, image.shape[1])
+
+    def read(self, image: Tensor, grid: Tensor) -> Tensor:
+        """As `sample`, without checks: for valid options and finite coordinates only."""
+        if self.mode == 'nearest':
+            return _like(image, _nearest(image, grid, self.padding_mode, self.fill))
+        dtype, padding_mode = coordinate_dtype(image.dtype), self.padding_mode
+        pixels, grid = image.to(dtype), grid.to(dtype)
+        color = _color(image, self.fill, dtype) if padding_mode == 'fill' else None
+        if color is not None:  # a shift of the colours makes the fill colour zero
+            pixels, padding_mode = pixels - color, 'zeros'
+        interpolate = pyramid.interpolate if self.antialias else kernels.interpolate
+        values = interpolate(pixels, grid, self.mode, padding_mode)
+        return _like(image, values if color is None else values + color)
 
 
 def sample(
@@ -52,31 +95,10 @@ def sample(
         ValueError: for shapes or options other than these.
         TypeError: for integer or bool images with an interpolating mode, or integer coordinates.
     """
-    check_options(image, mode, padding_mode, fill, antialias)
+    sampling = Sampling(mode, padding_mode, fill, antialias)
+    sampling.check(image)
     _check_grid(image, grid)
-    grid = grid.to(coordinate_dtype(image.dtype)).clamp(-FAR, FAR).nan_to_num(NOWHERE)
-    return sample_finite(image, grid, mode, padding_mode, fill, antialias)
-
-
-def sample_finite(
-        image: Tensor,
-        grid: Tensor,
-        mode: str = 'bilinear',
-        padding_mode: str = 'border',
-        fill: Fill = None,
-        antialias: bool = False,
-) -> Tensor:
-    """As `sample`, without checks: for valid arguments and finite coordinates only."""
-    if mode == 'nearest':
-        return _like(image, _nearest(image, grid, padding_mode, fill))
-    dtype = coordinate_dtype(image.dtype)
-    pixels, grid = image.to(dtype), grid.to(dtype)
-    color = _color(image, fill, dtype) if padding_mode == 'fill' else None
-    if color is not None:  # a shift of the colours makes the fill colour zero
-        pixels, padding_mode = pixels - color, 'zeros'
-    interpolate = pyramid.interpolate if antialias else kernels.interpolate
-    values = interpolate(pixels, grid, mode, padding_mode)
-    return _like(image, values if color is None else values + color)
+    return sampling.read(image, grid.to(coordinate_dtype(image.dtype)).clamp(-FAR, FAR).nan_to_num(NOWHERE))
 
 
 def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tensor:
@@ -109,24 +131,6 @@ def _like(image: Tensor, values: Tensor) -> Tensor:
     if not image.is_contiguous() and image.movedim(1, -1).is_contiguous():
         values = values.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last, in words that vmap knows, too
     return values.to(image.dtype)
-
-
-def check_options(image: Tensor, mode: str, padding_mode: str, fill: Fill, antialias: bool) -> None:
-    """Raise a ValueError or TypeError for an image and options that do not go together; see `sample`."""
-    if image.ndim not in (4, 5) or 0 in image.shape[2:]:
-        raise ValueError(f'image must be (N, C, H, W) or (N, C, D, H, W) with pixels, got shape {tuple(image.shape)}')
-    if mode not in MODES:
-        raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f'padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}')
-    if mode == 'bicubic' and image.ndim == 5:
-        raise ValueError("mode='bicubic' is for images (N, C, H, W); volumes take 'bilinear' (trilinear) or 'nearest'")
-    if mode == 'nearest' and antialias:
-        raise ValueError("antialias=True needs mode 'bilinear' or 'bicubic', got 'nearest'")
-    if mode != 'nearest' and not image.is_floating_point():
-        raise TypeError(f"image of dtype {image.dtype} needs mode='nearest', got {mode!r}; or convert it to floats")
-    if fill is not None or padding_mode == 'fill':
-        _check_fill(padding_mode, fill, image.shape[1])
 
 
 def _check_fill(padding_mode: str, fill: Fill, channels: int) -> None:

@@ -1,12 +1,17 @@
-"""Sides and counts, as arguments give them: one number or several."""
+"""Sides, counts and numbers as arguments give them."""
+import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ['are_sides', 'as_sides', 'is_count']
+__all__ = ['are_sides', 'as_sides', 'is_count', 'is_number', 'sides_of']
 
 
 def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def are_sides(value: Any, ndim: int) -> bool:
@@ -14,7 +19,19 @@ def are_sides(value: Any, ndim: int) -> bool:
 
 
 def as_sides(size: Any, ndim: int = 2) -> Any:
-    """One side for all axes as `ndim` of them, several as a tuple; what is neither as it is."""
+    """One side, of all axes, as a tuple of `ndim`; a sequence as a tuple; what is neither as it is."""
     if isinstance(size, int):
         return (size,) * ndim
     return tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else size
+
+
+def sides_of(size: Any, ndim: int, name: str) -> tuple[int, ...]:
+    """One side or `ndim` of them as a tuple of `ndim`.
+
+    Raises:
+        ValueError: `size` is neither; the message starts with `name`.
+    """
+    sides = as_sides(size, ndim)
+    if not are_sides(sides, ndim):
+        raise ValueError(f'{name} must be {ndim} positive integers, or one, got {size!r}.')
+    return tuple(sides)

@@ -5,19 +5,20 @@ that one set of weights serves every input size. It ends in a :class:`ThetaRegre
 """
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from ..geometry.grid import has_values
+from ..geometry.pose import Pose
 from ..geometry.shrink import shrink
-from ..geometry.sizes import are_sides, is_count
+from ..geometry.sizes import is_count, sides_of
 from .moments import Moments
 from .regression import ThetaRegression
 from .standardize import Standardize, without_statistics
 from .steps import bound_steps
 
-__all__ = ['Localization', 'localization_names']
+__all__ = ['Localization', 'Regressed', 'Source', 'localization_names', 'parse_source']
 
 
 def _side(size: tuple[int, ...], limit: int, halve: bool) -> tuple[int, ...]:
@@ -69,6 +70,8 @@ def _numel(size: Any) -> int:
     return n
 
 
+ON_FEATURES = ('shared', 'saliency')
+WITH_NAME = ('timm', *ON_FEATURES)
 # name -> (builder, largest side it sees by default, whether it sees half, settings); a ReLU follows those with `hidden`
 _BODIES: dict[str, tuple[Callable, int, bool, tuple[str, ...]]] = {
     'conv': (_conv, 64, True, ('channels', 'hidden')),
@@ -81,6 +84,65 @@ _BODIES: dict[str, tuple[Callable, int, bool, tuple[str, ...]]] = {
 def localization_names() -> list[str]:
     """Names that need no argument; ``timm:<arch>`` names any timm model."""
     return list(_BODIES)
+
+
+class Source(NamedTuple):
+    """What regresses theta, as the argument ``localization`` names it: ``conv``, ``timm:resnet18``, ``saliency:3``."""
+    kind: str
+    of: str = ''  # the architecture of ``timm``, the stage of ``shared`` and ``saliency``
+
+    @property
+    def on_features(self) -> bool:
+        """Whether it needs the features of a backbone around it."""
+        return self.kind in ON_FEATURES
+
+    @property
+    def is_timm(self) -> bool:
+        return self.kind == 'timm'
+
+    def check_alone(self, ndim: int) -> None:
+        """Raise a ValueError where this is no network that can look at inputs of ``ndim`` dimensions by itself."""
+        name = ':'.join(filter(None, self))
+        if self.kind == 'auto':  # which a network resolves
+            raise _unknown(name)
+        if self.on_features:
+            raise ValueError(f'localization {name!r} needs the backbone of a network around it; here it must be one of '
+                             f"{', '.join(_BODIES)}, timm:<arch>.")
+        if self.is_timm:
+            from .timm_body import is_known
+            if not is_known(self.of):
+                raise ValueError(f'localization {name!r}: timm knows no model {self.of!r}.')
+            if ndim != 2:
+                raise ValueError(f"localization {name!r} looks at images, volumes take one of {', '.join(_BODIES)}.")
+
+
+def parse_source(localization: Any) -> Source:
+    """Read the argument ``localization``.
+
+    Raises:
+        ValueError: It names no localization network; the message has the nearest name.
+    """
+    kind, colon, of = localization.partition(':') if isinstance(localization, str) else (localization, '', '')
+    if isinstance(kind, str) and (kind in WITH_NAME if colon else kind in (*_BODIES, 'auto')):
+        return Source(kind, of)
+    raise _unknown(localization)
+
+
+def _unknown(localization: Any) -> ValueError:
+    near = get_close_matches(str(localization), _BODIES, 1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>'])
+    return ValueError(f'localization must be one of {accepted}; got {localization!r}.{hint}')
+
+
+class Regressed(NamedTuple):
+    """What a localization network gives for N images and G glimpses.
+
+    ``params`` (N, G * P) are of the transform's family. ``start``, of N * G samples, is where they start from; None
+    for the base of the transformer.
+    """
+    params: Tensor
+    start: Pose | None = None
 
 
 class Localization(nn.Module):
@@ -123,9 +185,10 @@ class Localization(nn.Module):
         dd = dict(device=device, dtype=dtype)
         self.kind = kind
         self.size = self.resolve_size(kind, tuple(input_size), size)
-        if kind.startswith('timm:'):
+        source = parse_source(kind)
+        if source.is_timm:
             from .timm_body import timm_body
-            self.body, width = timm_body(kind[5:], in_chans, self.size, pretrained, **settings, **dd)
+            self.body, width = timm_body(source.of, in_chans, self.size, pretrained, **settings, **dd)
         else:
             _check_settings(kind, settings)
             self.body, width = _BODIES[kind][0](in_chans, self.size, **settings, **dd)
@@ -142,58 +205,36 @@ class Localization(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start the layers before the regression as He et al. 2015 do (arXiv:1502.01852); not those of a timm model."""
-        for m in () if self.kind.startswith('timm:') else self.body.modules():
-            if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear):
+        own = not parse_source(self.kind).is_timm
+        for m in self.body.modules():
+            if own and isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear):
                 nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
                 nn.init.zeros_(cast(Tensor, m.bias))
 
     @staticmethod
     def resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
         """The sides that a network sees, of inputs of a size: ``size``, or by default."""
-        ndim = len(input_size)
-        _check_kind(kind, ndim)
+        source, ndim = parse_source(kind), len(input_size)
+        source.check_alone(ndim)
         if size is not None:
-            sides = (size,) * ndim if isinstance(size, int) else size
-            if not are_sides(sides, ndim):
-                raise ValueError(f'localization_size must be {ndim} positive integers, or one, got {size!r}.')
-            return tuple(sides)
-        if kind.startswith('timm:'):
+            return sides_of(size, ndim, 'localization_size')
+        if source.is_timm:
             from .timm_body import size_seen  # imports timm, which no other network needs
-            return size_seen(kind[5:], input_size)
+            return size_seen(source.of, input_size)
         _, limit, halve, _ = _BODIES[kind]
         return _side(input_size, limit, halve)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Regressed:
         """(N, C, H, W), any size, to parameters (N, P), float32."""
-        found = self.body(shrink(x, self.size))
+        found = self.body(shrink(x, self.size))  # (N, F)
         features = self.standardize(found)
         if has_values(features):
             self.last_features = features.detach()
-        return self.standardize.track(self.regression(features), found)
+        return Regressed(self.standardize.track(self.regression(features), found))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         state_dict.update(without_statistics(state_dict, prefix + 'regression.weight'))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _check_kind(kind: Any, ndim: int) -> None:
-    if isinstance(kind, str):
-        if kind in _BODIES:
-            return
-        if kind.startswith('timm:'):
-            from .timm_body import is_known
-            if not is_known(kind[5:]):
-                raise ValueError(f'localization {kind!r}: timm knows no model {kind[5:]!r}.')
-            if ndim != 2:
-                raise ValueError(f"localization {kind!r} looks at images, volumes take one of {', '.join(_BODIES)}.")
-            return
-        if kind.startswith(('shared:', 'saliency:')):
-            raise ValueError(f'localization {kind!r} needs the backbone of a network around it; here it must be one of '
-                             f"{', '.join(_BODIES)}, timm:<arch>.")
-    near = get_close_matches(str(kind), _BODIES, 1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
-    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>'])
-    raise ValueError(f'localization must be one of {accepted}; got {kind!r}.{hint}')
 
 
 def _check_settings(kind: str, settings: dict[str, Any]) -> None:

@@ -1,5 +1,4 @@
 """The module of the paper: localization network, transform and sampler in one (section 3, figure 2)."""
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,18 +7,20 @@ from torch import Tensor, nn
 
 from ..geometry.functional import unwarp
 from ..geometry.grid import coordinate_dtype, has_values
-from ..geometry.sampler import check_options, sample_finite
-from ..geometry.sizes import are_sides, is_count
-from ..geometry.transforms import Transform, compose_matrices, get_transform, guard, map_points_matrix, matrix_grid
+from ..geometry.pose import Pose, pose_at, pose_of
+from ..geometry.sampler import Sampling
+from ..geometry.sizes import are_sides, is_number, sides_of
+from ..geometry.transforms import Transform, get_transform, map_points_matrix
 from ..geometry.transforms.compose import chain
 from .glimpses import keep_inside, tile_offsets
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
-from .localization import Localization
+from .localization import Localization, Regressed
 from .scripting import trace
+from .settings import POSITIVE_INTEGER, Kind, TransformerSettings, check_kind, check_settings
 
 __all__ = ['SpatialTransformer']
 
-Localize = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]  # parameters, or also the bases of the glimpses
+Localize = Callable[[Tensor], Any]  # from images to parameters (N, G * P), or to `Regressed`
 
 
 class SpatialTransformer(nn.Module):
@@ -76,21 +77,21 @@ class SpatialTransformer(nn.Module):
             self,
             in_chans: int,
             input_size: Sequence[int],
-            transform: str = 'affine',
+            transform: str = TransformerSettings.transform,
             localization: str | nn.Module = 'conv',
-            localization_size: int | Sequence[int] | None = None,
+            localization_size: int | Sequence[int] | None = TransformerSettings.localization_size,
             size: int | Sequence[int] | None = None,
             glimpses: int = 1,
             scale: float = 1.0,
-            bound: bool | str = 'auto',
-            iterations: int = 1,
-            mode: str = 'bilinear',
-            padding_mode: str = 'border',
-            fill: float | Sequence[float] | None = None,
-            antialias: bool = False,
-            lr_scale: float = 10.0,
-            penalty: float = 0.0,
-            freeze_steps: int = 0,
+            bound: bool | str = TransformerSettings.bound,
+            iterations: int = TransformerSettings.iterations,
+            mode: str = TransformerSettings.mode,
+            padding_mode: str = TransformerSettings.padding_mode,
+            fill: float | Sequence[float] | None = TransformerSettings.fill,
+            antialias: bool = TransformerSettings.antialias,
+            lr_scale: float = TransformerSettings.lr_scale,
+            penalty: float = TransformerSettings.penalty,
+            freeze_steps: int = TransformerSettings.freeze_steps,
             device: Any = None,
             dtype: Any = None,
             **localization_settings: Any,
@@ -99,23 +100,20 @@ class SpatialTransformer(nn.Module):
         self.transform = get_transform(transform)
         ndim = self.transform.ndim
         accepted = f'{ndim} positive integers for transform {self.transform.name!r}'
-        _check(are_sides(input_size, ndim), 'input_size', input_size, accepted)
-        _check(is_count(glimpses), 'glimpses', glimpses, 'a positive integer')
-        _check(is_count(iterations), 'iterations', iterations, 'a positive integer')
-        _check(isinstance(scale, (int, float)) and 0 < scale < math.inf, 'scale', scale, 'a positive number')
-        _check(bound in (True, False, 'auto'), 'bound', bound, "True, False or 'auto'")
-        _check(isinstance(penalty, (int, float)) and 0 <= penalty < math.inf, 'penalty', penalty, 'a number, 0 or more')
-        _check(freeze_steps == 0 or is_count(freeze_steps), 'freeze_steps', freeze_steps, 'an integer, 0 or more')
-        check_options(torch.empty(1, in_chans, *[1] * ndim, device='meta'), mode, padding_mode, fill, antialias)
+        check_kind('input_size', input_size, Kind(lambda value: are_sides(value, ndim), accepted))
+        check_kind('glimpses', glimpses, POSITIVE_INTEGER)
+        check_kind('scale', scale, Kind(lambda value: is_number(value) and value > 0, 'a positive number'))
+        check_settings(iterations=iterations, bound=bound, penalty=penalty, freeze_steps=freeze_steps)
+        self.sampling = Sampling(mode, padding_mode, fill, antialias)
+        self.sampling.check(torch.empty(1, in_chans, *[1] * ndim, device='meta'))
         self.in_chans, self.input_size = in_chans, tuple(input_size)
         linear = self.transform.linear
         if bound is True and not linear:
             raise ValueError(f'bound=True needs a transform with a matrix, got transform={self.transform.name!r}.')
         self.glimpses, self.scale, self.iterations = glimpses, float(scale), iterations
         self.bound = linear and (scale < 1 if bound == 'auto' else bool(bound))
-        self.size = _sides(size, ndim)
+        self.size = None if size is None else sides_of(size, ndim, 'size')
         self.penalty, self.freeze_steps = float(penalty), freeze_steps
-        self.sampling: dict[str, Any] = dict(mode=mode, padding_mode=padding_mode, fill=fill, antialias=antialias)
         if isinstance(localization, nn.Module):
             if localization_settings:
                 raise TypeError(f'a module as localization takes no settings, got {sorted(localization_settings)}.')
@@ -131,7 +129,6 @@ class SpatialTransformer(nn.Module):
         if penalty:
             usual = torch.zeros((), dtype=torch.float32, device=device)
             self.register_buffer('usual_gradient', usual, persistent=False)
-        self._chains = self._make_chains()
         self.last_theta: Tensor | None = None
 
     def _make_base(self, device: Any = None) -> Tensor:
@@ -141,14 +138,6 @@ class SpatialTransformer(nn.Module):
         base[:, range(ndim), range(ndim)] = self.scale
         base[:, :2, -1] = self.tiles
         return base
-
-    def _make_chains(self) -> dict[int, Transform]:
-        """By number of parameters: what theta holds after each iteration where there is no matrix, base first."""
-        if self.transform.linear:
-            return {self.transform.num_params: self.transform}
-        base = [get_transform('scale_translation')] if self.glimpses > 1 or self.scale != 1 else []
-        chains = [chain([*base, *[self.transform] * k]) for k in range(1, self.iterations + 1)]
-        return {c.num_params: c for c in chains}
 
     def _apply(self, fn: Callable, recurse: bool = True) -> 'SpatialTransformer':
         """Moves and casts as any module, but for the base and the usual gradient: float32 whatever the dtype."""
@@ -187,18 +176,20 @@ class SpatialTransformer(nn.Module):
     @property
     def theta_transform(self) -> Transform:
         """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
-        return list(self._chains.values())[-1]
+        if self.transform.linear:
+            return self.transform
+        return chain([*self._start(self.base).families, *[self.transform] * self.iterations])
 
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
         """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
-        return self._unflatten(self._refine(x, self.localization if localize is None else localize))
+        return self._unflatten(self._refine(x, localize or self.localization).theta)
 
     def look(self, x: Tensor, localize: Localize | None = None) -> tuple[Tensor, Tensor]:
         """What is seen, (N, C, *size) or (N, G, C, *size), and the theta that made it.
 
         Args:
             x: (N, C, H, W) or (N, C, D, H, W).
-            localize: From x to the parameters (N, G * P). Default: the localization network.
+            localize: From x to the parameters (N, G * P), or to :class:`Regressed`. Default: the localization network.
 
         Raises:
             ValueError: x is no such batch, but patches or tokens of one, say.
@@ -207,8 +198,8 @@ class SpatialTransformer(nn.Module):
             expected = '(N, C, H, W)' if self.transform.ndim == 2 else '(N, C, D, H, W)'
             got = f'shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'a {type(x).__name__}'
             raise ValueError(f'a spatial transformer looks at {expected}, got {got}')
-        theta = self._refine(x, self.localization if localize is None else localize)
-        return self._sample(x, theta), self._unflatten(theta)
+        pose = self._refine(x, localize or self.localization)
+        return self._sample(x, pose), self._unflatten(pose.theta)
 
     def forward(self, x: Tensor) -> Tensor:
         seen, theta = self.look(x)
@@ -226,83 +217,84 @@ class SpatialTransformer(nn.Module):
 
     def placement_penalty(self, theta: Tensor) -> Tensor:
         """How far theta, of ``regress``, is outside the image or collapsed: (N,), differentiable, 0 on the tiles."""
-        return self._placement_penalty(theta.flatten(0, 1) if self.glimpses > 1 else theta)
+        return self._placement_penalty(self.pose_of(theta))
 
-    def _placement_penalty(self, theta: Tensor) -> Tensor:
-        lattice = lattice_of_glimpse(self.transform.ndim, theta)
-        start = map_points_matrix(self.base.to(theta.dtype), lattice)
-        points = self.map_points(theta, lattice)
-        return placement_penalty(points.reshape(len(theta) // self.glimpses, *start.shape), start)
+    def _placement_penalty(self, pose: Pose) -> Tensor:
+        lattice = lattice_of_glimpse(self.transform.ndim, pose.theta)
+        start = map_points_matrix(self.base.to(pose.theta.dtype), lattice)  # (G, points, d)
+        points = pose.map_points(lattice)  # (N * G, points, d)
+        return placement_penalty(points.reshape(len(points) // self.glimpses, *start.shape), start)
 
     def unwarp(self, features: Tensor, theta: Tensor, size: Sequence[int], **sampling: Any) -> Tensor:
         """Bring (N, C, h, w) seen through theta (without glimpse dimension) back to the input's frame of ``size``."""
         return unwarp(features, theta, size, transform=self.theta_transform, **sampling)
 
     def map_points(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Output points (N, ..., 2), xy in [-1, 1], to the input's coordinates."""
-        if self.transform.linear:
-            return map_points_matrix(theta, points)
-        return self.theta_transform.map_points(theta, points)
+        """Output points (N, ..., 2), xy in [-1, 1], to the input's coordinates; theta without glimpse dimension."""
+        return pose_of(theta, self.theta_transform).map_points(points)
 
-    def _refine(self, x: Tensor, localize: Localize) -> Tensor:
-        """theta, (N * G, ...); each iteration after the first looks through the theta so far."""
+    def pose_of(self, theta: Tensor) -> Pose:
+        """The pose of N * G samples of theta, (N, ...) or (N, G, ...), as ``regress`` and ``look`` give it."""
+        flat = theta.flatten(0, 1) if self.glimpses > 1 else theta
+        return pose_of(flat, self.theta_transform)
+
+    def _refine(self, x: Tensor, localize: Localize) -> Pose:
+        """Where to look in x (N, C, H, W): the pose of N * G samples.
+
+        Each iteration after the first looks through the pose so far, and moves it by what it sees there.
+        """
         n = x.shape[0]
-        params, bases = _with_bases(localize(x))
+        params, start = _regressed(localize(x))  # (N, G * P)
         params = self._held(params).reshape(n * self.glimpses, self.transform.num_params)
-        base = self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1)
-        if bases is not None:
-            found = bases.flatten(0, 1).to(base.dtype)
-            base = torch.where((found == found).flatten(1).all(1)[:, None, None], found, base)  # NaN is not itself
-        theta = self._compose(self._start(base), params)
+        if start is None:
+            start = self._start(self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1))  # (N * G, d, d + 1)
+        else:
+            start = start.replace(start.theta.to(coordinate_dtype(params.dtype)))
+        pose = start.then(self.transform, params)
         for _ in range(self.iterations - 1):
-            params = self._look_again(x, self._keep_inside(theta, base), localize)
-            theta = self._compose(theta, params)
-        return self._penalised(self._keep_inside(theta, base))
+            params = self._look_again(x, self._keep_inside(pose, start), localize)
+            pose = pose.then(self.transform, params)
+        return self._penalised(self._keep_inside(pose, start))
+
+    def _start(self, base: Tensor) -> Any:
+        return pose_at(base, self.transform, is_identity=self.glimpses == 1 and self.scale == 1)
 
     def _held(self, params: Tensor) -> Tensor:
         if not (self.freeze_steps and self.training and params.requires_grad):
             return params
         return hold(params, self.backward_passes, self.freeze_steps)
 
-    def _penalised(self, theta: Tensor) -> Tensor:
+    def _penalised(self, pose: Pose) -> Pose:
+        theta = pose.theta
         if not (self.penalty and self.training and theta.requires_grad):
-            return theta
-        return attach_penalty(theta, self._placement_penalty, self.penalty, self.usual_gradient, self.glimpses)
+            return pose
 
-    def _start(self, base: Tensor) -> Tensor:
-        """The base as theta: a matrix, or for families without one its parameters, none if it is the identity."""
-        if self.transform.linear:
-            return base
-        if self.theta_transform.num_params == self.iterations * self.transform.num_params:
-            return base[:, 0, :0]
-        return torch.cat([base[:, [0, 1], [0, 1]] - 1, base[:, :, 2]], 1)
+        def penalty(theta: Tensor) -> Tensor:
+            return self._placement_penalty(pose.replace(theta))
 
-    def _compose(self, theta: Tensor, params: Tensor) -> Tensor:
-        """theta o T(params); for families without a matrix all parameters so far, side by side."""
-        if self.transform.linear:
-            return compose_matrices(theta, self.transform.matrix(params))  # type: ignore[attr-defined]
-        params = guard(params)
-        return torch.cat([theta, params], 1) if theta.shape[1] else params
+        return pose.replace(attach_penalty(theta, penalty, self.penalty, self.usual_gradient, self.glimpses))
 
-    def _keep_inside(self, theta: Tensor, base: Tensor) -> Tensor:
-        return keep_inside(theta, base) if self.bound else theta
+    def _keep_inside(self, pose: Pose, start: Pose) -> Pose:
+        return pose.replace(keep_inside(pose.theta, start.theta)) if self.bound else pose
 
-    def _look_again(self, x: Tensor, theta: Tensor, localize: Localize) -> Tensor:
-        """Each glimpse is looked at by itself, and moved by its own part of what that gives."""
-        seen = self._sample(x, theta).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))
-        params = self._held(_with_bases(localize(seen))[0])
+    def _look_again(self, x: Tensor, pose: Pose, localize: Localize) -> Tensor:
+        """Parameters (N * G, P): each glimpse is looked at by itself, and moved by its own part of what that gives."""
+        seen = self._sample(x, pose).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))  # (N * G, C, h, w)
+        params = self._held(_regressed(localize(seen)).params)  # (N * G, G * P)
         params = params.reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
         return torch.diagonal(params, dim1=1, dim2=2).transpose(1, 2).flatten(0, 1)
 
-    def _sample(self, x: Tensor, theta: Tensor) -> Tensor:
-        """One pass over x for all glimpses, whose grids lie side by side in the first spatial dimension."""
+    def _sample(self, x: Tensor, pose: Pose) -> Tensor:
+        """What x (N, C, H, W) shows at a pose of N * G samples: (N, C, h, w), or (N, G, C, h, w) with G > 1.
+
+        One pass over x for all glimpses, whose grids lie side by side in the first spatial dimension.
+        """
         size = self.size or tuple(x.shape[2:])
-        linear = self.transform.linear
-        grid = matrix_grid(theta, size) if linear else self._chains[int(theta.shape[1])].grid(theta, size)
+        grid = pose.grid(size)  # (N * G, h, w, 2)
         if self.glimpses == 1:
-            return sample_finite(x, grid, **self.sampling)
+            return self.sampling.read(x, grid)
         grid = grid.reshape(x.shape[0], self.glimpses * size[0], *size[1:], grid.shape[-1])
-        seen = sample_finite(x, grid, **self.sampling)
+        seen = self.sampling.read(x, grid)  # (N, C, G * h, w)
         return seen.reshape(*x.shape[:2], self.glimpses, *size).transpose(1, 2)
 
     def _unflatten(self, theta: Tensor) -> Tensor:
@@ -323,19 +315,6 @@ class SpatialTransformer(nn.Module):
         return ', '.join([f'transform={self.transform.name}', *(f'{k}={v}' for k, v in settings.items())])
 
 
-def _with_bases(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """What a localization network gives: parameters, and where it says so, the bases (N, G, d, d + 1) of glimpses."""
-    return (found, None) if isinstance(found, Tensor) else found
-
-
-def _check(ok: Any, name: str, value: Any, accepted: str) -> None:
-    if not ok:
-        raise ValueError(f'{name} must be {accepted}, got {value!r}.')
-
-
-def _sides(size: Any, ndim: int) -> tuple[int, ...] | None:
-    if size is None:
-        return None
-    sides = (size,) * ndim if isinstance(size, int) else size
-    _check(are_sides(sides, ndim), 'size', size, f'{ndim} positive integers, or one')
-    return tuple(sides)
+def _regressed(found: Any) -> Regressed:
+    """What a localization network gives; one of somebody else's may give the parameters alone."""
+    return Regressed(found) if isinstance(found, Tensor) else found

@@ -5,7 +5,6 @@ with ``backbone.`` and ``stn.``. timm's own factory always loads the backbone's 
 image size.
 """
 import inspect
-import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +21,19 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from ..geometry.sizes import as_sides
 from ..modules.gradients import without_counts
 from ..modules.standardize import without_statistics
-from ..network.arguments import StnArguments, split_arguments
+from ..network.arguments import StnArguments, split_arguments, stn_arguments
 from ..network.features import StnFeatures, usual_indices
-from ..network.model import SpatialTransformerNetwork, as_tuple
+from ..network.keys import as_tuple, is_classifiers, is_transformers, is_whole, split_backbone
+from ..network.model import SpatialTransformerNetwork
 from .untrusted import Budget, check_config, config_location
 from .weights import StateDict, check_kinds, location_of, naming, place_of, read_weights
 
 __all__ = ['build_network', 'wrap']
 
 NO_SOURCE = dict(source=None, file=None, url=None, hf_hub_id=None, hf_hub_filename=None, custom_load=False)
-IS_STN = re.compile(r'(^|[._])stn\.')
 
 
 def build_network(
@@ -74,7 +74,7 @@ def build_network(
         pretrained_cfg = check_config(pretrained_cfg, pretrained_model_args, kwargs)  # type: ignore[arg-type]
     with naming(location, 'config.json: '):
         given, rest = split_arguments(kwargs)
-        arguments = StnArguments(**given)
+        arguments = stn_arguments(**given)
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
         state_dict = read_weights(cfg, base, cache_dir) if pretrained else None
         with nullcontext() if location is None else Budget(location, state_dict):
@@ -97,9 +97,9 @@ def _assemble(
         model_args: dict[str, Any],
 ) -> nn.Module:
     """The network with its weights; ``rest`` are the backbone's arguments."""
-    whole = state_dict is not None and any(k.startswith('backbone.') for k in state_dict)
+    whole = state_dict is not None and is_whole(state_dict)
     input_size = _input_size(base, cfg, rest, arguments)
-    at_stages = any(s != 'input' for s in arguments.stages) or arguments.shared
+    at_stages = bool(arguments.feature_stages) or arguments.asks_backbone
     feature_args = {k: rest.pop(k) for k in ('out_indices', 'feature_cls') if features_only and at_stages and k in rest}
     if features_only and not at_stages:
         rest['features_only'] = True
@@ -107,11 +107,11 @@ def _assemble(
         feature_args['out_indices'] = usual_indices(base, rest)
     num_classes = rest.get('num_classes', cfg.num_classes)
     num_classes = None if num_classes < 0 else num_classes
-    if whole and any(k.startswith('classifier.') for k in state_dict or ()):  # over all streams
+    if whole and any(map(is_classifiers, state_dict or ())):  # over all streams
         rest['num_classes'] = 0
     bases = [
-        _build_base(base, cfg, rest, pretrained, _part(state_dict, prefix, whole), cache_dir, model_args)
-        for prefix in ('backbone.', *(f'towers.{i}.' for i in range(1, _towers(arguments) + 1)))
+        _build_base(base, cfg, rest, pretrained, _part(state_dict, tower, whole), cache_dir, model_args)
+        for tower in range(arguments.streams if arguments.towers == 'separate' else 1)
     ]
     net = SpatialTransformerNetwork(
         bases[0], arguments, input_size, bases[1:], name=name, num_classes=num_classes,
@@ -150,16 +150,12 @@ def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> Spatial
         raise TypeError(f'model must be a timm model (an nn.Module with a pretrained_cfg), got {type(model).__name__}.')
     if settings.get('towers') == 'separate':
         raise ValueError("towers='separate' needs a network made by timm.create_model, which builds all towers.")
-    arguments = StnArguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
+    arguments = stn_arguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
     probe = next(model.parameters())
     size = getattr(model, '_traits', {}).get('img_size') or tuple(cfg['input_size'][1:])
     channels = getattr(model, 'in_chans', None) or cfg['input_size'][0]
     net = SpatialTransformerNetwork(model, arguments, (channels, *size), device=probe.device, dtype=probe.dtype)
     return net.train(model.training)
-
-
-def _towers(arguments: StnArguments) -> int:
-    return arguments.streams - 1 if arguments.towers == 'separate' else 0
 
 
 def _input_size(
@@ -170,21 +166,19 @@ def _input_size(
 ) -> tuple[int, int, int]:
     """Input size (C, H, W) of the whole network; sets ``img_size`` in ``rest`` to that of the backbone."""
     size = rest.get('img_size') or tuple(cfg.input_size[1:])
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = as_sides(size)
     if arguments.size is not None:
         rest.pop('img_size', None)
         if (get_pretrained_cfg(base) or cfg).fixed_input_size:
-            inner = arguments.size
-            rest['img_size'] = (inner, inner) if isinstance(inner, int) else tuple(inner)
+            rest['img_size'] = as_sides(arguments.size)
     return (rest.get('in_chans', cfg.input_size[0]), *size)
 
 
-def _part(state_dict: StateDict | None, prefix: str, whole: bool) -> StateDict | None:
-    """The part of one backbone, with timm's own keys. From a plain checkpoint, every tower gets all of it."""
+def _part(state_dict: StateDict | None, tower: int, whole: bool) -> StateDict | None:
+    """The backbone's part, with timm's own keys; every tower of a plain checkpoint starts from the whole of it."""
     if state_dict is None or not whole:
         return state_dict
-    part = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix) and not IS_STN.search(k)}
-    return part or _part(state_dict, 'backbone.', whole)  # no part for this tower: `_load_own` reports it
+    return split_backbone(state_dict, tower) or split_backbone(state_dict, 0)  # `_load_own` says what is missing
 
 
 def _build_base(
@@ -222,7 +216,7 @@ def _base_cfg(base: str, cfg: PretrainedCfg, model_args: dict[str, Any]) -> Pret
     inner = model_args.get('stn_size')
     size = tuple(cfg.input_size)
     if inner is not None:
-        size = (size[0], inner, inner) if isinstance(inner, int) else (size[0], *inner)
+        size = (size[0], *as_sides(inner))
     return replace(
         cfg, architecture=base, input_size=size, classifier=registered.classifier, first_conv=registered.first_conv)
 
@@ -242,7 +236,7 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     target = net.state_dict()
     state_dict = without_counts({**state_dict, **without_statistics(state_dict)})
     same_classes = net._joined and net.num_classes == cfg.num_classes
-    own = {k: v for k, v in state_dict.items() if IS_STN.search(k) or (same_classes and k.startswith('classifier.'))}
+    own = {k: v for k, v in state_dict.items() if is_transformers(k) or (same_classes and is_classifiers(k))}
     for conv in net.pretrained_cfg['first_conv'] or ():
         key = conv + '.weight'
         if key in own and key in target and own[key].shape[1] != target[key].shape[1]:
@@ -251,7 +245,7 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     excused = () if same_classes else ('classifier.', *(f'{name}.' for name in classifiers))
     if not net._joined and getattr(net.backbone, 'num_classes', None) == cfg.num_classes:
         excused = ('backbone.',)  # timm has loaded these strictly; it may have renamed keys
-    asked = {k for k in without_counts(target) if IS_STN.search(k) or not k.startswith(excused)} | set(own)
+    asked = {k for k in without_counts(target) if is_transformers(k) or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
     unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))
     wrong = [

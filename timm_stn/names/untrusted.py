@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..network.arguments import StnArguments
+from ..network.arguments import stn_arguments
 
 __all__ = ['Budget', 'check_config', 'config_location']
 
@@ -127,7 +127,7 @@ def check_config(
         _check_fields(where, name, args, MODEL_ARGS)
     _check_fields(where, 'pretrained_cfg', _check_keys(where, cfg), FIELDS)
     try:
-        StnArguments(**{k: v for k, v in (model_args or {}).items() if k.startswith('stn_')})
+        stn_arguments(**{k: v for k, v in (model_args or {}).items() if k.startswith('stn_')})
     except (TypeError, ValueError) as error:
         raise type(error)(f'{where}: model_args: {error}') from error
     return {**cfg, 'custom_load': False}

@@ -1,47 +1,200 @@
-"""The flat, JSON-able ``stn_`` arguments: their defaults, their checks, and what each stage makes of them."""
+"""The flat, JSON-able ``stn_`` arguments: those of a network, and what they come to for each of its transformers."""
 import math
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
-from ..geometry.sizes import are_sides
-
-__all__ = ['DEFAULTS', 'StnArguments', 'scales_of', 'split_arguments']
-
-DEFAULTS: dict[str, Any] = dict(
-    stn_stages=('input',),
-    stn_transform='affine',
-    stn_glimpses=1,
-    stn_towers='shared',
-    stn_join='mean',
-    stn_whole=False,
-    stn_scale=1.0,
-    stn_bound='auto',
-    stn_size=None,
-    stn_localization='auto',
-    stn_localization_size=None,
-    stn_target='stage',
-    stn_iterations=1,
-    stn_mode='bilinear',
-    stn_padding_mode='border',
-    stn_fill=None,
-    stn_antialias=False,
-    stn_lr_scale=10.0,
-    stn_penalty=0.0,
-    stn_freeze_steps=0,
+from ..geometry.sizes import are_sides, as_sides
+from ..modules.localization import Source, parse_source
+from ..modules.settings import (
+    BOOL,
+    FIELDS,
+    POSITIVE_INTEGER,
+    Kind,
+    TransformerSettings,
+    argument,
+    check_kind,
+    one_of,
 )
-NETWORK = ('stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'target')  # of the network, not of one stage
+
+__all__ = ['DEFAULTS', 'InputTransformer', 'StnArguments', 'argument_table', 'split_arguments', 'stn_arguments']
+
+INPUT = 'input'
 RESOLVED = 'resolved'  # among a stage's settings: what its defaults came to
-FROM_FEATURES = ('saliency:', 'shared:')  # localization networks on the backbone's own features
-CHOICES = dict(
-    stn_towers=('shared', 'separate'), stn_join=('mean', 'concat'), stn_whole=(False, True),
-    stn_target=('stage', 'input'),
-)
-# Upper limits, so that no value from a config.json makes a network that exhausts memory or time.
-MOST = dict(glimpses=64, scale=1e6, size=8192, localization_size=1024, iterations=64, freeze_steps=2 ** 53)
-STAGES, CHARACTERS = 128, 200
+STAGES, CHARACTERS = 128, 200  # at most, so that no config.json makes a network that exhausts memory or time
+STAGES_TAKE = "stn_stages takes 'input', feature indices or module names, got {!r}."
+
+
+@dataclass(frozen=True)
+class InputTransformer:
+    """The transformer that warps the input, after all that decides where its theta comes from."""
+    stage: int | str  # its name among ``stn_stages``
+    settings: TransformerSettings  # whose ``localization`` is a network by itself
+    features_of: int | str | None = None  # stage of the backbone whose features that network sees; None: it sees images
+    learns: bool = False  # gradients of theta reach the backbone (Finnveden et al. 2020)
+    is_salient: bool = False  # glimpses start where those features respond
+
+
+@dataclass(frozen=True)
+class StnArguments:
+    """Checked ``stn_`` arguments, without prefix; see :func:`stn_arguments`.
+
+    ``stages`` has each stage's own settings, ``resolved`` what its defaults came to, ``transformers`` the settings of
+    all transformers where a stage has none of its own.
+    """
+    stages: Mapping[int | str, Mapping[str, Any]] = argument(
+        (INPUT,), Kind(lambda value: True, 'stages'),
+        "any of `'input'`, feature indices (negative too), module names; or a mapping from stage to settings that "
+        'override the other arguments (as JSON: `[[stage, settings], ...]`)')
+    glimpses: int = argument(
+        1, POSITIVE_INTEGER,
+        'number of parallel transformers on the input; each makes one stream (one crop through the backbone)', most=64)
+    towers: str = argument(
+        'shared', one_of('shared', 'separate'),
+        'all streams share one backbone (`shared`), or each has its own (`separate`)')
+    join: str = argument(
+        'mean', one_of('mean', 'concat'),
+        "`mean`: average the streams' logits, with the backbone's own kind of classifier; `concat`: concatenate their "
+        'features, as in the paper, before a linear classifier')
+    whole: bool = argument(
+        False, BOOL,
+        'adds the whole image, shrunk to `stn_size`, as a first stream; with `shared:<stage>` the same features tell '
+        'where to look and are computed once')
+    size: Any = argument(
+        None, Kind(lambda value: value is None or are_sides(as_sides(value), 2),
+                   'a positive integer, or two of them (height, width)'),
+        'output size of the input transformer; the backbone is built for it', most=8192, shown='as the input')
+    target: str = argument(
+        'stage', one_of('stage', 'input'),
+        '`stage`: warp the features; `input`: regress theta from the features and warp the input (Finnveden et al. '
+        '2020)')
+    transformers: Mapping[str, Any] = field(default_factory=dict)
+    resolved: Mapping[int | str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, f in NETWORK.items():
+            check_kind(f'stn_{name}', getattr(self, name), f.metadata['kind'])
+        if self.input_stage is None:
+            for name in ('glimpses', 'size', 'towers', 'join', 'whole'):
+                value = getattr(self, name)
+                if value != DEFAULTS[f'stn_{name}']:
+                    raise ValueError(f"stn_{name}={value!r} needs 'input' in stn_stages, got {list(self.stages)}.")
+        if self.target == INPUT and (len(self.stages) != 1 or INPUT in self.stages):
+            raise ValueError(f"stn_target='input' takes one feature stage in stn_stages, got {list(self.stages)}.")
+        for stage in self.stages:
+            source = self.source(stage)
+            if stage != INPUT and source.on_features:
+                raise ValueError(
+                    f"stn_localization='{source.kind}:<stage>' is for the input, not for stage {stage!r}.")
+
+    @property
+    def streams(self) -> int:
+        """Number of images that the backbone sees of each input: the glimpses, and the whole."""
+        return self.glimpses + bool(self.whole)
+
+    @property
+    def input_stage(self) -> int | str | None:
+        """The stage whose transformer warps the input; None where there is none."""
+        if self.target == INPUT:
+            return next(iter(self.stages))
+        return INPUT if INPUT in self.stages else None
+
+    @property
+    def feature_stages(self) -> list[int | str]:
+        """The stages whose transformers warp features."""
+        return [stage for stage in self.stages if stage != self.input_stage]
+
+    @property
+    def asks_backbone(self) -> bool:
+        """theta of the input comes from the backbone's own features."""
+        on_features = INPUT in self.stages and self.source(INPUT).on_features
+        return self.target == INPUT or on_features or self.wants_saliency
+
+    @property
+    def wants_saliency(self) -> bool:
+        """``auto`` stands for ``saliency:<stage>`` for glimpses of the image, where the backbone has such a stage."""
+        return INPUT in self.stages and self.source(INPUT).kind == 'auto' and self.settings(INPUT).scales[0] < 1
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """All arguments as JSON stores them."""
+        stages = [
+            [stage, {**own, **({RESOLVED: dict(self.resolved[stage])} if self.resolved.get(stage) else {})}]
+            for stage, own in self.stages.items()]
+        network = {name: getattr(self, name) for name in NETWORK}
+        values = {f'stn_{name}': _plain(value) for name, value in {**network, **self.transformers}.items()}
+        return deepcopy({**values, 'stn_stages': stages})
+
+    def source(self, stage: int | str) -> Source:
+        """What regresses the theta of a stage's transformer."""
+        return parse_source(self.settings(stage).localization)
+
+    def settings(self, stage: int | str) -> TransformerSettings:
+        """What a stage's transformer is made with: what all have, overridden by the stage's own.
+
+        What a stage's defaults came to counts where there is still a default.
+
+        Raises:
+            ValueError: A value is not accepted.
+        """
+        common = dict(self.transformers)
+        if stage != self.input_stage:
+            common['scale'] = FIELDS['scale'].default  # stn_scale is that of glimpses of the image
+        resolved = {k: v for k, v in self.resolved.get(stage, {}).items() if common[k] == FIELDS[k].default}
+        try:
+            return TransformerSettings(**{**common, **resolved, **self.stages[stage]})
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith('stn_') else f'stn_{error}') from None
+
+    def input_transformer(self) -> InputTransformer | None:
+        """What the transformer of the input is made with; ``stn_target='input'`` is one on features that learns."""
+        stage = self.input_stage
+        if stage is None:
+            return None
+        settings, source = self.settings(stage), self.source(stage)
+        if isinstance(settings.scale, (list, tuple)) and source.kind != 'saliency':
+            raise ValueError(f"stn_scale={settings.scale!r}: two numbers need stn_localization='saliency:<stage>', "
+                             f'got {settings.localization!r}.')
+        if self.target == INPUT:
+            return InputTransformer(stage, settings, features_of=stage, learns=True)
+        if source.on_features:
+            settings, of = replace(settings, localization='moments'), _stage(source.of)
+            return InputTransformer(stage, settings, features_of=of, is_salient=source.kind == 'saliency')
+        return InputTransformer(stage, settings)
+
+    def resolve(self, stage: int | str, **settings: Any) -> 'StnArguments':
+        """These, and what a stage's defaults came to, so that they mean the same whatever the defaults of tomorrow."""
+        found = {name: _plain(value) for name, value in settings.items()}
+        if len(self.stages) == 1 and not self.stages[stage] and not self.resolved.get(stage):
+            return replace(self, transformers={**self.transformers, **found})
+        return replace(self, resolved={**self.resolved, stage: {**self.resolved.get(stage, {}), **found}})
+
+
+NETWORK: dict[str, Field] = {f.name: f for f in fields(StnArguments) if f.metadata}
+ARGUMENTS: dict[str, Field] = {f'stn_{name}': f for name, f in {**NETWORK, **FIELDS}.items()}
+DEFAULTS: dict[str, Any] = {name: f.default for name, f in ARGUMENTS.items()}
+
+
+def stn_arguments(**given: Any) -> StnArguments:
+    """Check ``stn_`` arguments.
+
+    Args:
+        **given: Any of ``DEFAULTS``; None means the default.
+
+    Raises:
+        TypeError: An argument is unknown.
+        ValueError: A value is not accepted; the message names argument, value and what is accepted.
+    """
+    split_arguments(given)
+    values = {**DEFAULTS, **{k: v for k, v in given.items() if v is not None}}
+    for name, value in values.items():
+        _check_most(name, value, ARGUMENTS[name].metadata['most'])
+    stages, resolved = _parse_stages(values.pop('stn_stages'))
+    network = {name: values[f'stn_{name}'] for name in NETWORK if name != 'stages'}
+    return StnArguments(stages, **network, transformers={n: values[f'stn_{n}'] for n in FIELDS}, resolved=resolved)
 
 
 def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,134 +210,37 @@ def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return ours, {k: v for k, v in kwargs.items() if k not in ours}
 
 
-class StnArguments:
-    """Resolved ``stn_`` arguments.
-
-    Args:
-        **given: Any of ``DEFAULTS``; None means the default.
-
-    Raises:
-        TypeError: An argument is unknown.
-        ValueError: A value is not accepted; the message names argument, value and what is accepted.
-    """
-
-    def __init__(self, **given: Any) -> None:
-        split_arguments(given)
-        self.values = {**DEFAULTS, **{k: v for k, v in given.items() if v is not None}}
-        for key, accepted in CHOICES.items():
-            if self.values[key] not in accepted:
-                raise ValueError(f'{key} must be one of {accepted}, got {self.values[key]!r}.')
-        for key, value in self.values.items():
-            _check_most(key, value, key[4:])
-        self.stages = _parse_stages(self.values['stn_stages'])
-        self.values['stn_stages'] = [[stage, settings] for stage, settings in self.stages.items()]
-        self._check_together()
-
-    def _check_together(self) -> None:
-        glimpses = self.values['stn_glimpses']
-        if not isinstance(glimpses, int) or isinstance(glimpses, bool) or glimpses < 1:
-            raise ValueError(f'stn_glimpses must be a positive integer, got {glimpses!r}.')
-        size = self.values['stn_size']
-        if size is not None and not are_sides((size, size) if isinstance(size, int) else size, 2):
-            raise ValueError(f'stn_size must be a positive integer, or two of them (height, width), got {size!r}.')
-        if 'input' not in self.stages and not self.to_input:
-            for key in ('stn_glimpses', 'stn_size', 'stn_towers', 'stn_join', 'stn_whole'):
-                value = self.values[key]
-                if value != DEFAULTS[key]:
-                    raise ValueError(f"{key}={value!r} needs 'input' in stn_stages, got {list(self.stages)}.")
-        if self.to_input and (len(self.stages) != 1 or 'input' in self.stages):
-            raise ValueError(f"stn_target='input' takes one feature stage in stn_stages, got {list(self.stages)}.")
-        stages = [s for s in self.stages if s != 'input']
-        for stage in stages:
-            kind = str(self.settings(stage)['localization'])
-            if kind.startswith(FROM_FEATURES):
-                name = kind.split(':')[0]
-                raise ValueError(f"stn_localization='{name}:<stage>' is for the input, not for stage {stage!r}.")
-
-    @property
-    def streams(self) -> int:
-        """Number of images that the backbone sees of each input: the glimpses, and the whole."""
-        return int(self.values['stn_glimpses']) + bool(self.values['stn_whole'])
-
-    @property
-    def to_input(self) -> bool:
-        return bool(self.values['stn_target'] == 'input')
-
-    @property
-    def shared(self) -> bool:
-        """theta comes from the backbone's own features."""
-        kinds = [str(self.settings(stage)['localization']) for stage in self.stages]
-        return self.to_input or any(kind.startswith(FROM_FEATURES) for kind in kinds) or self.wants_saliency('input')
-
-    def wants_saliency(self, stage: int | str) -> bool:
-        """``auto`` stands for ``saliency:<stage>`` for glimpses of the image, where the backbone has such a stage."""
-        if stage != 'input' or stage not in self.stages:
-            return False
-        settings = self.settings(stage)
-        return settings['localization'] == 'auto' and scales_of(settings['scale'])[0] < 1
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """All arguments as JSON stores them."""
-        return {k: list(v) if isinstance(v, tuple) else deepcopy(v) for k, v in self.values.items()}
-
-    def settings(self, stage: int | str) -> dict[str, Any]:
-        """What one stage's transformer is made with: the arguments without prefix, overridden by the stage's own.
-
-        What a stage's defaults came to counts where there is still a default.
-        """
-        flat = {k[4:]: v for k, v in self.values.items() if k[4:] not in NETWORK}
-        if stage != 'input' and not self.to_input:
-            flat['scale'] = DEFAULTS['stn_scale']  # stn_scale is that of glimpses of the image
-        own = self.stages[stage]
-        resolved = {k: v for k, v in own.get(RESOLVED, {}).items() if flat[k] == DEFAULTS[f'stn_{k}']}
-        return {**flat, **resolved, **{k: v for k, v in own.items() if k != RESOLVED}}
-
-    def resolve(self, stage: int | str, **settings: Any) -> None:
-        """Record what a stage's defaults came to, so that they mean the same whatever the defaults of tomorrow."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-        if len(self.stages) > 1 or self.stages[stage]:
-            self.stages[stage].setdefault(RESOLVED, {}).update(plain)
-        else:
-            self.values.update({f'stn_{k}': v for k, v in plain.items()})
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__['values']['stn_' + name]
-        except KeyError:
-            raise AttributeError(name) from None
+def argument_table() -> str:
+    """The table of arguments, in Markdown."""
+    rows = ['| argument | default | values |', '| --- | --- | --- |']
+    for name, f in ARGUMENTS.items():
+        shown = f.metadata['shown'] or f'`{f.default!r}`'
+        rows.append(f"| `{name}` | {shown} | {f.metadata['meaning']} |")
+    return '\n'.join(rows)
 
 
-def scales_of(scale: Any) -> tuple[float, float]:
-    """Least and largest base scale of glimpses, from one number or two.
-
-    Raises:
-        ValueError: ``scale`` is neither.
-    """
-    pair = scale if isinstance(scale, (list, tuple)) else (scale, scale)
-    numbers = len(pair) == 2 and all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in pair)
-    if not numbers or not 0 < pair[0] <= pair[1] < math.inf:
-        raise ValueError(f'stn_scale must be a positive number, or two, least and largest, got {scale!r}.')
-    return float(pair[0]), float(pair[1])
+Stages = dict[int | str, dict[str, Any]]
 
 
-def _parse_stages(stages: Any) -> dict[int | str, dict[str, Any]]:
+def _parse_stages(stages: Any) -> tuple[Stages, Stages]:
+    """Stages with their own settings, and with what their defaults came to."""
     if isinstance(stages, (str, int)):
         stages = (stages,)
     if not isinstance(stages, Iterable):
-        raise ValueError(f"stn_stages takes 'input', feature indices or module names, got {stages!r}.")
+        raise ValueError(STAGES_TAKE.format(stages))
     pairs = stages.items() if isinstance(stages, Mapping) else [_pair(s) for s in stages]
     if len(pairs) > STAGES:
         raise ValueError(f'stn_stages takes at most {STAGES} stages, got {len(pairs)}.')
-    out: dict[int | str, dict[str, Any]] = {}
-    for stage, settings in pairs:
-        stage = _stage(stage)
-        if stage in out:
+    found: Stages = {}
+    resolved: Stages = {}
+    for given, settings in pairs:
+        stage = _stage(given)
+        if stage in found:
             raise ValueError(f'stn_stages names {stage!r} twice.')
-        out[stage] = _check_settings(stage, settings)
-    if not out:
+        found[stage], resolved[stage] = _split_settings(stage, settings)
+    if not found:
         raise ValueError("stn_stages is empty; it takes 'input', feature indices or module names.")
-    return out
+    return found, {stage: settings for stage, settings in resolved.items() if settings}
 
 
 def _pair(entry: Any) -> tuple[Any, Any]:
@@ -196,23 +252,14 @@ def _pair(entry: Any) -> tuple[Any, Any]:
 
 
 def _stage(stage: Any) -> int | str:
+    """A stage as it is named inside: an index, also where it came as text, or a module's name."""
     if isinstance(stage, bool) or not isinstance(stage, (int, str)):
-        raise ValueError(f"stn_stages takes 'input', feature indices or module names, got {stage!r}.")
-    _check_most('stn_stages: the name of a stage', stage, '')
+        raise ValueError(STAGES_TAKE.format(stage))
+    _check_most('stn_stages: the name of a stage', stage, None)
     return int(stage) if isinstance(stage, str) and re.fullmatch(r'-?\d+', stage) else stage
 
 
-def _check_most(name: str, value: Any, key: str) -> None:
-    """Only what is too much: types are checked where values are used."""
-    if isinstance(value, str) and len(value) > CHARACTERS:
-        raise ValueError(f'{name} must have at most {CHARACTERS} characters, got {len(value)}: {value[:40]!r} ...')
-    numbers = value if isinstance(value, (list, tuple)) else [value]
-    if any(isinstance(n, (int, float)) and n > MOST.get(key, math.inf) for n in numbers):
-        raise ValueError(f'{name} must be at most {MOST[key]}, got {value!r}.')
-
-
-def _check_settings(stage: int | str, settings: Any) -> dict[str, Any]:
-    accepted = [k[4:] for k in DEFAULTS if k[4:] not in NETWORK]
+def _split_settings(stage: int | str, settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(settings, Mapping | None):
         raise ValueError(f'stn_stages takes stages or [stage, settings] pairs, got [{stage!r}, {settings!r}].')
     own = dict(settings or {})
@@ -220,10 +267,23 @@ def _check_settings(stage: int | str, settings: Any) -> dict[str, Any]:
     if not isinstance(resolved, Mapping):
         raise ValueError(f'stn_stages: {RESOLVED} of stage {stage!r} must have settings, got {resolved!r}.')
     for key, value in (*own.items(), *resolved.items()):
-        if key not in accepted:
-            raise TypeError(f'stn_stages: unknown setting {key!r} of stage {stage!r}.{_hint(key, accepted)}')
-        _check_most(f'stn_stages: {key} of stage {stage!r}', value, key)
-    return {**own, RESOLVED: dict(resolved)} if resolved else own
+        if key not in FIELDS:
+            raise TypeError(f'stn_stages: unknown setting {key!r} of stage {stage!r}.{_hint(key, FIELDS)}')
+        _check_most(f'stn_stages: {key} of stage {stage!r}', value, FIELDS[key].metadata['most'])
+    return own, dict(resolved)
+
+
+def _check_most(name: str, value: Any, most: float | None) -> None:
+    """Only what is too much; types are checked with the settings of each stage."""
+    if isinstance(value, str) and len(value) > CHARACTERS:
+        raise ValueError(f'{name} must have at most {CHARACTERS} characters, got {len(value)}: {value[:40]!r} ...')
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(n, (int, float)) and n > (math.inf if most is None else most) for n in numbers):
+        raise ValueError(f'{name} must be at most {most}, got {value!r}.')
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _hint(key: Any, accepted: Iterable[str]) -> str:

@@ -9,12 +9,10 @@ from torch import nn
 from ..geometry.layout import Layout
 from ..modules.dry import dry_forward
 from ..modules.spatial_transformer import SpatialTransformer
-from .stages import feature_infos, name_of, resolve_stage, stage_layouts
+from .keys import CHILD
+from .stages import name_of
 
-__all__ = [
-    'StageTransformer', 'attach', 'detach', 'feature_infos', 'hooked', 'resolve_stage', 'stage_layouts', 'unhook']
-
-CHILD = 'stn'
+__all__ = ['StageTransformer', 'attach', 'detach', 'hooked', 'unhook']
 
 
 class StageTransformer(SpatialTransformer):

@@ -1,13 +1,22 @@
-"""Methods that a network has where its backbone has them, for those who ask with ``hasattr``."""
-from collections.abc import Callable
+"""A timm model around timm models: parameter names get a prefix, all else is read from and written to the backbone."""
+from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from typing import Any
 
-__all__ = ['if_backbone_can']
+from torch import nn
+
+from .keys import base_name, is_classifiers, is_transformers, is_whole, pattern_here, prefix_of
+
+__all__ = ['TimmWrapper', 'if_backbone_can']
+
+# Never read from or written to the backbone: these would bypass the transformers, or give names without their prefix.
+NOT_READ_THROUGH = (
+    'backbone', 'towers', 'stn', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg', 'pretrained_model_args',
+    '_traits', 'get_intermediate_layers')
 
 
 class if_backbone_can:
-    """Decorator of a method that answers for the method of the same name of ``self.backbone``."""
+    """Decorator of a method that a network has, for ``hasattr`` too, where its backbone has one of that name."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self.method = method
@@ -17,3 +26,112 @@ class if_backbone_can:
         if net is not None and not hasattr(net.backbone, self.method.__name__):
             raise AttributeError(f'{type(net.backbone).__name__} has no {self.method.__name__}')
         return self.method.__get__(net, owner)
+
+
+class TimmWrapper(nn.Module):
+    """One or several timm models of one architecture, and whatever a subclass puts beside them.
+
+    Reading an attribute that is not here reads the backbone's, and writing one that only the backbone has writes it
+    there: ``net.patch_embed``, ``net.grad_checkpointing = True``.
+
+    Args:
+        backbone: A timm model, or a feature extractor that timm made of one.
+        towers: Further ones, of the same architecture.
+        **before: Children that come before the backbone. The order of children is that of parameters, and the state of
+            an optimizer goes by their index.
+    """
+
+    backbone: Any
+    towers: nn.ModuleDict
+
+    def __init__(self, backbone: Any, towers: Sequence[nn.Module] = (), **before: nn.Module | None) -> None:
+        super().__init__()
+        for name, module in before.items():
+            setattr(self, name, module)
+        self.backbone = backbone
+        if towers:
+            self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
+        self.register_load_state_dict_pre_hook(_load_plain)  # type: ignore[no-untyped-call]
+
+    @property
+    def has_towers(self) -> bool:
+        return 'towers' in self._modules
+
+    def backbones(self) -> list[Any]:
+        """The backbone, and the towers beside it."""
+        return [self.backbone, *(self.towers.values() if self.has_towers else ())]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith('__') or name in NOT_READ_THROUGH or 'backbone' not in self.__dict__.get('_modules', {}):
+                raise
+            return getattr(self.backbone, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in self.__dict__ or hasattr(type(self), name) or 'backbone' not in self.__dict__.get('_modules', {})
+        own = own or name in NOT_READ_THROUGH or name in self._modules or name in self._buffers
+        if own or not hasattr(self.backbone, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.backbone, name, value)
+
+    def adapt_plain(self, plain: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        """What a plain checkpoint gives to modules beside the backbone, and the keys of it that are then used."""
+        return {}, set()
+
+    @if_backbone_can
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for backbone in self.backbones():
+            backbone.set_grad_checkpointing(enable)
+
+    @if_backbone_can
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """Layer groups of the backbone; all else is new, and grouped with the head."""
+        matcher = self.backbone.group_matcher(coarse=coarse)
+        if callable(matcher):
+            return lambda name: matcher(base_name(name)) if base_name(name) else float('inf')
+        return {group: pattern_here(pattern) for group, pattern in matcher.items()}
+
+    @if_backbone_can
+    def no_weight_decay(self) -> set[str]:
+        return {prefix_of(i) + n for i, backbone in enumerate(self.backbones()) for n in backbone.no_weight_decay()}
+
+    def init_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Initialise everything anew: the backbone(s) by their own rules, transformers at the identity."""
+        for backbone in self.backbones():
+            if hasattr(backbone, 'init_weights'):
+                backbone.init_weights(*args, **kwargs)
+        own: list[Any] = [m for name, m in self.named_modules() if name and _is_own(name + '.')]
+        for module in reversed(own):  # a localization network after its layers, to which it gives other starts
+            for initialize in ('reset_parameters', 'init_non_persistent_buffers'):
+                if hasattr(module, initialize):
+                    getattr(module, initialize)()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Restore what is not in the state dict, after the model left the meta device."""
+        modules: list[Any] = list(self.modules())
+        for module in modules:
+            if module is not self and hasattr(module, 'init_non_persistent_buffers'):
+                module.init_non_persistent_buffers()
+
+
+def _is_own(key: str) -> bool:
+    return is_transformers(key) or is_classifiers(key)
+
+
+def _load_plain(net: TimmWrapper, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Before a state dict is loaded: a plain checkpoint of the backbone fills backbone(s), all else stays as it is."""
+    names = [k[len(prefix):] for k in state_dict if k.startswith(prefix)]
+    if not names or is_whole(names):
+        return
+    plain = {n: state_dict.pop(prefix + n) for n in names}
+    adapted, used = net.adapt_plain(plain)
+    found = {name: value for name, value in net.state_dict().items() if _is_own(name)}
+    for name in net.state_dict():
+        if base_name(name) in plain:
+            found[name] = plain[base_name(name)]
+            used.add(base_name(name))
+    unused = {n: v for n, v in plain.items() if n not in used}
+    state_dict.update({prefix + n: v for n, v in {**found, **adapted, **unused}.items()})

@@ -9,7 +9,7 @@ from .base import Transform
 from .linear import LinearTransform
 from .matrix import LIMIT, compose_matrices
 
-__all__ = ['Chain', 'LinearChain', 'chain']
+__all__ = ['Chain', 'LinearChain', 'chain', 'grid_through', 'map_back_through', 'map_through']
 
 
 def chain(parts: Sequence[Transform]) -> Transform:
@@ -31,26 +31,14 @@ class Chain(Transform):
         self.num_params = sum(part.num_params for part in parts)
         self.ndim = parts[0].ndim
 
-    def split(self, params: Tensor) -> tuple[Tensor, ...]:
-        """The parameters of each part."""
-        return torch.split(self.prepare(params), [part.num_params for part in self.parts], dim=1)
-
     def grid(self, params: Tensor, size: Sequence[int]) -> Tensor:
-        *before, last = zip(self.parts, self.split(params))
-        grid = last[0].grid(last[1], size)
-        for part, own in reversed(before):
-            grid = part.map_points(own, grid.clamp(-LIMIT, LIMIT))
-        return grid
+        return grid_through(self.parts, self.prepare(params), size)
 
     def map_points(self, params: Tensor, points: Tensor) -> Tensor:
-        for part, own in zip(reversed(self.parts), reversed(self.split(params))):
-            points = part.map_points(own, points.clamp(-LIMIT, LIMIT))
-        return points
+        return map_through(self.parts, self.prepare(params), points)
 
     def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
-        for part, own in zip(self.parts, self.split(params)):
-            points = part.inverse_points(own, points.clamp(-LIMIT, LIMIT), iterations)
-        return points
+        return map_back_through(self.parts, self.prepare(params), points, iterations)
 
 
 class LinearChain(LinearTransform, Chain):
@@ -60,5 +48,39 @@ class LinearChain(LinearTransform, Chain):
     compose = Transform.compose
 
     def matrix(self, params: Tensor) -> Tensor:
-        thetas = [part.matrix(own) for part, own in zip(self.parts, self.split(params))]
+        thetas = [part.matrix(own) for part, own in zip(self.parts, split(self.parts, self.prepare(params)))]
         return reduce(compose_matrices, thetas)
+
+
+def split(parts: Sequence[Transform], params: Tensor) -> tuple[Tensor, ...]:
+    """The parameters of each part, (N, num_params), of those of all side by side (N, P)."""
+    return torch.split(params, [part.num_params for part in parts], dim=1)
+
+
+def grid_through(parts: Sequence[Transform], params: Tensor, size: Sequence[int]) -> Tensor:
+    """Source coordinates (N, *size, ndim) through the last part, then the one before, and so on to the first."""
+    if len(parts) == 1:  # which checks the parameters by itself
+        return parts[0].grid(params, size)
+    *before, (last, own) = zip(parts, split(parts, params))
+    grid = last.grid(own, size)
+    for part, own in reversed(before):
+        grid = part.map_points(own, grid.clamp(-LIMIT, LIMIT))
+    return grid
+
+
+def map_through(parts: Sequence[Transform], params: Tensor, points: Tensor) -> Tensor:
+    """Source points of output points, in the same order."""
+    if len(parts) == 1:
+        return parts[0].map_points(params, points)
+    for part, own in zip(reversed(parts), reversed(split(parts, params))):
+        points = part.map_points(own, points.clamp(-LIMIT, LIMIT))
+    return points
+
+
+def map_back_through(parts: Sequence[Transform], params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
+    """Output points of source points: from the first part to the last."""
+    if len(parts) == 1:
+        return parts[0].inverse_points(params, points, iterations)
+    for part, own in zip(parts, split(parts, params)):
+        points = part.inverse_points(own, points.clamp(-LIMIT, LIMIT), iterations)
+    return points

@@ -1,0 +1,126 @@
+"""What a spatial transformer is made with. Each argument's default, meaning, type and limit is here, and only here."""
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from ..geometry.sampler import MODES, PADDING_MODES
+from ..geometry.sizes import is_count, is_number
+
+__all__ = [
+    'BOOL', 'FIELDS', 'POSITIVE_INTEGER', 'Kind', 'TransformerSettings', 'argument', 'check_kind', 'check_settings',
+    'one_of']
+
+
+class Kind(NamedTuple):
+    """The values that an argument may have."""
+    accepts: Callable[[Any], bool]
+    accepted: str  # as errors name them
+
+
+def one_of(*values: Any) -> Kind:
+    return Kind(lambda value: any(value is v or value == v for v in values), f'one of {values}')
+
+
+ANY = Kind(lambda value: True, 'anything')  # checked where it is used, by what it names
+POSITIVE_INTEGER = Kind(is_count, 'a positive integer')
+BOOL = one_of(False, True)
+
+
+def argument(default: Any, kind: Kind, meaning: str, most: float | None = None, shown: str = '') -> Any:
+    """A field of a dataclass of arguments.
+
+    Args:
+        default: Its default.
+        kind: What it may be.
+        meaning: What it does, for the table of arguments.
+        most: The largest number that a network's config may ask for, so that it cannot exhaust memory or time.
+        shown: The default, in the table. Default: as Python writes it.
+    """
+    return field(default=default, metadata=dict(kind=kind, meaning=meaning, most=most, shown=shown))
+
+
+def scales_of(scale: Any) -> tuple[float, float]:
+    """Least and largest base scale of glimpses, from one number or two.
+
+    Raises:
+        ValueError: ``scale`` is neither.
+    """
+    pair = scale if isinstance(scale, (list, tuple)) else (scale, scale)
+    if len(pair) != 2 or not all(map(is_number, pair)) or not 0 < pair[0] <= pair[1]:
+        raise ValueError(f'stn_scale must be a positive number, or two, least and largest, got {scale!r}.')
+    return float(pair[0]), float(pair[1])
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """Of one transformer in a network: the ``stn_`` arguments that a stage may have of its own, without prefix.
+
+    Raises:
+        ValueError: A value is not accepted.
+    """
+    transform: str = argument(
+        'affine', ANY,
+        '`translation`, `rotation`, `attention`, `scale_translation`, `similarity`, `affine`, `projective`, `tps`, '
+        '`diffeomorphic`; `tps:5x5` for another lattice; `a+b`')
+    scale: float | Sequence[float] = argument(
+        1.0, ANY,
+        'base scale of each glimpse: theta = base o T(params), so zero parameters give the base; with '
+        '`saliency:<stage>` also two numbers, least and largest', most=1e6)
+    bound: bool | str = argument(
+        'auto', one_of(True, False, 'auto')._replace(accepted="True, False or 'auto'"),
+        'keep glimpses inside the image, by a smooth bound: True, False, `auto` (True where the base scale is below 1)')
+    localization: str = argument(
+        'auto', ANY,
+        '`auto`: `saliency:<stage>` for glimpses of the image (base scale below 1), else `conv`; or one of the '
+        'localization networks below')
+    localization_size: int | Sequence[int] | None = argument(
+        None, ANY,
+        'side(s) of the anti-aliased shrink that the localization network sees; for `shared:` and `saliency:` the size '
+        'that the backbone sees', most=1024, shown='by network')
+    iterations: int = argument(1, POSITIVE_INTEGER, 'refine theta K times; pixels are sampled once', most=64)
+    mode: str = argument('bilinear', one_of(*MODES), '`bilinear`, `bicubic`, `nearest`')
+    padding_mode: str = argument(
+        'border', one_of(*PADDING_MODES),
+        '`border`, `zeros` (the mean colour, after normalisation), `reflection`, `fill`')
+    fill: float | Sequence[float] | None = argument(
+        None, ANY, 'value(s) for `fill`: one, or one per channel, in normalised space')
+    antialias: bool = argument(False, ANY, 'low-pass filter where the transform shrinks the image')
+    lr_scale: float = argument(
+        10.0, ANY,
+        'learning rate of theta relative to the rest of the network, the same under every optimizer; also scales the '
+        'bound on each step of theta; may change between runs')
+    penalty: float = argument(
+        0.0, Kind(lambda v: is_number(v) and v >= 0, 'a number, 0 or more'),
+        'adds a gradient to theta, in training mode, that keeps glimpses inside the image and apart; over a batch it '
+        "is at most this many times theta's usual gradient norm; see [training](docs/training.md)")
+    freeze_steps: int = argument(
+        0, Kind(lambda v: v == 0 or is_count(v), 'an integer, 0 or more'),
+        'the first this many backward passes give the transformers zero gradients; the checkpoint holds the count',
+        most=2 ** 53)
+
+    def __post_init__(self) -> None:
+        scales_of(self.scale)
+        check_settings(**vars(self))
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Least and largest base scale of glimpses."""
+        return scales_of(self.scale)
+
+
+FIELDS: dict[str, Field] = {f.name: f for f in fields(TransformerSettings)}
+
+
+def check_settings(**given: Any) -> None:
+    """Check the types of arguments of a transformer.
+
+    Raises:
+        ValueError: A value is not accepted; the message names argument, value and what is accepted.
+    """
+    for name, value in given.items():
+        check_kind(name, value, FIELDS[name].metadata['kind'])
+
+
+def check_kind(name: str, value: Any, kind: Kind) -> None:
+    if not kind.accepts(value):
+        raise ValueError(f'{name} must be {kind.accepted}, got {value!r}.')

@@ -1,0 +1,170 @@
+"""A glance: the backbone looks at the whole image first, and its features tell its transformer where to look."""
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry.grid import has_values
+from ..geometry.precision import uncached
+from ..geometry.shrink import shrink
+from ..geometry.sizes import as_sides, sides_of
+from ..modules.localization import Localization
+from ..modules.saliency import Saliency
+from ..modules.spatial_transformer import SpatialTransformer
+from .arguments import InputTransformer, StnArguments
+from .stages import feature_infos, resolve_stage, stage_layouts
+
+__all__ = ['Glance', 'make_input_transformer', 'resolve_auto']
+
+LEAST_MAP = 7  # sides of the smallest map whose places are worth looking at
+
+
+class Glance(NamedTuple):
+    """How the backbone glances at the image: ``shared:<stage>``, ``saliency:<stage>`` and ``stn_target='input'``."""
+    stage: int  # index into the backbone's feature_info
+    size: tuple[int, int] | None  # of what it is shown; None: as large as the streams
+    learns: bool  # gradients reach the backbone (Finnveden et al. 2020); else it is asked as in evaluation
+    is_stream: bool  # the network sees the whole image anyway (`stn_whole`)
+
+    def maps(self, backbone: Any, x: Tensor, streams: tuple[int, int]) -> Tensor:
+        """The stage's features (N, C', h, w) of images (N, C, H, W); ``streams`` is the size of the streams."""
+        ask = partial(
+            backbone.forward_intermediates, shrink(x, self.size or streams), indices=[self.stage],
+            intermediates_only=True, stop_early=True)
+        features = ask() if self.learns else _as_in_evaluation(backbone, x, ask)
+        return cast(Tensor, features[0])
+
+    def maps_and_features(
+            self,
+            backbone: Any,
+            x: Tensor,
+            streams: tuple[int, int],
+            **kwargs: Any,
+    ) -> tuple[Tensor, Any]:
+        """Those, and the last features, of one pass: where the whole image is a stream anyway, in evaluation."""
+        final, maps = backbone.forward_intermediates(shrink(x, streams), indices=[self.stage], **kwargs)
+        return maps[0].detach(), final
+
+
+def make_input_transformer(
+        backbone: nn.Module,
+        arguments: StnArguments,
+        input_size: tuple[int, int, int],
+        dd: dict[str, Any],
+        **of_timm: Any,
+) -> tuple[SpatialTransformer | None, Glance | None]:
+    """The transformer of the input, if there is one, and the glance that tells where it looks, if the backbone does.
+
+    Args:
+        backbone: The timm model.
+        arguments: With nothing left that is ``auto``.
+        input_size: (C, H, W) of what enters.
+        dd: Device and dtype.
+        **of_timm: For a localization network ``timm:<arch>``.
+    """
+    planned = arguments.input_transformer()
+    if planned is None:
+        return None, None
+    new = dict(size=arguments.size, glimpses=arguments.glimpses, **dd)
+    if planned.features_of is None:
+        extra = of_timm if arguments.source(planned.stage).is_timm else {}
+        stn = SpatialTransformer(input_size[0], input_size[1:], **vars(planned.settings), **new, **extra)
+        return stn, None
+    return _make_glancing(backbone, arguments, planned, input_size, new, dd)
+
+
+def _make_glancing(
+        backbone: nn.Module,
+        arguments: StnArguments,
+        planned: InputTransformer,
+        input_size: tuple[int, int, int],
+        new: dict[str, Any],
+        dd: dict[str, Any],
+) -> tuple[SpatialTransformer, Glance]:
+    settings, streams = planned.settings, as_sides(arguments.size or input_size[1:])
+    size = None
+    if not planned.learns:  # else the glance is as large as the streams, and the size is of what the network sees
+        size = _fixed_size(settings.localization_size, arguments, streams)
+        settings = replace(settings, localization_size=None)
+    index, layout = _feature_stage(backbone, cast(int | str, planned.features_of), (input_size[0], *(size or streams)))
+    scales = settings.scales
+    if planned.is_salient and scales[0] >= 1:
+        raise ValueError(f"stn_localization='saliency:{planned.features_of}' is for glimpses: stn_scale must be below "
+                         f'1, got {scales[0]}.')
+    plain = {**vars(settings), 'scale': scales[0], 'localization': nn.Identity()}  # which is replaced below
+    stn = SpatialTransformer(input_size[0], input_size[1:], **plain, **new)
+    make = partial(Saliency, stn.transform, stn.tiles, scales, stn.bound) if planned.is_salient else Localization
+    stn.localization = make(
+        settings.localization, layout.channels, layout.size, stn.glimpses * stn.transform.num_params,
+        size=settings.localization_size, lr_scale=settings.lr_scale, **dd)
+    stn.stage = planned.stage
+    return stn, Glance(index, size, planned.learns, arguments.whole)
+
+
+def _feature_stage(backbone: nn.Module, stage: int | str, size: tuple[int, int, int]) -> tuple[int, Any]:
+    """Index and layout of a stage that is one of the backbone's features."""
+    name, info = resolve_stage(backbone, stage)
+    if 'index' not in info and 'num_chs' not in info:
+        raise ValueError(
+            f'stn_stages: {name} is no feature stage; stn_target, shared:<stage> and saliency:<stage> need one.')
+    names = [resolve_stage(backbone, i)[0] for i in range(len(feature_infos(backbone)))]
+    return names.index(name), stage_layouts(backbone, [stage], size)[stage][1]
+
+
+def _fixed_size(size: Any, arguments: StnArguments, streams: tuple[int, int]) -> tuple[int, int] | None:
+    """What ``stn_localization_size`` asks for, (H, W)."""
+    if size is None:
+        return None
+    height, width = sides_of(size, 2, 'stn_localization_size')
+    if arguments.whole and (height, width) != streams:
+        raise ValueError(f'stn_localization_size={size!r}: with stn_whole, features of the whole image tell where '
+                         f'to look, and those are of {streams}; leave it out.')
+    return height, width
+
+
+def resolve_auto(backbone: nn.Module, arguments: StnArguments, input_size: tuple[int, int, int]) -> StnArguments:
+    """What ``auto`` stands for: glimpses look where the backbone responds, in its deepest map of 7 x 7 at least."""
+    for stage in arguments.stages:
+        if arguments.source(stage).kind == 'auto':
+            salient = stage == arguments.input_stage and arguments.wants_saliency
+            found = _deepest_map(backbone, arguments, input_size) if salient else None
+            arguments = arguments.resolve(stage, localization='conv' if found is None else f'saliency:{found}')
+    return arguments
+
+
+def _deepest_map(backbone: nn.Module, arguments: StnArguments, input_size: tuple[int, int, int]) -> int | None:
+    """Index of the last stage that yields one map of 7 x 7 at least from what a stream shows."""
+    size = as_sides(arguments.size or input_size[1:])
+    for i, info in reversed(list(enumerate(feature_infos(backbone)))):
+        if min(size) >= LEAST_MAP * info.get('reduction', min(size)):
+            with suppress(ValueError):
+                stage_layouts(backbone, [i], (input_size[0], *size))
+                return i
+    return None
+
+
+def _as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], Any]) -> Any:
+    """Without gradients, and with batch norms that use, and leave as they are, the statistics that they have.
+
+    A glance must not change the backbone: the whole image, of another size and scale than what the backbone is trained
+    on, would mix its statistics with theirs, which evaluation then uses.
+    """
+    training = [m for m in module.modules() if m.training]
+    witnessed = SpatialTransformer.witness is not None and has_values(x)  # who would count the image twice
+    glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if witnessed else []
+    for m in training:
+        m.training = False
+    for m in glancing:
+        m.witness = None
+    try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
+        with torch.no_grad(), uncached(x):
+            return ask()
+    finally:
+        for m in training:
+            m.training = True
+        for m in glancing:
+            del m.witness

@@ -1,0 +1,203 @@
+"""Several images of each input: how they pass through one backbone or several, and how one answer comes of them."""
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry.layout import told_of_layout
+from .wrapper import TimmWrapper, if_backbone_can
+
+__all__ = ['StreamsNetwork', 'map_tensors']
+
+
+class StreamsNetwork(TimmWrapper):
+    """Backbone(s) that see S images of each input, and one classifier over what they make of them.
+
+    For a linear classifier, averaging features equals averaging logits, so it moves behind the join. Other classifiers
+    stay in the backbone, and their logits are averaged. A subclass calls :meth:`join_classifiers` when all that draws
+    random numbers before it is made.
+
+    Args:
+        backbone, towers, **before: See :class:`TimmWrapper`; with towers each stream has a backbone of its own.
+        streams: Number S of images.
+        join: ``mean`` of what the streams give, or ``concat`` of their features.
+        dd: Device and dtype of new layers.
+
+    Shape:
+        (N, S, C, H, W), or (N, C, H, W) where S is 1. Features have a dimension S after N, too.
+    """
+
+    classifier: Any  # a child only where streams are joined: else it is the backbone's
+    # Defaults on the class make these our own, even if the backbone has attributes of the same names.
+    streams: int = 1
+    join: str = 'mean'
+    _dd: dict[str, Any] = {}
+    _joined: bool = False  # one classifier over all streams
+    _classifier_name: str = ''  # of the backbone's classifier that it replaces
+    _num_classes: int = 0  # of it
+
+    def __init__(
+            self,
+            backbone: Any,
+            towers: Sequence[nn.Module] = (),
+            streams: int = 1,
+            join: str = 'mean',
+            dd: dict[str, Any] | None = None,
+            **before: nn.Module | None,
+    ) -> None:
+        super().__init__(backbone, towers, **before)
+        self.streams, self.join, self._dd = streams, join, dd or {}
+        self._joined = _needs_classifier(backbone, streams, join)
+
+    def join_classifiers(self, num_classes: int | None = None) -> None:
+        """Put one classifier behind the join, if one is needed, for ``num_classes``. Default: the backbone's.
+
+        It starts from the backbone's classifier where that has the same classes.
+        """
+        if not self._joined:
+            return
+        old = self.backbone.get_classifier()
+        self._classifier_name = next(name for name, m in self.backbone.named_modules() if m is old)
+        self._num_classes = self.backbone.num_classes if num_classes is None else num_classes
+        for backbone in self.backbones():
+            backbone.reset_classifier(0)
+        classifier = self._make_classifier(self._num_classes)
+        nn.Module.__setattr__(self, 'classifier', classifier)  # even if the backbone has one
+        state = old.state_dict()
+        if 'weight' in state and not state['weight'].is_meta and isinstance(self.classifier, nn.Linear):
+            start = _over_streams(state['weight'], state.get('bias'), self.classifier)
+            self.classifier.load_state_dict(start, strict=bool(start))
+
+    def _make_classifier(self, num_classes: int) -> nn.Module:
+        return nn.Linear(self.head_hidden_size, num_classes, **self._dd) if num_classes > 0 else nn.Identity()
+
+    def adapt_plain(self, plain: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        """If the class counts match, the joined classifier starts from the plain one; otherwise that is left out."""
+        if not self._joined:
+            return {}, set()
+        weight, bias = (plain.get(f'{self._classifier_name}.{name}') for name in ('weight', 'bias'))
+        start = {}
+        if weight is not None and isinstance(self.classifier, nn.Linear):
+            start = _over_streams(weight, bias, self.classifier)
+        used = {name for name in plain if name.startswith(self._classifier_name + '.')}
+        return {f'classifier.{name}': value for name, value in start.items()}, used
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes if self._joined else self.backbone.num_classes
+
+    @num_classes.setter
+    def num_classes(self, value: int) -> None:
+        if self._joined:
+            self._num_classes = value
+        else:
+            self.backbone.num_classes = value
+
+    @property
+    def num_features(self) -> int:
+        """Width of the features, of one stream."""
+        return self.backbone.num_features
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the classifier takes; joined over the streams."""
+        width = getattr(self.backbone, 'head_hidden_size', self.backbone.num_features)
+        return width * self.streams if self.join == 'concat' else width
+
+    @if_backbone_can
+    def get_classifier(self) -> nn.Module:
+        return self.classifier if self._joined else self.backbone.get_classifier()
+
+    @if_backbone_can
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier for other classes; 0 for none. ``global_pool`` None keeps the pooling."""
+        pool = () if global_pool is None else (global_pool,)
+        if not self._joined or pool:
+            for backbone in self.backbones():
+                backbone.reset_classifier(0 if self._joined else num_classes, *pool)
+        if self._joined:
+            self._num_classes = num_classes
+            probe = next(self.parameters())
+            self.classifier = self._make_classifier(num_classes).to(device=probe.device, dtype=probe.dtype)
+
+    def each(self, fn: Callable[[Any, Any], Any], x: Any, first: int = 0) -> Any:
+        """Run ``fn(backbone, x)`` over the streams of x, (N, S, ...) or nests of such; so is what comes out.
+
+        Args:
+            fn: What to run.
+            x: Without S where there is one stream.
+            first: Number of streams that come before those of x.
+        """
+        if self.streams == 1:
+            return fn(self.backbone, x)
+        if self.has_towers:
+            towers = self.backbones()[first:]
+            outs = [fn(tower, map_tensors(itemgetter((slice(None), s)), x)) for s, tower in enumerate(towers)]
+            return map_tensors(lambda *ts: torch.stack(ts, 1), *outs)
+        out = fn(self.backbone, map_tensors(lambda t: t.flatten(0, 1), x))
+        return map_tensors(lambda t: t.unflatten(0, (-1, self.streams - first)), out)
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        if self.streams == 1:
+            return self.backbone(x, **kwargs)
+        return self._logits(self.each(lambda backbone, image: backbone(image, **kwargs), x))
+
+    def forward_features(self, x: Tensor, **kwargs: Any) -> Any:
+        """Unpooled features of the backbone; (N, S, ...) with streams."""
+        return self.each(lambda backbone, image: backbone.forward_features(image, **kwargs), x)
+
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
+        """Features to logits, or to what the classifier takes."""
+        if self.streams == 1:
+            return self.backbone.forward_head(x, pre_logits=pre_logits)
+        out = self.each(lambda backbone, f: backbone.forward_head(f, pre_logits=pre_logits or self._joined), x)
+        return self._join(out) if pre_logits else self._logits(out)
+
+    def _join(self, x: Tensor) -> Tensor:
+        """Features (N, S, ...) of all streams to the mean, or to all channels side by side."""
+        if self.join == 'mean':
+            return x.mean(1)
+        if x.ndim == 3:
+            return x.flatten(1)
+        channels_first = x.ndim == 5 and told_of_layout(self.backbone)['output_fmt'] != 'NHWC'
+        return torch.cat(x.unbind(1), 1 if channels_first else -1)
+
+    def _logits(self, out: Any) -> Any:
+        """What the streams' backbones give to logits; features of an extractor stay apart."""
+        if self._joined:
+            return self.classifier(self._join(out))
+        return map_tensors(lambda t: t.mean(1), out) if hasattr(self.backbone, 'reset_classifier') else out
+
+
+def _needs_classifier(backbone: Any, streams: int, join: str) -> bool:
+    if streams == 1 or not hasattr(backbone, 'reset_classifier'):
+        return False
+    old = backbone.get_classifier()
+    if join == 'mean':
+        return isinstance(old, nn.Linear | nn.Identity)
+    if not isinstance(old, nn.Module):
+        raise ValueError(f"stn_join='concat' needs a backbone with one classifier; {type(backbone).__name__} has "
+                         "several: use stn_join='mean'.")
+    return True
+
+
+def _over_streams(weight: Tensor, bias: Tensor | None, classifier: nn.Linear) -> dict[str, Tensor]:
+    """Weights that give the mean over the streams of what one backbone's linear classifier gives; else none."""
+    weight = weight.flatten(1)  # of a convolution
+    repeats = classifier.in_features // weight.shape[1]
+    if tuple(classifier.weight.shape) != (weight.shape[0], weight.shape[1] * repeats):
+        return {}
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return dict(weight=weight.repeat(1, repeats) / repeats, bias=bias)
+
+
+def map_tensors(fn: Callable[..., Tensor], *trees: Any) -> Any:
+    """``fn`` over the tensors of equal nests of lists, tuples and dicts."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return fn(*trees)
+    if isinstance(first, dict):
+        return {k: map_tensors(fn, *(t[k] for t in trees)) for k in first}
+    return type(first)(map_tensors(fn, *parts) for parts in zip(*trees))
