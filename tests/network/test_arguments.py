@@ -29,7 +29,7 @@ TPS, AFFINE = {'transform': 'tps'}, {'transform': 'affine', 'scale': 0.5}
     ([('2', None)], {2: {}}),
 ])
 def test_forms_of_stages(given, stages):
-    arguments = StnArguments(stn_stages=given)
+    arguments = stn_arguments(stn_stages=given)
     assert arguments.stages == stages and list(arguments.stages) == list(stages)
     assert arguments.values['stn_stages'] == [[stage, settings] for stage, settings in stages.items()]
 
@@ -46,8 +46,8 @@ STAGES = st.dictionaries(st.integers(-5, 5) | st.sampled_from(['layer1', 'blocks
 @given(stages=STAGES, size=st.none() | st.tuples(st.integers(1, 99), st.integers(1, 99)), glimpses=st.integers(1, 4))
 def test_json_round_trip(stages, size, glimpses):
     given = {'stn_size': size, 'stn_glimpses': glimpses, 'stn_fill': (1, 2), 'stn_padding_mode': 'fill'}
-    arguments = StnArguments(stn_stages={'input': {}, **stages}, **given)
-    again = StnArguments(**json.loads(json.dumps(arguments.json)))
+    arguments = stn_arguments(stn_stages={'input': {}, **stages}, **given)
+    again = stn_arguments(**json.loads(json.dumps(arguments.json)))
     assert json.dumps(again.json) == json.dumps(arguments.json)
     assert list(again.stages) == list(arguments.stages)
     assert set(again.json) == set(DEFAULTS), 'every argument is recorded, given or not'
@@ -55,12 +55,12 @@ def test_json_round_trip(stages, size, glimpses):
 
 def test_values_and_settings():
     stages = {'input': {}, 1: TPS}
-    arguments = StnArguments(stn_stages=stages, stn_transform='similarity', stn_scale=0.5, stn_glimpses=2)
+    arguments = stn_arguments(stn_stages=stages, stn_transform='similarity', stn_scale=0.5, stn_glimpses=2)
     assert arguments.glimpses == 2 and arguments.transform == 'similarity' and not arguments.to_input
     assert arguments.settings('input')['transform'] == 'similarity' and arguments.settings(1)['transform'] == 'tps'
     assert arguments.settings('input')['scale'] == 0.5
     assert arguments.settings(1)['scale'] == 1.0, 'stn_scale is that of glimpses of the image'
-    assert StnArguments(stn_stages={1: AFFINE}).settings(1)['scale'] == 0.5
+    assert stn_arguments(stn_stages={1: AFFINE}).settings(1)['scale'] == 0.5
     assert set(arguments.settings(1)) == {
         'transform', 'scale', 'bound', 'localization', 'localization_size', 'iterations', 'mode', 'padding_mode',
         'fill', 'antialias', 'lr_scale', 'penalty', 'freeze_steps',
@@ -72,27 +72,27 @@ def test_values_and_settings():
 
 def test_what_defaults_came_to_gives_way_to_what_is_given():
     stages = {'input': dict(transform='tps', resolved=dict(localization='conv', bound=False)), 1: dict(bound=True)}
-    one, other = StnArguments(stn_stages=stages), StnArguments(stn_stages=stages, stn_localization='fc', stn_bound=True)
+    one, other = stn_arguments(stn_stages=stages), stn_arguments(stn_stages=stages, stn_localization='fc', stn_bound=True)
     assert [one.settings(s)['localization'] for s in stages] == ['conv', 'auto']
     assert [one.settings(s)['bound'] for s in stages] == [False, True]
     assert [other.settings(s)['localization'] for s in stages] == ['fc', 'fc']
     assert other.settings('input')['bound'] and 'resolved' not in other.settings('input')
-    assert StnArguments(**json.loads(json.dumps(one.json))).json == one.json
+    assert stn_arguments(**json.loads(json.dumps(one.json))).json == one.json
     with pytest.raises(TypeError, match="unknown setting 'resolved' of stage 1"):
-        StnArguments(stn_stages={1: dict(resolved=dict(resolved=dict(bound=True)))})
+        stn_arguments(stn_stages={1: dict(resolved=dict(resolved=dict(bound=True)))})
     with pytest.raises(ValueError, match="resolved of stage 1 must have settings, got 3"):
-        StnArguments(stn_stages={1: dict(resolved=3)})
+        stn_arguments(stn_stages={1: dict(resolved=3)})
 
 
 def test_none_means_the_default():
-    assert StnArguments(**dict.fromkeys(DEFAULTS)).json == StnArguments().json
+    assert stn_arguments(**dict.fromkeys(DEFAULTS)).json == stn_arguments().json
 
 
 def test_given_objects_are_not_changed_or_kept():
     stages = {'input': dict(TPS)}
-    arguments = StnArguments(stn_stages=stages)
+    arguments = stn_arguments(stn_stages=stages)
     stages['input']['transform'] = 'affine'
-    assert arguments.settings('input')['transform'] == 'tps' and StnArguments().stages == {'input': {}}
+    assert arguments.settings('input')['transform'] == 'tps' and stn_arguments().stages == {'input': {}}
 
 
 def test_split():
@@ -112,7 +112,7 @@ def test_split():
 ])
 def test_unknown_names(name, nearest):
     match = rf"unknown argument '{name}'\. Did you mean '{nearest or 'stn_'}"
-    for call in (lambda: StnArguments(**{name: 1}), lambda: split_arguments({name: 1, 'num_classes': 2})):
+    for call in (lambda: stn_arguments(**{name: 1}), lambda: split_arguments({name: 1, 'num_classes': 2})):
         with pytest.raises(TypeError, match=match) as error:
             call()
         assert all(accepted in str(error.value) for accepted in DEFAULTS)
@@ -145,7 +145,7 @@ def test_unknown_names(name, nearest):
 ])
 def test_wrong_values(arguments, error, message):
     with pytest.raises(error, match=message):
-        StnArguments(**arguments)
+        stn_arguments(**arguments)
 
 
 @pytest.mark.parametrize('arguments', [
@@ -154,4 +154,4 @@ def test_wrong_values(arguments, error, message):
     {'stn_stages': {'input': {'localization': 'shared:2'}, 1: {}}},
 ])
 def test_what_goes_together(arguments):
-    assert StnArguments(**arguments).json['stn_stages']
+    assert stn_arguments(**arguments).json['stn_stages']

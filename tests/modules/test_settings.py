@@ -1,0 +1,52 @@
+"""What a spatial transformer is made with: what is not accepted, and what the error says."""
+import pytest
+import timm
+from makers import GLIMPSES
+from torch import nn
+
+import timm_stn  # noqa: F401
+from timm_stn import SpatialTransformer
+
+
+class TestModule:
+    @pytest.mark.parametrize(('arguments', 'error', 'message'), [
+        ({'transform': 'afine'}, ValueError, "'afine'.*did you mean 'affine'"),
+        ({'input_size': 12}, ValueError, "input_size must be 2 positive integers for transform 'affine', got 12"),
+        ({'input_size': (4, 4, 4)}, ValueError, r"input_size must be 2 .*got \(4, 4, 4\)"),
+        ({'transform': 'affine3d'}, ValueError, r"input_size must be 3 .*'affine3d', got \(12, 10\)"),
+        ({'input_size': (0, 4)}, ValueError, r'input_size must be .*got \(0, 4\)'),
+        ({'localization': 'con'}, ValueError, "localization must be one of .*got 'con'.*'conv'"),
+        ({'localization_size': -3}, ValueError, 'localization_size must be .*got -3'),
+        ({'size': 0}, ValueError, 'size must be 2 positive integers, or one, got 0'),
+        ({'size': (3, 3, 3)}, ValueError, r'size must be 2 .*got \(3, 3, 3\)'),
+        ({'size': 2.5}, ValueError, 'size must be 2 .*got 2.5'),
+        ({'glimpses': 0}, ValueError, 'glimpses must be a positive integer, got 0'),
+        ({'glimpses': 1.5}, ValueError, 'glimpses must be a positive integer, got 1.5'),
+        ({'glimpses': '2'}, ValueError, "glimpses must be a positive integer, got '2'"),
+        ({'iterations': 0}, ValueError, 'iterations must be a positive integer, got 0'),
+        ({'scale': 0}, ValueError, 'scale must be a positive number, got 0'),
+        ({'scale': float('nan')}, ValueError, 'scale must be a positive number, got nan'),
+        ({'scale': '1'}, ValueError, "scale must be a positive number, got '1'"),
+        ({'bound': 'yes'}, ValueError, "bound must be True, False or 'auto', got 'yes'"),
+        ({'bound': True, 'transform': 'tps'}, ValueError, "bound=True needs a transform with a matrix.*'tps'"),
+        ({'mode': 'linear'}, ValueError, "mode must be one of .*'linear'"),
+        ({'padding_mode': 'wrap'}, ValueError, "padding_mode must be one of .*'wrap'"),
+        ({'padding_mode': 'fill', 'fill': (1, 2, 3)}, ValueError, r'fill must be .*got \(1, 2, 3\)'),
+        ({'lr_scale': -1}, ValueError, 'lr_scale must be .*got -1'),
+        ({'penalty': -1}, ValueError, 'penalty must be a number, 0 or more, got -1'),
+        ({'penalty': float('nan')}, ValueError, 'penalty must be a number, 0 or more, got nan'),
+        ({'penalty': '1'}, ValueError, "penalty must be a number, 0 or more, got '1'"),
+        ({'freeze_steps': -1}, ValueError, 'freeze_steps must be an integer, 0 or more, got -1'),
+        ({'freeze_steps': 1.5}, ValueError, 'freeze_steps must be an integer, 0 or more, got 1.5'),
+        ({'hiden': 3}, TypeError, "'conv' takes channels and hidden, got hiden=3"),
+        ({'localization': nn.Identity(), 'hidden': 3}, TypeError, r"takes no settings, got \['hidden'\]"),
+    ])
+    def test_wrong_arguments(self, arguments, error, message):
+        with pytest.raises(error, match=message):
+            SpatialTransformer(**{'in_chans': 2, 'input_size': (12, 10), **arguments})
+
+
+@pytest.mark.parametrize('scale', [[0.5], [0.8, 0.5], [0, 0.5], ['a', 0.5], '0.5', [True, 2]])
+def test_scales_are_one_or_two(scale):
+    with pytest.raises(ValueError, match='stn_scale must be a positive number, or two, least and largest, got'):
+        timm.create_model('stn_test_resnet', **{**GLIMPSES, 'stn_scale': scale})
