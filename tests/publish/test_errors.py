@@ -88,7 +88,7 @@ def test_an_upload_that_fails_once_goes_on(hub, name, fault):
 def test_an_answer_that_is_lost(hub):
     """The commit is made, and nobody is told: pushed again, there is nothing left to send."""
     hub.fail('POST', '/commit/', lost=True)
-    with pytest.raises(PushError, match='unless only the answer was lost: push again'):
+    with pytest.raises(PushError, match='unless only the reply was lost: push again'):
         timm_stn.push_to_hub(network(), REPO)
     head = hub.repos[REPO].branches['main']
     pushed = timm_stn.push_to_hub(network(), REPO)
@@ -166,7 +166,7 @@ class Limit:
 
 
 def test_disk_full_while_pushing(hub):
-    with Limit(200_000), pytest.raises(PushError, match='no room on the disk: make some in .*, or set TMPDIR'):
+    with Limit(200_000), pytest.raises(PushError, match='no room on the disk: free some in .*, or set TMPDIR'):
         timm_stn.push_to_hub(network(), REPO)
     assert not hub.requests
     timm_stn.push_to_hub(network(), REPO)

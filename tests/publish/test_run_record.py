@@ -88,7 +88,7 @@ def test_checkpoint_without_more(hub, tmp_path):
     (path.parent / 'summary.csv').write_text('epoch,eval_loss,eval_top1\n4,0.1,99.0\n')
     text = timm_stn.push_to_hub(path, REPO, images=[]).card
     assert '| Top-1 accuracy, % | 87.5 |' in text and '99' not in text.partition('## Recipe')[0] and '![' not in text
-    assert '`train.py` of the weights after epoch 4' in text and 'secret' not in text
+    assert '`train.py` measured the weights after epoch 4' in text and 'secret' not in text
     x = torch.randn(1, 3, 96, 96)
     assert torch.equal(load(REPO).eval()(x), plain.eval()(x))
     held['args'].model_ema_force_cpu = True  # then train.py measures the weights that are not pushed
