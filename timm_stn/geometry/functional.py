@@ -1,9 +1,9 @@
-"""Warping as functions: `warp` looks, `unwarp` brings back, `map_points` follows points.
+"""Warping as functions: `warp`, its inverse `unwarp`, and `map_points` for points.
 
 Convention: theta maps *output* to *source* coordinates, xy(z) order, both in [-1, 1] with half-pixel centres
-(`align_corners=False`). Of shape (N, 2, 3), (N, 3, 3) or (N, 3, 4) it is absolute, what `F.affine_grid` takes (with a
-last row for homographies), and `transform` is not used; of shape (N, P) it holds the parameters of the family
-`transform`, increments on the identity. Coordinates are float32, float64 for float64 images, whatever theta's dtype.
+(`align_corners=False`). theta of shape (N, 2, 3), (N, 3, 3) or (N, 3, 4) is an absolute matrix, as for `F.affine_grid`
+(with a last row for homographies); `transform` is then not used. theta of shape (N, P) holds the parameters of the
+family `transform`, increments on the identity. Coordinates are float32 (float64 for float64 images), for any theta.
 """
 from collections.abc import Sequence
 
@@ -27,16 +27,16 @@ def warp(
         fill: Fill = None,
         antialias: bool = False,
 ) -> Tensor:
-    """Warp images (N, C, H, W) or volumes (N, C, D, H, W) by theta: (N, C, *size), dtype and memory format kept.
+    """Images (N, C, *size) warped from images (N, C, H, W) or volumes (N, C, D, H, W); keeps dtype and memory format.
 
-    A sample whose theta holds a value that is NaN, infinite or above 1e6 in magnitude is not transformed, and gives
-    that theta a gradient of exactly 0.
+    If a sample's theta has a value that is NaN, infinite or above 1e6 in magnitude, the sample is not transformed and
+    its theta gets a gradient of exactly 0.
 
     Args:
-        image: See `timm_stn.sample`, as for the options not named here.
-        theta: Absolute matrices or parameters of `transform`, one for each image or one for all.
+        image: See `timm_stn.sample`, also for the options not listed here.
+        theta: Absolute matrices or parameters of `transform`, one per image or one for all.
         transform: The name of a family, `'a+b'` (a, then b on the result), or a `Transform`.
-        size: Output size, (H, W) or (D, H, W); that of the image by default.
+        size: Output size, (H, W) or (D, H, W). Default: the image's size.
 
     Raises:
         ValueError: for shapes, names or options other than these.
@@ -58,15 +58,15 @@ def unwarp(
         padding_mode: str = 'zeros',
         fill: Fill = None,
 ) -> Tensor:
-    """Bring features or masks of a warped image back to the coordinates of the input: (N, C, *size).
+    """Features or masks of a warped image, mapped back to the coordinates of the input: (N, C, *size).
 
     Args:
-        image: What was computed from the output of `warp`, at any resolution; see `timm_stn.sample`.
-        theta: As it was given to `warp`. Where it has no inverse, it is taken for the identity.
+        image: Features or masks of the output of `warp`, at any resolution; see `timm_stn.sample`.
+        theta: The theta given to `warp`. A theta without inverse is replaced by the identity.
         size: Size of the result, usually that of the input of `warp`, or a fraction of it.
-        transform: As it was given to `warp`.
-        mode: `'nearest'` for masks of labels.
-        padding_mode: What the parts of the input get that the warp did not show.
+        transform: The transform given to `warp`.
+        mode: Use `'nearest'` for label masks.
+        padding_mode: Values for parts of the input outside the warped image.
 
     Raises:
         ValueError, TypeError: as `warp`.
@@ -79,7 +79,7 @@ def unwarp(
 
 
 def map_points(theta: Tensor, points: Tensor, transform: str | Transform = 'affine') -> Tensor:
-    """Where points of the warped image lie in its source: (N, ..., 2 or 3).
+    """Source coordinates (N, ..., 2 or 3) of points in the warped image.
 
     Args:
         theta: Absolute matrices or parameters of `transform`.
@@ -90,7 +90,7 @@ def map_points(theta: Tensor, points: Tensor, transform: str | Transform = 'affi
 
 
 def _check_theta(theta: Tensor, image: Tensor) -> Tensor:
-    """theta in the dtype of coordinates, if it fits the image."""
+    """theta in the coordinate dtype; raises if it does not fit the image."""
     if theta.ndim not in (2, 3) or theta.shape[0] not in (1, image.shape[0]):
         raise ValueError(
             f'theta must be (N, 2, 3), (N, 3, 3), (N, 3, 4) or (N, P) with N = {image.shape[0]}, the number of images, '

@@ -1,4 +1,4 @@
-"""The output lattice and the coordinate conventions: the only file that knows half-pixels.
+"""The output lattice and the coordinate conventions. Half-pixel centres are defined only here.
 
 Coordinates are in [-1, 1] over the *area* of an image, as in `torch.nn.functional.grid_sample(align_corners=False)`:
 -1 and 1 are the outer edges of the first and the last pixel, and pixel `i` of `n` has its centre at (2 i + 1) / n - 1.
@@ -18,18 +18,18 @@ def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether Python may ask for the numbers in `x`, and keep it; it may not in traced programs and in `torch.func`."""
+    """Whether Python can read the values of `x` and keep it; False in traced programs and inside `torch.func`."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     try:
         x.data_ptr()
-    except RuntimeError:  # what `torch.func` and `torch.vmap` put in place of a tensor has no memory of its own
+    except RuntimeError:  # wrapper tensors of `torch.func` and `torch.vmap` have no memory
         return False
     return True
 
 
 def centers(n: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Centres of `n` pixels in [-1, 1], of shape (n,); float32 unless `dtype` says otherwise."""
+    """Centres (n,) of `n` pixels in [-1, 1]; float32 by default."""
     return torch.arange(1 - n, n, 2, device=device, dtype=dtype or torch.float32) / n
 
 
@@ -38,13 +38,13 @@ def lattice(
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Centres of all pixels of an image or volume, of shape (*size, len(size)), coordinates in xy(z) order."""
+    """Centres (*size, len(size)) of all pixels of an image or volume, coordinates in xy(z) order."""
     axes = [centers(n, device, dtype) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing='ij')[::-1], dim=-1)
 
 
 def to_pixels(coords: Tensor, n: int) -> Tensor:
-    """Pixel indices (fractional, 0 at the centre of the first pixel) of coordinates along an axis of `n` pixels."""
+    """Fractional pixel indices (0 is the centre of the first pixel) of coordinates along an axis of `n` pixels."""
     return ((coords + 1) * n - 1) / 2
 
 

@@ -1,4 +1,4 @@
-"""What autocast must not do: round coordinates and parameters, or keep what was cast without a graph."""
+"""Contexts that keep autocast from rounding coordinates, and from caching weights cast without a graph."""
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -8,14 +8,14 @@ __all__ = ['full_precision', 'uncached']
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """A context in which operations on the device of ``x`` keep their dtypes; in bfloat16, places are off by pixels."""
+    """A context without autocast on the device of ``x``: bfloat16 coordinates would be wrong by pixels."""
     return torch.autocast(x.device.type, enabled=False) if _is_cast(x) else nullcontext()
 
 
 def uncached(x: Tensor) -> AbstractContextManager:
-    """A context in which autocast keeps no weights that it casts.
+    """A context in which autocast does not cache the weights that it casts.
 
-    Up to torch 2.9 it would give those that were cast without gradients to the training pass that follows.
+    Up to torch 2.9, a later training pass would reuse weights that were cast without gradients.
     """
     device = x.device.type
     if not _is_cast(x):

@@ -1,8 +1,8 @@
-"""Anti-aliased sampling: an image pyramid, read at the level that the local scale of the grid asks for.
+"""Anti-aliased sampling from an image pyramid, at a level that follows the local scale of the grid.
 
-A bilinear or bicubic kernel sees 2 or 4 pixels however far apart the samples are, and so aliases where the grid
-shrinks an image (the paper notes it in section 3.4). Level l of the pyramid is the image averaged over cells of 2^l
-pixels; a point whose neighbours in the grid are s pixels away is read between the two levels nearest to log2(s).
+A bilinear or bicubic kernel reads 2 or 4 pixels, however far apart the samples are. So it aliases where the grid
+shrinks an image (the paper notes this in section 3.4). Level l of the pyramid is the image averaged over cells of 2^l
+pixels. A point whose neighbours in the grid are s pixels away is interpolated between the two levels around log2(s).
 """
 from collections.abc import Sequence
 from functools import reduce
@@ -15,12 +15,12 @@ from .grid import has_values
 
 __all__ = ['halve', 'interpolate', 'levels']
 
-# Read this much finer than log2(scale): the measured best between lost detail and aliasing, from photos to noise.
+# Levels are finer than log2(scale) by this: the best measured trade-off of detail and aliasing, on photos and noise.
 SHARPEN = 0.4
 
 
 def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
-    """As `kernels.interpolate`, averaged over the footprint of every point; no gradient passes through the levels."""
+    """As `kernels.interpolate`, averaged over the footprint of each point. The levels get no gradient."""
     level = levels(grid.detach(), image.shape[2:])
     first, last = _span(level, image.shape[2:])
     for _ in range(first):
@@ -28,15 +28,15 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
     values = kernels.interpolate(image, grid, mode, padding_mode)
     for i in range(first + 1, last + 1):
         image = halve(image)
-        share = (level - i + 1).clamp(0, 1)  # of this level, against the finer ones so far
+        share = (level - i + 1).clamp(0, 1)  # weight of this level against the finer ones
         values = torch.lerp(values, kernels.interpolate(image, grid, mode, padding_mode), share)
     return values
 
 
 def levels(grid: Tensor, size: Sequence[int]) -> Tensor:
-    """Level of every point of `grid` in the pyramid of an image of `size`: fractional, from 0, of shape (N, 1, *out).
+    """Fractional pyramid level (N, 1, *out), from 0, of each point of `grid` for an image of `size`.
 
-    It follows the root mean square, over the axes of the grid, of the distance to the nearer neighbour in pixels.
+    It follows the distance in pixels to the nearer neighbour, root mean square over the axes of the grid.
     """
     pixels = grid * grid.new_tensor([n / 2 for n in reversed(size)])
     axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
@@ -50,7 +50,7 @@ def levels(grid: Tensor, size: Sequence[int]) -> Tensor:
 def _steps(pixels: Tensor, axis: int) -> Tensor:
     """Squared distance of every point to the nearer of its two neighbours along `axis`.
 
-    The nearer one, since a grid may hold several glimpses one after the other, and points outside of everything.
+    The nearer one, because a grid may hold several glimpses side by side, and points far outside.
     """
     count = pixels.shape[axis] - 1
     square = (pixels.narrow(axis, 1, count) - pixels.narrow(axis, 0, count)).square().sum(-1)
@@ -60,12 +60,12 @@ def _steps(pixels: Tensor, axis: int) -> Tensor:
 
 
 def _top(size: Sequence[int]) -> int:
-    """The level that is one pixel."""
+    """The level with a single pixel."""
     return (int(max(size)) - 1).bit_length()
 
 
 def _span(level: Tensor, size: Sequence[int]) -> tuple[int, int]:
-    """First and last level in use; where values are unknown, all of them."""
+    """First and last level in use; all levels if the values are unknown."""
     if not has_values(level):
         return 0, _top(size)
     if level.numel() == 0:
@@ -75,12 +75,12 @@ def _span(level: Tensor, size: Sequence[int]) -> tuple[int, int]:
 
 
 def halve(image: Tensor) -> Tensor:
-    """The next level: `image` (N, C, *size) averaged over pairs of pixels along every axis, rows before columns."""
+    """The next level: `image` (N, C, *size) averaged over pairs of pixels along each axis, rows first."""
     return reduce(_halve_axis, range(2, image.ndim), image)
 
 
 def _halve_axis(image: Tensor, axis: int) -> Tensor:
-    """Averages over n // 2 cells of equal extent: cells of an odd axis share pixels, by the part each one covers."""
+    """Averages over n // 2 cells of equal extent. For odd n, neighbouring cells share pixels by area."""
     n = image.shape[axis]
     if n == 1:
         return image

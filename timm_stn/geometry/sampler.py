@@ -1,7 +1,7 @@
-"""Values at given coordinates: kernels, padding, fill, anti-aliasing, precision, safety (section 3.3 of the paper).
+"""Samples images at given coordinates: kernels, padding, fill, anti-aliasing (section 3.3 of the paper).
 
 Convention: `image` is (N, C, H, W) or (N, C, D, H, W); `grid` is (N, h, w, 2) or (N, d, h, w, 3) and holds, for every
-output pixel, the point of the image to look at, xy(z) in [-1, 1] with half-pixel centres.
+output pixel, the point of the image to read: xy(z) in [-1, 1] with half-pixel centres.
 """
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ MODES = ('bilinear', 'bicubic', 'nearest')
 PADDING_MODES = ('border', 'zeros', 'reflection', 'fill')
 Fill = float | Sequence[float] | Tensor | None
 
-# Farther out than this nothing is near the image, and nothing overflows; twice reflected, `NOWHERE` is the first pixel.
+# Coordinates are clamped to FAR, far outside every image but safe from overflow. NOWHERE reflects to the first pixel.
 FAR = 1e4
 NOWHERE = -5.
 
@@ -58,7 +58,7 @@ class Sampling(NamedTuple):
         dtype, padding_mode = coordinate_dtype(image.dtype), self.padding_mode
         pixels, grid = image.to(dtype), grid.to(dtype)
         color = _color(image, self.fill, dtype) if padding_mode == 'fill' else None
-        if color is not None:  # a shift of the colours makes the fill colour zero
+        if color is not None:  # subtract the fill colour, so that padding is zero
             pixels, padding_mode = pixels - color, 'zeros'
         interpolate = pyramid.interpolate if self.antialias else kernels.interpolate
         values = interpolate(pixels, grid, self.mode, padding_mode)
@@ -75,21 +75,21 @@ def sample(
 ) -> Tensor:
     """Read `image` at the points of `grid`: (N, C, *out), in the image's dtype and memory format.
 
-    Coordinates are computed in float32 (float64 for float64 images), and so are half-precision pixels. Any
-    coordinates are safe: an infinite one lies far outside on its side, a NaN far outside to the left (top, front). So
-    `'zeros'` and `'fill'` give their value there, `'border'` the nearest edge, `'reflection'` some pixel of the image;
-    the gradient to such a coordinate is exactly 0.
+    Coordinates and half-precision pixels are computed in float32 (float64 for float64 images). Coordinates may be
+    infinite (far outside on that side) or NaN (far outside to the left, top, front). There, `'zeros'` and `'fill'` give
+    their value, `'border'` the nearest edge, `'reflection'` some pixel of the image. The gradient to such a coordinate
+    is exactly 0.
 
     Args:
         image: (N, C, H, W) or (N, C, D, H, W); integers and bool only with `mode='nearest'`.
         grid: (N, *out, 2 or 3), points in xy(z) order.
         mode: `'bilinear'` (trilinear for volumes), `'bicubic'` (a = -0.75, images only), or `'nearest'`, the integer
             kernel of the paper: pixel floor(x + 0.5), without gradient to the grid.
-        padding_mode: what lies outside: `'border'` the nearest edge pixel, `'zeros'`, `'reflection'` at the outer
-            edges of the edge pixels, `'fill'` the colour `fill`.
-        fill: a number, or one for each channel; for `padding_mode='fill'` only.
-        antialias: average over each output pixel's footprint where the grid shrinks the image, through an image
-            pyramid whose level follows the local scale of the grid. Where it does not shrink, plain sampling.
+        padding_mode: values outside the image: `'border'` the nearest edge pixel, `'zeros'`, `'reflection'` at the
+            outer edges of the edge pixels, `'fill'` the colour `fill`.
+        fill: one number, or one per channel; only for `padding_mode='fill'`.
+        antialias: where the grid shrinks the image, average over each output pixel's footprint, with an image pyramid
+            whose level follows the local scale of the grid. Elsewhere, plain sampling.
 
     Raises:
         ValueError: for shapes or options other than these.
@@ -102,7 +102,7 @@ def sample(
 
 
 def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tensor:
-    """The integer kernel (eq. 4 of the paper) for any dtype; the gradient to the grid is zero, as the kernel's is."""
+    """The integer kernel (eq. 4 of the paper), for any dtype. Its gradient to the grid is zero."""
     index = torch.zeros((), dtype=torch.long, device=image.device)
     inside = torch.ones((), dtype=torch.bool, device=image.device)
     for n, coords in zip(image.shape[2:], grid.unbind(-1)[::-1]):
@@ -129,7 +129,8 @@ def _color(image: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
 def _like(image: Tensor, values: Tensor) -> Tensor:
     """`values` in the dtype and memory format of `image`."""
     if not image.is_contiguous() and image.movedim(1, -1).is_contiguous():
-        values = values.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last, in words that vmap knows, too
+        # to channels last, with operations that torch.vmap supports
+        values = values.movedim(1, -1).contiguous().movedim(-1, 1)
     return values.to(image.dtype)
 
 

@@ -1,4 +1,4 @@
-"""torch's grid sampler as an operator that `torch.compile` does not look into, with its gradients."""
+"""torch's grid sampler as a custom operator, which `torch.compile` does not decompose, with its gradients."""
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def grid_sampler_backward(
         need_image: bool,
         need_grid: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `grid_sampler` to image and grid; an empty tensor stands for one that is not needed."""
+    """Gradients of `grid_sampler` to image and grid; an empty tensor if not needed."""
     backward = torch.ops.aten.grid_sampler_2d_backward if image.ndim == 4 else torch.ops.aten.grid_sampler_3d_backward
     grads = backward(grad, image, grid, kernel, padding, False, [need_image, need_grid])
     return _or_empty(grads[0], need_image, image), _or_empty(grads[1], need_grid, grid)

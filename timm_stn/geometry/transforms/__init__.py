@@ -1,7 +1,7 @@
 """Families of spatial transforms: parameters -> matrix, grid, mapped points; identity, inverse and composition.
 
-The conventions are those of `timm_stn.geometry.grid`: a transform maps output coordinates to source coordinates, xy(z)
-order, in [-1, 1] with half-pixel centres, and zero parameters are the identity of every family.
+Conventions as in `timm_stn.geometry.grid`: a transform maps output coordinates to source coordinates, in xy(z) order,
+in [-1, 1] with half-pixel centres. Zero parameters are the identity of every family.
 """
 from difflib import get_close_matches
 from typing import Any
@@ -42,21 +42,21 @@ _FAMILIES: dict[str, type[Transform]] = {
 
 
 def transform_names() -> list[str]:
-    """Names that `get_transform` takes; `a+b` joins them."""
+    """Names that `get_transform` accepts; `a+b` chains two of them."""
     return list(_FAMILIES)
 
 
 def get_transform(transform: str | Transform, **settings: Any) -> Transform:
-    """The transform of a name.
+    """The transform with a given name.
 
     Args:
-        transform: One of `transform_names`, a lattice after it where the family has one ('tps:5x5', rows by columns),
-            several joined by '+' ('affine+tps': an image is warped by affine, then the result by tps); or a transform,
-            which is returned as it is.
+        transform: One of `transform_names`, with a lattice for the families that have one ('tps:5x5', rows x columns);
+            or several joined by '+' ('affine+tps': an image is warped by affine, then the result by tps); or a
+            `Transform`, which is returned unchanged.
         **settings: `lattice=(rows, columns)` for the families that have one.
 
     Raises:
-        ValueError: No such name, or settings that the family does not take.
+        ValueError: The name is unknown, or the family does not accept the settings.
     """
     if isinstance(transform, Transform):
         if settings:

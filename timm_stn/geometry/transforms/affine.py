@@ -1,4 +1,4 @@
-"""The full linear families: parameters are the entries of the matrix, less those of the identity."""
+"""The full linear families: parameters are the entries of the matrix minus the identity."""
 import torch
 from torch import Tensor
 
@@ -9,7 +9,7 @@ __all__ = ['Affine', 'Affine3d', 'Projective']
 
 
 class Affine(LinearTransform):
-    """Parameters: row-major 2 x 3 less the identity."""
+    """Parameters: the 2 x 3 matrix minus the identity, row-major."""
     name = 'affine'
     num_params = 6
     shape = (2, 3)
@@ -23,7 +23,7 @@ class Affine(LinearTransform):
 
 
 class Affine3d(Affine):
-    """Parameters: row-major 3 x 4 less the identity, for volumes."""
+    """Parameters: the 3 x 4 matrix minus the identity, row-major; for volumes."""
     name = 'affine3d'
     num_params = 12
     ndim = 3
@@ -31,11 +31,10 @@ class Affine3d(Affine):
 
 
 class Projective(Affine):
-    """Parameters: the first eight of row-major 3 x 3 less the identity; the last entry of the matrix is 1.
+    """Parameters: the first eight entries of the 3 x 3 matrix minus the identity, row-major; its last entry is 1.
 
-    Denominators are kept at a magnitude of at least 1e-6, with their sign. A homography whose last entry is 0 (it maps
-    the centre to infinity), which an inverse or a composition may give, is not in the family: the identity takes its
-    place.
+    Denominators keep their sign and a magnitude of at least 1e-6. An inverse or a composition may have a last entry of
+    0 (it maps the centre to infinity). Such a homography is not in the family and is replaced by the identity.
     """
     name = 'projective'
     num_params = 8

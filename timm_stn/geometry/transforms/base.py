@@ -1,4 +1,4 @@
-"""What every family of transforms is: parameters in, source coordinates out."""
+"""The base class of all families of transforms: from parameters to source coordinates."""
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -10,14 +10,13 @@ __all__ = ['Transform']
 
 
 class Transform:
-    """A family of maps from *output* to *source* coordinates, chosen by a row of parameters per sample.
+    """A family of maps from *output* to *source* coordinates. Each sample has its own row of parameters.
 
-    Points are in xy(z) order, both coordinates in [-1, 1] with half-pixel centres (`align_corners=False`). Zero
-    parameters are the identity. Parameters that `guard` refuses (NaN, infinite, above 1e6) are the identity too, with
-    zero gradient, so that coordinates are finite whatever the parameters. Coordinates are float32 (float64 where the
-    parameters are), in and out of autocast.
+    Points are in xy(z) order, in [-1, 1] with half-pixel centres (`align_corners=False`). Zero parameters are the
+    identity. Parameters that `guard` rejects (NaN, infinite, above 1e6) are the identity too, with zero gradient, so
+    coordinates are always finite. Coordinates are float32 (float64 for float64 parameters), with or without autocast.
 
-    A transform holds no parameters of its own: it is a constant, which compares, copies and pickles by its name.
+    A transform object holds no parameters. It is a constant; equality and hash follow its name.
     """
     name: str
     num_params: int
@@ -40,10 +39,10 @@ class Transform:
         return self._map(params, lattice(self.check_size(size), params.device, params.dtype)[None])
 
     def inverse(self, params: Tensor) -> Tensor:
-        """Parameters of the inverse map, of the same family; the identity where there is none.
+        """Parameters of the inverse map in the same family; the identity if there is no inverse.
 
         Raises:
-            NotImplementedError: The inverses of this family are not in it; see `inverse_points`.
+            NotImplementedError: The family does not contain its inverses; use `inverse_points`.
         """
         raise NotImplementedError(
             f'the inverse of {self.name!r} has no parameters of its own; map points back with inverse_points')
@@ -63,20 +62,20 @@ class Transform:
         raise NotImplementedError(f'{self.name!r} has no inverse')
 
     def prepare(self, params: Tensor) -> Tensor:
-        """Checks the shape of `params`, takes them as float32 or float64, and guards them."""
+        """`params` in float32 or float64, with `guard` applied. Raises a ValueError for another shape."""
         if params.dim() != 2 or params.shape[1] != self.num_params:
             raise ValueError(
                 f'{self.name!r} takes params of shape (N, {self.num_params}), got {tuple(params.shape)}')
         return guard(params)
 
     def check_size(self, size: Sequence[int]) -> Sequence[int]:
-        """Returns `size` if it has one entry per dimension."""
+        """`size` itself. Raises a ValueError unless it has one entry per dimension."""
         if len(size) != self.ndim:
             raise ValueError(f'{self.name!r} takes a size of {self.ndim} entries, got {tuple(size)}')
         return size
 
     def _map(self, params: Tensor, points: Tensor) -> Tensor:
-        """Maps points with a batch dimension by prepared parameters."""
+        """Source points of `points` (with a batch dimension) for prepared parameters."""
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:

@@ -13,7 +13,7 @@ __all__ = ['Chain', 'LinearChain', 'chain', 'grid_through', 'map_back_through', 
 
 
 def chain(parts: Sequence[Transform]) -> Transform:
-    """The transform a(b(x)) of parts [a, b]; a linear one where all parts are linear, the part itself if alone."""
+    """The transform a(b(x)) of parts [a, b]: linear if all parts are; a single part is returned unchanged."""
     if len({part.ndim for part in parts}) > 1:
         raise ValueError(f'transforms of different dimensions cannot be joined: {"+".join(p.name for p in parts)}')
     if len(parts) == 1:
@@ -22,7 +22,7 @@ def chain(parts: Sequence[Transform]) -> Transform:
 
 
 class Chain(Transform):
-    """Parameters: those of the parts, concatenated."""
+    """Transforms in sequence. Parameters: those of the parts, concatenated."""
     parts: tuple[Transform, ...]
 
     def __init__(self, parts: Sequence[Transform]) -> None:
@@ -53,12 +53,12 @@ class LinearChain(LinearTransform, Chain):
 
 
 def split(parts: Sequence[Transform], params: Tensor) -> tuple[Tensor, ...]:
-    """The parameters of each part, (N, num_params), of those of all side by side (N, P)."""
+    """Split the concatenated parameters (N, P) into those of each part, (N, num_params)."""
     return torch.split(params, [part.num_params for part in parts], dim=1)
 
 
 def grid_through(parts: Sequence[Transform], params: Tensor, size: Sequence[int]) -> Tensor:
-    """Source coordinates (N, *size, ndim) through the last part, then the one before, and so on to the first."""
+    """Source coordinates (N, *size, ndim), mapped by the last part first and by the first part last."""
     if len(parts) == 1:  # which checks the parameters by itself
         return parts[0].grid(params, size)
     *before, (last, own) = zip(parts, split(parts, params))
@@ -69,7 +69,7 @@ def grid_through(parts: Sequence[Transform], params: Tensor, size: Sequence[int]
 
 
 def map_through(parts: Sequence[Transform], params: Tensor, points: Tensor) -> Tensor:
-    """Source points of output points, in the same order."""
+    """Source points of output points; the last part maps first."""
     if len(parts) == 1:
         return parts[0].map_points(params, points)
     for part, own in zip(reversed(parts), reversed(split(parts, params))):
@@ -78,7 +78,7 @@ def map_through(parts: Sequence[Transform], params: Tensor, points: Tensor) -> T
 
 
 def map_back_through(parts: Sequence[Transform], params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
-    """Output points of source points: from the first part to the last."""
+    """Output points of source points; the first part is inverted first."""
     if len(parts) == 1:
         return parts[0].inverse_points(params, points, iterations)
     for part, own in zip(parts, split(parts, params)):

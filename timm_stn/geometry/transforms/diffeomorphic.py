@@ -21,10 +21,10 @@ class Diffeomorphic(LatticeTransform):
     second derivatives and vanishes two lattice spacings outside the lattice, so points stay near. Each component is
     bounded smoothly (by tanh, of slope 1 at zero) to 0.9 lattice spacings, 0.6 for 4 x 4. In units of spacings the
     rows of the field's Jacobian then sum to at most 2 * 1.5 * 0.9 = 2.7 in magnitude (1.5 bounds the sum of the
-    derivatives of the cubic B-splines), and a step h = 1/4 differs from the identity by at most exp(2.7 h) - 1 < 1 in
-    its Jacobian: the map cannot fold, whatever the parameters.
+    derivatives of the cubic B-splines). So the Jacobian of a step h = 1/4 differs from the identity by at most
+    exp(2.7 h) - 1 < 1, and the map cannot fold for any parameters.
 
-    The inverse are the negated parameters, to the accuracy of the integration: below 1e-5 for velocities up to 0.1.
+    Negated parameters give the inverse, up to the integration error: below 1e-5 for velocities up to 0.1.
     """
     name = 'diffeomorphic'
 
@@ -36,7 +36,7 @@ class Diffeomorphic(LatticeTransform):
         return self.map_points(-params, points)
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:
-        sides = [points.new_full((1,), n - 1) for n in (self.columns, self.rows)]  # no copy to the device, from a list
+        sides = [points.new_full((1,), n - 1) for n in (self.columns, self.rows)]  # avoids a copy from the host
         steps = torch.cat(sides) / 2  # control points per unit of coordinates
         field = MAX_VELOCITY / 36 * (control * steps / MAX_VELOCITY).tanh()  # _bspline is six times too large
         start = (points + 1) * steps[:, None]
@@ -64,9 +64,9 @@ def _velocity(field: Tensor, points: Tensor) -> Tensor:
 
 
 class _Velocity(torch.autograd.Function):
-    """`_velocity` that keeps only its arguments for backward: a small part of the memory."""
+    """`_velocity` that saves only its arguments for the backward pass, to use little memory."""
 
-    generate_vmap_rule = True  # for arguments that `torch.func` does not transform, in a function that it does
+    generate_vmap_rule = True  # for `torch.func` over functions that contain this one
 
     @staticmethod
     def forward(field: Tensor, points: Tensor) -> Tensor:

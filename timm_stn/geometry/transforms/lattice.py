@@ -8,7 +8,7 @@ from .base import Transform
 
 __all__ = ['LatticeTransform']
 
-MOST = 32  # points a side
+MOST = 32  # points per side
 
 
 class LatticeTransform(Transform):
@@ -17,8 +17,8 @@ class LatticeTransform(Transform):
     The control points are a regular lattice of rows x columns that spans [-1, 1], corners included: 4 x 4 by default.
 
     Raises:
-        ValueError: Fewer than 2 rows or 2 columns, which would leave the control points on a line, or more than 32, for
-            which a spline's linear system is too large.
+        ValueError: Fewer than 2 rows or columns (all control points would be on a line), or more than 32 (the spline's
+            linear system would be too large).
     """
 
     def __init__(self, lattice: Sequence[int] = (4, 4)) -> None:
@@ -38,5 +38,5 @@ class LatticeTransform(Transform):
         return mapped.reshape(mapped.shape[0], 2, *middle).movedim(1, -1)
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:
-        """What is added to planar points (N or 1, 2, P), for (x, y) control values (N, rows, columns, 2)."""
+        """Displacements (N, 2, P) of points (N or 1, 2, P), for (x, y) control values (N, rows, columns, 2)."""
         raise NotImplementedError

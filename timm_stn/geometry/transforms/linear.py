@@ -1,4 +1,4 @@
-"""Families that have a matrix, and those of them in two dimensions with fewer than six parameters."""
+"""The base class of families with a matrix, and the 2-D families with fewer than six parameters."""
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +18,7 @@ __all__ = ['Attention', 'LinearTransform', 'Rotation', 'ScaleTranslation', 'Simi
 
 
 class LinearTransform(Transform):
-    """A family of matrices: everything follows from `matrix` and, in a group, `from_matrix`."""
+    """A family of matrices. All methods use `matrix` and, if the family is a group, `from_matrix`."""
     linear = True
 
     def matrix(self, params: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class LinearTransform(Transform):
         return map_points_matrix(self.matrix(params), points)
 
     def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 0) -> Tensor:
-        """Output points whose source points are `points`, in closed form; a map without an inverse is left out."""
+        """Output points whose source points are `points`, in closed form. A map without inverse is the identity."""
         return map_points_matrix(invert_matrix(self.matrix(params)), points)
 
 
@@ -89,7 +89,7 @@ class ScaleTranslation(LinearTransform):
 
 
 class Rotation(LinearTransform):
-    """Parameters (angle,), in radians, x towards y, in normalised coordinates: about the centre of the image."""
+    """Parameters (angle,): rotation about the image centre, in radians, x towards y, in normalised coordinates."""
     name = 'rotation'
     num_params = 1
 
@@ -106,7 +106,7 @@ class Rotation(LinearTransform):
 
 
 class Similarity(LinearTransform):
-    """Parameters (s, angle, tx, ty): scale 1 + s, and a rotation in radians, x towards y, in normalised coordinates."""
+    """Parameters (s, angle, tx, ty): scale 1 + s; rotation in radians, x towards y, in normalised coordinates."""
     name = 'similarity'
     num_params = 4
 

@@ -1,10 +1,10 @@
-"""Absolute matrices: the linear maps of all 2-D and 3-D families, as the paper writes them.
+"""Absolute matrices: the linear maps of all 2-D and 3-D families, as in the paper.
 
 A matrix maps *output* coordinates to *source* coordinates, xy(z) order, both in [-1, 1] with half-pixel centres
-(`align_corners=False`). Its shape says what it is: (N, 2, 3) affine, (N, 3, 3) homography, (N, 3, 4) affine in 3-D.
+(`align_corners=False`). Its shape tells the kind: (N, 2, 3) affine, (N, 3, 3) homography, (N, 3, 4) affine in 3-D.
 
-Autocast, which turns a matmul into bfloat16, cannot touch what is here: all is elementwise. Parameters and points
-are taken as float32, float64 where they are float64.
+All operations are elementwise, because autocast would compute a matmul in bfloat16. Parameters and points are
+converted to float32, unless they are float64.
 """
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from ..grid import centers, coordinate_dtype, has_values
 
 __all__ = ['compose_matrices', 'guard', 'invert_matrix', 'map_points_matrix', 'matrix_grid']
 
-LIMIT = 1e6  # parameters of larger magnitude are taken for broken ones
+LIMIT = 1e6  # parameters of larger magnitude are treated as invalid
 MIN_DENOMINATOR = 1e-6
 MIN_DETERMINANT = 1e-12
 SHAPES = {(2, 3): 2, (3, 3): 2, (3, 4): 3}  # (rows, columns) -> dimensions of the space
 
 
 def guard(params: Tensor) -> Tensor:
-    """Replaces every sample that holds a NaN, an infinity or a magnitude above 1e6 by the identity.
+    """Parameters in which samples with a NaN, an infinity or a magnitude above 1e6 are replaced by the identity.
 
     The gradient of a replaced sample is exactly zero. Increments (N, P) become zeros, absolute matrices (N, 2, 3),
     (N, 3, 3) or (N, 3, 4) the identity matrix; the result is float32 or float64.
@@ -40,11 +40,11 @@ def matrix_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
     """Source coordinates of all output pixels, for absolute matrices.
 
     Args:
-        theta: Matrices (N, 2, 3), (N, 3, 3) or (N, 3, 4); rows that `guard` refuses give the identity.
+        theta: Matrices (N, 2, 3), (N, 3, 3) or (N, 3, 4); samples that `guard` rejects are the identity.
         size: Output size, (H, W) or (D, H, W).
 
     Returns:
-        Grid (N, *size, ndim), finite for any theta: a view of planar (N, ndim, *size) memory.
+        Grid (N, *size, ndim), finite for any theta; a view of contiguous (N, ndim, *size) memory.
     """
     ndim = _check_matrix(theta)
     if len(size) != ndim:
@@ -56,10 +56,10 @@ def matrix_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def map_points_matrix(theta: Tensor, points: Tensor) -> Tensor:
-    """Maps points by absolute matrices.
+    """Source points of output points, for absolute matrices.
 
     Args:
-        theta: Matrices (N, 2, 3), (N, 3, 3) or (N, 3, 4); rows that `guard` refuses give the identity.
+        theta: Matrices (N, 2, 3), (N, 3, 3) or (N, 3, 4); samples that `guard` rejects are the identity.
         points: Points (N, ..., ndim), or (M, ndim) shared by all samples.
 
     Returns:
@@ -79,7 +79,7 @@ def map_points_matrix(theta: Tensor, points: Tensor) -> Tensor:
 def compose_matrices(first: Tensor, second: Tensor) -> Tensor:
     """The matrix of `first(second(x))`: an image is warped by `first`, then the result by `second`.
 
-    The result is (N, 3, 3) where one of the two is a homography, else of the shape of both.
+    The result is (N, 3, 3) if either is a homography, else it has the shape of both.
     """
     if _check_matrix(first) != _check_matrix(second):
         raise ValueError(f'cannot compose matrices of shapes {tuple(first.shape)} and {tuple(second.shape)}')
@@ -91,7 +91,7 @@ def compose_matrices(first: Tensor, second: Tensor) -> Tensor:
 def invert_matrix(theta: Tensor) -> Tensor:
     """The inverse matrices, of the shape of `theta`.
 
-    What has no usable inverse (a determinant below 1e-12, or an inverse that `guard` refuses) becomes the identity,
+    A matrix without usable inverse (determinant below 1e-12, or an inverse that `guard` rejects) gives the identity,
     with a gradient of exactly zero.
     """
     _check_matrix(theta)
@@ -104,24 +104,24 @@ def invert_matrix(theta: Tensor) -> Tensor:
 
 
 def as_points(points: Tensor, batch: int, ndim: int) -> Tensor:
-    """Points with a batch dimension, in float32 or float64: (N, ..., ndim) as they are, (M, ndim) as (1, M, ndim)."""
+    """Points in float32 or float64 with a batch dimension: (M, ndim) becomes (1, M, ndim)."""
     if points.dim() < 2 or points.shape[-1] != ndim:
         raise ValueError(f'points must have shape (N, ..., {ndim}) or (M, {ndim}), got {tuple(points.shape)}')
     if points.dim() == 2:
         points = points[None]
     elif points.shape[0] not in (1, batch):
         raise ValueError(
-            f'points of shape {tuple(points.shape)} must have {batch} (one set a sample) or 1 as their first dimension')
+            f'points of shape {tuple(points.shape)} must have first dimension {batch} (one set per sample) or 1')
     return points.to(coordinate_dtype(points.dtype))
 
 
 def eye_like(theta: Tensor) -> Tensor:
-    """The identity of the shape (rows, columns) of `theta`."""
+    """The identity matrix (rows, columns) of `theta`'s shape."""
     return torch.eye(theta.shape[1], theta.shape[2], dtype=theta.dtype, device=theta.device)
 
 
 def _planes(theta: Tensor, size: Sequence[int]) -> Tensor:
-    """Rows of theta times (x, y, 1) at all pixels, (N, rows, *size), by broadcast addition of one term an axis."""
+    """theta @ (x, y, 1) at all pixels, (N, rows, *size), as a broadcast sum of one term per axis."""
     *columns, planes = theta.unsqueeze(-1).unbind(2)
     for column, n in zip(reversed(columns), size):
         column = column * centers(n, theta.device, theta.dtype)
@@ -140,7 +140,7 @@ def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 
 
 def _away_from_zero(w: Tensor) -> Tensor:
-    """Denominators kept at a magnitude of at least 1e-6, with their sign."""
+    """Denominators with the same sign and a magnitude of at least 1e-6."""
     return torch.where(w < 0, w.clamp(max=-MIN_DENOMINATOR), w.clamp(min=MIN_DENOMINATOR))
 
 
@@ -153,7 +153,7 @@ def _square(theta: Tensor) -> Tensor:
 
 
 def _invert3(m: Tensor) -> Tensor:
-    """Inverses of (N, 3, 3) by their adjugates; entries beyond what `guard` takes where there is none."""
+    """Inverses of (N, 3, 3) by their adjugates. A singular matrix gives entries that `guard` rejects."""
     a, b, c = m.unbind(1)
     adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
     determinant = (a * adjugate[..., 0]).sum(-1)

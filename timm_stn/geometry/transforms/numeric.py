@@ -10,8 +10,8 @@ MIN_DETERMINANT = 1e-6
 
 
 def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` that neither autocast nor TF32 makes inexact: in float64 inside, in the dtype of `a` outside."""
-    if a.device.type == 'mps':  # has no float64
+    """`a @ b`, computed in float64 so that autocast and TF32 cannot round it; in the dtype of `a`."""
+    if a.device.type == 'mps':  # MPS has no float64
         return (a[..., None] * b[..., None, :, :]).sum(-2)
     return (a.double() @ b.double()).to(a.dtype)
 
@@ -19,9 +19,9 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
 def invert_map(function: Callable[[Tensor], Tensor], target: Tensor, iterations: int) -> Tensor:
     """Points (N, ..., 2) that `function` maps to `target` (N, ..., 2), by Newton's method with step halving.
 
-    Starts at the target itself; a step that does not bring a point nearer to its target is taken back. Where the map is
-    smooth and does not fold, some ten iterations reach the precision of the dtype; elsewhere a point stays at the best
-    that was found. Gradients, to the target and to what `function` depends on, are those of the implicit function.
+    The search starts at the target; a step that does not bring a point nearer to its target is undone. For a smooth map
+    that does not fold, about ten iterations reach the precision of the dtype; otherwise the result is the best point
+    found. Gradients to the target and to the inputs of `function` follow the implicit function theorem.
     """
     with torch.no_grad():
         points = target.clone()
@@ -38,7 +38,7 @@ def invert_map(function: Callable[[Tensor], Tensor], target: Tensor, iterations:
 
 
 def _newton(function: Callable[[Tensor], Tensor], points: Tensor, residual: Tensor) -> Tensor:
-    """The residual times the inverse Jacobian of `function` (taken for a constant) at points (N, ..., 2)."""
+    """The residual times the inverse Jacobian of `function` at points (N, ..., 2); no gradient to the Jacobian."""
     with torch.no_grad():
         (a, c), (b, d) = [
             torch.func.jvp(function, (points,), (axis.expand_as(points),))[1].unbind(-1)

@@ -1,4 +1,4 @@
-"""Thin-plate splines: the least bent map that takes control points where the parameters want them."""
+"""Thin-plate splines: the map of least bending energy that moves control points by the parameters."""
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,10 +14,11 @@ __all__ = ['ThinPlateSpline']
 
 
 class ThinPlateSpline(LatticeTransform):
-    """Parameters: offsets (x, y) of the control points' sources from the control points, of which there are 16.
+    """Parameters: offsets (x, y) from the control points (16 by default) to their source points.
 
-    The interpolating spline of Bookstein (1989): U(r) = r^2 log r^2 at all control points plus an affine part. Sources
-    may coincide, and the map may fold. The linear system depends on the lattice only and is inverted once, in float64.
+    The interpolating spline of Bookstein (1989): U(r) = r^2 log r^2 at all control points plus an affine part. Source
+    points may coincide, and the map may fold. The linear system depends only on the lattice and is inverted once, in
+    float64.
     """
     name = 'tps'
 
@@ -32,7 +33,7 @@ class ThinPlateSpline(LatticeTransform):
         self._solution = torch.linalg.inv(system)[:, :k]
 
     def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
-        """Output points whose source points are `points`, found by Newton's method; see `invert_map` for accuracy."""
+        """Output points whose source points are `points`, by Newton's method; see `invert_map` for accuracy."""
         params = self.prepare(params)
         target = as_points(points, params.shape[0], 2)
         target = target.expand(params.shape[0], *target.shape[1:])
@@ -47,23 +48,23 @@ class ThinPlateSpline(LatticeTransform):
         return exact_matmul(weights.flatten(0, 1), basis[0]).reshape(weights.shape[0], 2, basis.shape[-1])
 
     def _basis(self, points: Tensor) -> Tensor:
-        """U of the distances to all control points, 1, x and y, at planar points (B, 2, P): (B, K + 3, P)."""
+        """Basis functions (B, K + 3, P) at points (B, 2, P): U of the distance to each control point, 1, x, y."""
         centers = self._constant('_centers', points)
         squared = (points[:, :, None] - centers[:, :, None]).square().sum(1)
         bent = squared * squared.clamp(min=torch.finfo(points.dtype).tiny).log()
         return torch.cat([bent, torch.ones_like(points[:, :1]), points], 1)
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
-        """An attribute in the dtype and on the device of `like`; kept there, for a CUDA graph can hold no such copy."""
+        """An attribute in the dtype and on the device of `like`; cached: CUDA graphs cannot capture the copy."""
         if like.device.type == 'cpu' or type(like) not in PLAIN or not has_values(like):
             return getattr(self, name).to(like.dtype).to(like.device)
         return _kept(self, name, like.dtype, like.device)
 
 
-PLAIN = (Tensor, torch.nn.Parameter)  # what is kept for one kind of tensor would be wrong for another
+PLAIN = (Tensor, torch.nn.Parameter)  # not cached for other tensor subclasses
 
 
 @lru_cache(maxsize=32)
 def _kept(spline: ThinPlateSpline, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # training may need it next
+    with torch.inference_mode(False):  # a later training pass may use it
         return getattr(spline, name).to(dtype).to(device)
