@@ -29,23 +29,23 @@ test-oldest: $(OLDEST_VENV)/.tested
 
 timm-tests: $(VENV)/.tested
 	$(BIN)/python -m pip install -q expecttest
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/timm_tests.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/check/timm_tests.py
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark.py --check
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/check/benchmark.py --check
 
 # for a machine with a GPU, which may be bare and offline: what it needs, of which PARTS="..." makes some
 gpu-pack: $(VENV)/.installed
-	$(BIN)/python scripts/gpu.py pack $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	$(BIN)/python scripts/reproduce/gpu.py pack $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 		$(if $(TIMM_SCRIPTS),--scripts "$(TIMM_SCRIPTS)") $(if $(PARTS),--parts $(PARTS))
 
 # and there all that waits for it; SECTIONS=queue, ONLY='card-*'; DEVICE=cpu SMOKE=1 rehearses it
 gpu:
-	$(PYTHON) scripts/gpu.py run --budget $(BUDGET) --output "$(OUT)" --device $(DEVICE) $(if $(SMOKE),--smoke) \
+	$(PYTHON) scripts/reproduce/gpu.py run --budget $(BUDGET) --output "$(OUT)" --device $(DEVICE) $(if $(SMOKE),--smoke) \
 		$(if $(SECTIONS),--sections $(SECTIONS)) $(if $(ONLY),--only '$(ONLY)')
 
 # wheel and sdist, checked; then the wheel, installed in an environment of its own, runs the demo
@@ -54,7 +54,7 @@ dist: $(VENV)/.installed
 	$(BIN)/python -m pip install -q build twine
 	$(BIN)/python -m build -q
 	$(BIN)/python -m twine check --strict dist/*
-	$(BIN)/python scripts/check_dist.py dist
+	$(BIN)/python scripts/release/check_dist.py dist
 	rm -rf $(DIST_VENV) && $(PYTHON) -m venv $(DIST_VENV)
 	$(DIST_VENV)/bin/python -m pip install -q dist/*.whl
 	cd $(DIST_VENV) && bin/timm-stn demo --output demo.png

@@ -1,4 +1,4 @@
-"""The runner of other people's scripts, and the check of timm's own in scripts/check_timm_scripts.sh."""
+"""The runner of other people's scripts, and the check of timm's own in scripts/check/check_timm_scripts.sh."""
 import importlib
 import json
 import os
@@ -15,7 +15,7 @@ from timm_stn import cli, run
 
 ROOT = Path(__file__).parents[1]
 HOME = Path(timm.__file__).resolve().parents[1]
-CHECK = ROOT / 'scripts' / 'check_timm_scripts.sh'
+CHECK = ROOT / 'scripts' / 'check' / 'check_timm_scripts.sh'
 CHECKOUT = os.environ.get(run.TIMM_SCRIPTS)
 
 WHOLE_SCRIPT = '''
@@ -270,7 +270,7 @@ def test_check_reports_failures(tmp_path):
 
 @pytest.mark.skipif(not CHECKOUT, reason="TIMM_SCRIPTS names no checkout of timm's scripts")
 def test_timm_scripts():
-    """A fast part of the matrix; scripts/check_timm_scripts.sh runs it all."""
+    """A fast part of the matrix; scripts/check/check_timm_scripts.sh runs it all."""
     names = ['stages', 'initial-checkpoint', 'validate-plain', 'benchmark']
     done = check('--only', f"^({'|'.join(names)})$", TIMM_SCRIPTS=CHECKOUT)
     assert done.returncode == 0, done.stdout + done.stderr

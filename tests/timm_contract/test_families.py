@@ -6,6 +6,7 @@ in `make test`, all of them in `make test-all`.
 import json
 from pathlib import Path
 
+import contract
 import pytest
 import timm
 import torch
@@ -24,7 +25,7 @@ from contract import (
 
 import timm_stn  # noqa: F401
 
-FAMILIES = json.loads((Path(__file__).parent / 'families.json').read_text())
+FAMILIES = json.loads(Path(contract.__file__).with_name('families.json').read_text())
 OURS = ('nets', 'registry', 'zoo')
 FAST = (
     'convnext', 'densenet', 'efficientnet', 'efficientformer', 'levit', 'mambaout', 'metaformer', 'mlp_mixer', 'regnet',

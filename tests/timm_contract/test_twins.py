@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm_tests as script
 
 ROOT = Path(__file__).resolve().parents[2]
+CHECK = ROOT / 'scripts' / 'check'
 SUITE = '''
 import importlib
 import pytest
@@ -63,12 +65,12 @@ def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('suite')
     (folder / 'test_suite.py').write_text(SUITE)
     (folder / 'results').write_text('["test_suite.py::test_by_helper[1]", "plain", "passed", "before"]\n')
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'timm_contract')]))
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(CHECK)]))
     run = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'twins', '--twin-models', 'test_resnet,test_vit',
          '--twin-timeout', '60', '--twin-results', 'results', '-rA', 'test_suite.py'],
         cwd=folder, env=env, capture_output=True, text=True)
-    return load_script().read_results(folder / 'results'), run.stdout
+    return script.read_results(folder / 'results'), run.stdout
 
 
 def test_names_stand_for_twins(outcomes):
@@ -97,22 +99,11 @@ def test_differences(outcomes):
     assert results['test_suite.py::test_filter']['stn'][0] == 'passed'
     assert results['test_suite.py::test_by_attribute']['stn'][0] == 'passed'
     assert results['test_suite.py::test_slow']['plain'] == ['failed', 'Failed: not done after 60 seconds']
-    script = load_script()
     (case, message), = script.differences(results)
     assert case == 'test_suite.py::test_by_helper[2]' and message.startswith('failed: ')
 
 
-def load_script():
-    sys.path.insert(0, str(ROOT / 'scripts'))
-    try:
-        import timm_tests
-    finally:
-        sys.path.pop(0)
-    return timm_tests
-
-
 def test_report():
-    script = load_script()
     results = {
         'tests/test_models.py::test_a[x]': dict(plain=['passed', ''], stn=['failed', 'KeyError: 1']),
         'tests/test_models.py::test_a[y]': dict(plain=['passed', ''], stn=['passed', '']),
@@ -134,5 +125,5 @@ def test_report():
 
 
 def test_every_exception_has_a_reason():
-    for entry in json.loads((ROOT / 'tests' / 'timm_contract' / 'exceptions.json').read_text()):
+    for entry in json.loads((CHECK / 'exceptions.json').read_text()):
         assert set(entry) - {'error'} == {'reason', 'cases'} and len(entry['reason']) > 20 and entry['cases']

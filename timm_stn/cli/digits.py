@@ -25,7 +25,7 @@ from .models import FROM_CONFIG, create_model, load_model, model_arguments
 __all__ = ['demo', 'demo_arguments', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
 
 DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
-EXAMPLES = 'examples.png'  # in the card's folder: a sheet of held-out digits, as scripts/make_examples.py writes it
+EXAMPLES = 'examples.png'  # in the card's folder: held-out digits, as scripts/release/make_examples.py writes them
 
 
 def demo_arguments(add: Callable[..., Any]) -> None:
@@ -100,7 +100,7 @@ def eval_arguments(add: Callable[..., Any]) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Pixels go in as they are, in [0, 1], as in scripts/train_mnist.py."""
+    """Pixels go in as they are, in [0, 1], as in scripts/train/train_mnist.py."""
     as_it_is = args.model is None or args.model.startswith(FROM_CONFIG)
     model = load_model(args, **({} if as_it_is else _digit_kwargs(args.model, args.set)))
     for name, value, needed in (('in_chans', getattr(model, 'in_chans', 1), 1), ('num_classes', model.num_classes, 10)):

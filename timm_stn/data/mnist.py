@@ -3,7 +3,6 @@ import gzip
 import math
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.hub import download_url_to_file
+
+from ..whole_file import write_files
 
 __all__ = ['DATA_VARIABLE', 'load_mnist', 'read_idx']
 
@@ -131,14 +132,13 @@ def _how_to_get(folder: Path, split: str) -> str:
 
 def _download(folder: Path) -> None:
     """Fetch all files beside, and move them to their place (`MNIST/raw`) once all are there and as published."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / 'MNIST' / 'raw'
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.mnist-') as beside:
+    def fetch(beside: Path) -> None:
+        raw = beside / 'MNIST' / 'raw'
+        raw.mkdir(parents=True)
         for name, digest in FILES.items():
-            _fetch(SOURCE + name, Path(beside) / name, digest)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            os.replace(Path(beside) / name, target / name)
+            _fetch(SOURCE + name, raw / name, digest)
+
+    write_files(folder, fetch)
 
 
 def _fetch(url: str, path: Path, digest: str) -> None:

@@ -1,0 +1,31 @@
+"""What the scripts that make cards share: the head of a card, and a folder that is written beside and then moved."""
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from timm.models import save_for_hf
+
+from timm_stn.whole_file import write_files
+
+CARDS = str(Path(__file__).resolve().parents[2] / 'model_cards')
+HEAD = '''---
+license: apache-2.0
+library_name: timm
+pipeline_tag: image-classification
+tags:
+- image-classification
+- timm
+- timm-stn
+- spatial-transformer
+'''
+
+
+def write_folder(output: str, name: str, model: Any, add: Callable[[Path], None]) -> None:
+    """Fill the folder of a network with its weights and config, and with what ``add`` puts beside them."""
+    def save(beside: Path) -> None:
+        save_for_hf(model, beside, safe_serialization=True)
+        add(beside)
+
+    folder = Path(output) / name
+    write_files(folder, save)
+    print(f'{folder}: {", ".join(sorted(p.name for p in folder.iterdir()))}')

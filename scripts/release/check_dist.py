@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Check what is to be released: `python scripts/release/check_dist.py dist/`, the folder of one wheel and one sdist."""
+import argparse
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST = dict(wheel=4e6, sdist=25e6)  # bytes
+SMALL = 3_000_000  # weights up to here are part of the wheel
+
+
+def expected_in_wheel(card: Path) -> list[str]:
+    """What the package holds of a card: all of it, or where the weights are on the Hub only what says so."""
+    whole = (card / 'model.safetensors').stat().st_size <= SMALL
+    names = [p.name for p in card.iterdir()] if whole else ['README.md', 'config.json']
+    return [f'timm_stn/model_cards/{card.name}/{name}' for name in names]
+
+
+def check_wheel(path: Path) -> list[str]:
+    names = zipfile.ZipFile(path).namelist()
+    wanted = [str(p.relative_to(ROOT)) for p in (ROOT / 'timm_stn').rglob('*.py')]
+    wanted += ['timm_stn/py.typed']
+    wanted += [name for card in (ROOT / 'model_cards').iterdir() if card.is_dir() for name in expected_in_wheel(card)]
+    wrong = [f'lacks {name}' for name in wanted if name not in names]
+    return wrong + [f'holds {n}' for n in names if n not in wanted and '.dist-info/' not in n]
+
+
+def check_sdist(path: Path) -> list[str]:
+    with tarfile.open(path) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    wanted = ['pyproject.toml', 'README.md', 'LICENSE', 'CHANGELOG.md', 'Makefile', 'tests/network/test_model.py',
+              'scripts/train/train_mnist.py', 'docs/hub.md', 'timm_stn/network/model.py']
+    return [f'lacks {name}' for name in wanted if name not in names]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('folder', type=Path)
+    folder = parser.parse_args().folder
+    (wheel,), (sdist,) = folder.glob('*.whl'), folder.glob('*.tar.gz')
+    version = {}
+    exec((ROOT / 'timm_stn' / 'version.py').read_text(), version)
+    wrong = []
+    for kind, path, found in (('wheel', wheel, check_wheel(wheel)), ('sdist', sdist, check_sdist(sdist))):
+        size = path.stat().st_size
+        found += [f'is larger than {MOST[kind]:,.0f} bytes'] if size > MOST[kind] else []
+        found += [f'is not of version {version["__version__"]}'] if version['__version__'] not in path.name else []
+        wrong += [f'{path.name} {what}' for what in found]
+        print(f'{path.name}: {size:,} bytes')
+    sys.exit('\n'.join(wrong) or 0)
+
+
+if __name__ == '__main__':
+    main()

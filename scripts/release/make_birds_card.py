@@ -1,0 +1,159 @@
+#!/usr/bin/env python
+r"""Make the folder of a network trained on birds, as its Hub repository holds it, from the runs of train_birds.sh.
+
+    python scripts/release/make_birds_card.py stn_tf_efficientnet_lite0_cub2010 --runs RUNS [RUNS...] --best whole2 \
+        --data DATA
+
+RUNS are OUTPUTs of scripts/train/train_birds.sh, one a seed: of the first are the weights, whatever their accuracy. The
+card has a row for every finished run in them, and those that it had before for others. DATA gives the pictures.
+"""
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+
+import timm
+import torch
+from card_files import CARDS, HEAD, write_folder
+from timm.models import clean_state_dict
+
+from timm_stn.view.cost import glance, multiply_adds
+from timm_stn.view.draw import save_picture
+from timm_stn.view.picture import picture_of
+
+NAMES = dict(
+    plain112='plain, 112 x 112', plain176='plain, 176 x 176', plain224='plain, 224 x 224',
+    whole2='the whole image and 2 glimpses', whole4='the whole image and 4 glimpses',
+    glimpses2='2 glimpses', glimpses4='4 glimpses',
+    one176='1 glimpse of 176 x 176, scale 0.85',
+    zoom192='1 glimpse of 192 x 192, scale 0.5 to 1')
+VARIES = '''; a glimpse is as large as what responds there.
+In training it is the whole image, of which the random crop has shown a part already'''
+CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:') + '''model-index:
+- name: {name}
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      type: cub200-2010
+      name: Caltech-UCSD Birds 200 (2010), a split of its own
+    metrics:
+    - type: accuracy
+      value: {accuracy:.4f}
+---
+# {name}
+
+tf_efficientnet_lite0, fine-tuned on 200 species of birds, behind a spatial transformer (Jaderberg et al. 2015,
+arXiv:1506.02025): {what}. Where to look comes from the backbone's own features of the
+whole image, shrunk to {glance} x {glance}: where they respond most (`stn_localization='{localization}'`){how}.
+
+![Held-out birds: the image with the outlines of the glimpses, what was seen, the answer](look.jpg)
+
+*Birds of the test set, one a class: the image with the glimpses' outlines, what the network saw, what it answered.*
+
+```python
+import timm, timm_stn
+model = timm.create_model('{name}', pretrained=True).eval()
+seen, theta = model.look(images)  # what it sees of normalised images (N, 3, 224, 224), and the map that made it
+```
+
+## Data
+
+Caltech-UCSD Birds 200, the 2010 edition: 6,033 photographs at 224 x 224, 3,000 to train with (15 a class), 3,033 to
+test with. This split is not the official one, so the figures compare with each other only.
+
+## Results
+
+Accuracy in percent on the test images after the last epoch (images shrunk to 256, middle 224): of several
+seeds the mean and its standard error, and the weights of the first. No epoch was chosen on the test images, but which
+of the networks has its weights here was. Multiply-adds of one image, of all: streams, localization, sampling.
+
+| network | top-1 | top-5 | multiply-adds | of plain 224 | parameters |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+All are trained alike. The standard error that the number of test images alone makes is 0.9 points. {note}
+
+## Recipe
+
+    TIMM_SCRIPTS=PYTORCH_IMAGE_MODELS scripts/train/train_birds.sh DATA WEIGHTS OUTPUT SEED=0
+
+{hardware}, PyTorch {torch}, timm {timm}.
+
+## Licence
+
+Weights: Apache-2.0, as those of `timm/tf_efficientnet_lite0.in1k` that they started from. The photographs are for
+research use; see the data set's own terms.
+'''
+
+
+def results(runs: list[Path], name: str) -> list[dict]:
+    """Of the runs of a network that are finished, a seed each."""
+    files = (folder / name / 'result.json' for folder in runs)
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
+
+
+def figure(found: list[dict], key: str) -> str:
+    """Mean, and its standard error where there are several seeds."""
+    values = [line[key] for line in found]
+    if len(values) == 1:
+        return f'{values[0]:.1f}'
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f'{statistics.mean(values):.1f} ± {error:.1f} ({len(values)} seeds)'
+
+
+def row(found: list[dict], plain: float) -> str:
+    """What the table has beside the name of a network."""
+    cost = found[0]['multiply_adds']
+    return (f"{figure(found, 'top1')} | {figure(found, 'top5')} | {cost:.3f} G | {cost / plain:.0%} | "
+            f"{found[0]['parameters']:,} |")
+
+
+def rows(runs: list[Path], best: str, card: Path) -> str:
+    """The table: a line for every network with finished runs, or that is in the card."""
+    text = card.read_text().replace('**', '') if card.is_file() else ''
+    plain = multiply_adds(timm.create_model('tf_efficientnet_lite0', num_classes=200), (3, 224, 224))
+    lines = []
+    for run, name in NAMES.items():
+        before = re.search(rf'^\| {re.escape(name)} \| (.*)$', text, re.MULTILINE)
+        found = results(runs, run)
+        if found or before:
+            figures = row(found, plain) if found else before[1]
+            lines.append(f'| **{name}** | {figures}' if run == best else f'| {name} | {figures}')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('name', help='registered name of the network')
+    parser.add_argument('--runs', required=True, type=Path, nargs='+', help='OUTPUTs of scripts/train/train_birds.sh')
+    parser.add_argument('--best', required=True, help='the run whose weights are taken')
+    parser.add_argument('--data', required=True, type=Path, help='its DATA, for the pictures')
+    parser.add_argument('--hardware', default='2 cores of an AMD EPYC, no GPU')
+    parser.add_argument('--note', default='', help='a sentence to add below the table')
+    parser.add_argument('--output', default=CARDS)
+    args = parser.parse_args()
+
+    table = rows(args.runs, args.best, Path(args.output) / args.name / 'README.md')
+    trained = results(args.runs[:1], args.best)
+    held = torch.load(args.runs[0] / args.best / 'last.pth.tar', map_location='cpu', weights_only=False)
+    model = timm.create_model(args.name)
+    model.load_state_dict(clean_state_dict(held['state_dict']))
+    classes = sorted(p for p in (args.data / 'test').iterdir() if p.is_dir())
+    model.pretrained_cfg['label_names'] = [p.name.partition('.')[2].replace('_', ' ') for p in classes]
+    pictures = [sorted(p.iterdir())[0] for p in classes[::33][:6]]
+
+    def add(folder: Path) -> None:
+        save_picture(picture_of(model.eval(), pictures, args.name), folder / 'look.jpg')
+        (folder / 'README.md').write_text(CARD.format(
+            name=args.name, accuracy=trained[0]['top1'] / 100, what=NAMES[args.best],
+            glance=glance(model), localization=model.arguments.localization, note=args.note,
+            how=VARIES if isinstance(model.arguments.scale, list) else ', then moved by what is learned',
+            rows=table, hardware=args.hardware, **{key: trained[0]['versions'][key] for key in ('torch', 'timm')}))
+
+    write_folder(args.output, args.name, model, add)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,118 @@
+"""What waits to be trained on a GPU, in order; `gpu.py` runs it.
+
+A command is one of our own scripts, by its path in scripts/, with its arguments, in which {mnist}, {learning}, {birds},
+{signs} and {lite0} stand for what was packed, {run} for the folder of the job, {parent} for that in which it is,
+{device} for the device, {workers} for the processes that load images, and {left} for the seconds that are left.
+"""
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Job(NamedTuple):
+    """A job, which goes on from what it finds in its folder."""
+    name: str  # and its folder among the runs
+    command: tuple[str, ...]
+    seconds: float  # measured or estimated, on a H100, beside others
+    parts: tuple[str, ...]  # of the pack, see gpu_pack.py
+    result: str = 'result.json'  # the file in its folder that says that it is finished
+    keeps: tuple[str, ...] = ('result.json', 'summary.csv')  # the files that come back
+    checkpoint: str = 'checkpoint.pt'  # comes back, too, of a job that is not finished
+    cores: int = 1
+    smoke: tuple[str, ...] = ('--epochs', '1')  # arguments that make it tiny
+    partly: bool = False  # is of use also where it is cut off, and so starts whatever time is left
+
+    @property
+    def kind(self) -> str:
+        """Jobs of a kind do the same with other arguments: a rehearsal takes the first of each."""
+        return self.name.partition('-')[0]
+
+
+WEIGHTS = ('result.json', 'summary.csv', 'model.safetensors')
+CARD = ('--epochs', '20', '--batch-size', '64', '--lr', '0.0015', '--ema-decay', '0.999', '--channels-last')
+RTS = ('--model', 'stn_mnist_cnn_rts', '--model-kwargs', 'stn_size=24', 'channels=[64,128]', 'stn_iterations=2')
+TC = ('--model', 'stn_mnist_cnn_tc')
+BIRDS = ('plain224', 'zoom192', 'plain176', 'one176', 'plain112', 'whole2', 'whole4', 'glimpses2', 'glimpses4')
+
+
+def train_mnist(*args: str) -> tuple[str, ...]:
+    return ('train/train_mnist.py', '--data', '{mnist}', '--output', '{run}', '--device', '{device}', *args)
+
+
+def cards() -> Iterator[Job]:
+    """The networks of model_cards, by their recipe."""
+    for seed in range(3):
+        for kind, model in (('RTS', RTS), ('TC', TC)):
+            command = train_mnist(*model, '--set', kind, *CARD, '--seed', str(seed))
+            yield Job(f'card-{kind}-{seed}', command, 60, ('mnist',), keeps=WEIGHTS)
+
+
+def table1() -> Iterator[Job]:
+    """The networks of the paper's Table 1, of about 400,000 parameters each, and its sets, by what `tune` found."""
+    recipe = ('--epochs', '40', '--ema-decay', '0.999', '--weight-decay', '0.1')
+    widths = {  # of the plain networks, and of those behind a transformer
+        'RTS': (('channels=[64,128]', 'hidden=200'), ('channels=[64,128]', 'hidden=370'), ('stn_size=24',)),
+        'TC': (('channels=[48,112]', 'hidden=108'), ('channels=[60,120]', 'hidden=270'), ('stn_size=28',))}
+    square = (('channels=[64,128]', 'hidden=350'), ('channels=[64,128]', 'hidden=340'), ())
+    for seed in range(3):
+        for kind in ('R', 'RTS', 'P', 'E', 'TC'):
+            plain, behind, size = widths.get(kind, square)
+            for transform in ('none', 'affine', 'projective', 'tps'):
+                for i, name in enumerate(('cnn', 'fcn')):
+                    model, kwargs = f'mnist_{name}', (plain[i],)
+                    if transform != 'none':
+                        model = f'stn_{model}'
+                        kwargs = (behind[i], *size, f'stn_transform={transform}', 'stn_iterations=2')
+                        name = f'st-{name}-{transform}'
+                    command = train_mnist('--model', model, '--model-kwargs', *kwargs, '--set', kind, *recipe,
+                                          '--seed', str(seed))
+                    yield Job(f'table1-{kind}-{name}-{seed}', command, 90, ('mnist',))
+
+
+def tune() -> Iterator[Job]:
+    """What carries on R and RTS, by 5,000 training digits that are held back: a change at a time."""
+    base = {'epochs': 40, 'lr': 0.002, 'ema-decay': 0.999}
+    recipes = {'long': {'epochs': 120}, 'base': {}, 'small-batch': {'batch-size': 64, 'epochs': 20}}
+    st_recipes = {'no-ema': {'ema-decay': 0.}, 'decay': {'weight-decay': 0.1}, 'low-rate': {'lr': 0.001},
+                  'high-rate': {'lr': 0.004}}
+    st_arguments = {'twice': ('stn_iterations=2',), 'tps': ('stn_transform=tps',), 'slow-theta': ('stn_lr_scale=3.0',)}
+    for kind in ('R', 'RTS'):
+        cnn, fcn = ('channels=[64,128]',), ('hidden=350' if kind == 'R' else 'hidden=200',)
+        small = ('stn_size=24',) if kind == 'RTS' else ()
+        networks = {'st-cnn': ('stn_mnist_cnn', cnn + small), 'st-fcn': ('stn_mnist_fcn', fcn + small),
+                    'cnn': ('mnist_cnn', cnn), 'fcn': ('mnist_fcn', fcn)}
+        for name, (model, kwargs) in networks.items():
+            tried = [(change, kwargs, recipe) for change, recipe in recipes.items()]
+            if name.startswith('st-'):
+                tried += [(change, kwargs, recipe) for change, recipe in st_recipes.items()]
+                tried += [(change, kwargs + more, {}) for change, more in st_arguments.items()]
+            for change, arguments, recipe in tried:
+                options = [word for option, value in {**base, **recipe}.items() for word in (f'--{option}', str(value))]
+                command = train_mnist('--model', model, '--model-kwargs', *arguments, '--set', kind, *options,
+                                      '--held-back', '5000')
+                yield Job(f'tune-{kind}-{name}-{change}', command, 60, ('mnist',),
+                          smoke=('--epochs', '1', '--held-back', '20'))
+
+
+def birds() -> Iterator[Job]:
+    """The runs of train_birds.sh; of the network whose card we have, the first seed's weights come back."""
+    for name in BIRDS:
+        for seed in range(3):
+            command = ('train/train_birds.sh', '{birds}', '{lite0}/model.safetensors', '{parent}',
+                       f'SEED={seed}', 'EPOCHS=12', 'DEVICE={device}', 'WORKERS={workers}', name)
+            keeps = ('result.json', 'summary.csv', 'args.yaml')
+            yield Job(f'birds-{seed}/{name}', command, 150, ('lite0', 'timm-scripts', 'birds-train', 'birds-test'),
+                      keeps=(*keeps, 'last.pth.tar') if (name, seed) == ('zoom192', 0) else keeps,
+                      checkpoint='last.pth.tar', cores=2, smoke=('EPOCHS=1', 'WORKERS=1'))
+
+
+def learning() -> Iterator[Job]:
+    """Does it learn, by default, on a thousand images?"""
+    command = ('reproduce/measure_learning.py', '--data', '{learning}', '--weights', '{lite0}/model.safetensors',
+               '--output', '{run}/learning.jsonl', '--device', '{device}', '--jobs', '10', '--seeds', '10',
+               '--budget', '{left}')
+    yield Job('learning', command, 300, ('mnist', 'learning', 'lite0'), 'finished', ('learning.jsonl',), cores=10,
+              partly=True, smoke=('--only', 'alive/birds/*/rotation', '--seeds', '1', '--jobs', '1'))
+
+
+def queue() -> list[Job]:
+    return [*cards(), *tune(), *birds(), *table1(), *learning()]

@@ -1,0 +1,65 @@
+"""Makes a pack of tiny, random data, for rehearsals: `python scripts/reproduce/gpu_tiny.py FOLDER PARTS...`"""
+import argparse
+import gzip
+import io
+import math
+import os
+import struct
+import tarfile
+from pathlib import Path
+
+import timm
+import torch
+from gpu_files import add
+from gpu_pack import PARTS, Sources, pack
+from PIL import Image
+from safetensors.torch import save_file
+
+
+def sources(folder: Path) -> Sources:
+    """Data as measure_learning.py wants it, and weights."""
+    data, weights = folder / 'data', folder / 'model.safetensors'
+    for name in ('mnist', 'gtsrb32', 'cub200-2010'):
+        (data / name).mkdir(parents=True)
+    digits(data / 'mnist')
+    for split in ('train', 'test'):
+        images(data / 'gtsrb32' / f'{split}.tar', classes=6, count=10, side=32, kind='png')
+        images(data / 'cub200-2010' / f'{split}.tar', classes=40, count=1, side=64, kind='jpeg')
+        (data / 'gtsrb32' / f'{split}-boxes.csv').write_text('file,width,height,left,top,right,bottom,class\n')
+    torch.manual_seed(0)
+    save_file(timm.create_model('tf_efficientnet_lite0').state_dict(), weights)
+    scripts = os.environ.get('TIMM_SCRIPTS')
+    return Sources(data, weights, Path(scripts) if scripts else None)
+
+
+def digits(folder: Path) -> None:
+    for split, count in (('train', 256), ('t10k', 100)):
+        for kind, shape in (('images-idx3', (count, 28, 28)), ('labels-idx1', (count,))):
+            most = 255 if len(shape) == 3 else 9
+            content = bytes(i * 37 % (most + 1) for i in range(math.prod(shape)))
+            head = struct.pack(f'>I{len(shape)}I', 2048 + len(shape), *shape)
+            (folder / f'{split}-{kind}-ubyte.gz').write_bytes(gzip.compress(head + content))
+
+
+def images(path: Path, classes: int, count: int, side: int, kind: str) -> None:
+    """A tar of images of sixteen random colours, a folder a class."""
+    generator = torch.Generator().manual_seed(0)
+    with tarfile.open(path, 'w') as tar:
+        for i in range(classes * count):
+            colours = torch.randint(256, (48,), generator=generator).tolist()
+            file = io.BytesIO()
+            Image.frombytes('RGB', (4, 4), bytes(colours)).resize((side, side)).save(file, kind)
+            add(tar, f'{i // count:05}/{i % count:05}_00000.{kind}', file.getvalue())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('parts', nargs='+', choices=[*PARTS], metavar='PART', help=f'of {", ".join(PARTS)}')
+    args = parser.parse_args()
+    found = sources(args.folder / 'sources')
+    pack(found, args.folder, [name for name in args.parts if found.scripts or name != 'timm-scripts'])
+
+
+if __name__ == '__main__':
+    main()

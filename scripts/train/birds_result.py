@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""What a finished run of scripts/train/train_birds.sh is worth: RUN/result.json.
+
+    python scripts/train/birds_result.py RUN
+
+The optimizer goes from its last checkpoint, which is then a third as large, and as good to read the network from.
+Multiply-adds are those of one image, as `timm_stn.view.cost` counts them.
+"""
+import argparse
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import timm_stn
+from timm_stn.publish.run_record import read_run
+from timm_stn.view.cost import multiply_adds
+from timm_stn.whole_file import write_text, write_whole
+
+
+def summary(run: Path) -> dict[str, float] | None:
+    """The last line of a finished run's summary.csv."""
+    if not (run / 'summary.csv').is_file() or not (run / 'last.pth.tar').is_file():
+        return None
+    epochs = int(re.search(r'^epochs: (\d+)$', (run / 'args.yaml').read_text(), re.MULTILINE)[1])
+    rows = list(csv.DictReader((run / 'summary.csv').open(newline='')))
+    last = {k: float(v) for k, v in rows[-1].items() if v} if rows else {}
+    return last if last.get('epoch') == epochs - 1 else None
+
+
+def result(run: Path) -> dict[str, Any]:
+    found = summary(run)
+    if found is None:
+        raise SystemExit(f'{run} is no finished run of scripts/train/train_birds.sh: no last epoch in its summary.csv.')
+    model, args, epoch, *_ = read_run(run / 'last.pth.tar')
+    if epoch != found['epoch']:
+        raise SystemExit(f'{run}: the checkpoint is of epoch {epoch}, the last figures are of {found["epoch"]:.0f}.')
+    device = str(args['device'])
+    return {
+        'args': {k: v for k, v in args.items() if v not in (None, '', [], {}) and v is not False},
+        'top1': found['eval_top1'], 'top5': found['eval_top5'], 'train_loss': found['train_loss'],
+        'multiply_adds': multiply_adds(model, tuple(model.pretrained_cfg['input_size'])),
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'device': torch.cuda.get_device_name(device) if device.startswith('cuda') else device,
+        'versions': {'torch': torch.__version__, 'timm': timm.__version__, 'timm_stn': timm_stn.__version__}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', type=Path, metavar='RUN', help='its folder')
+    run = parser.parse_args().run
+    found = json.dumps(result(run), indent=2, default=str)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        held = torch.load(run / 'last.pth.tar', map_location='cpu', weights_only=True)
+    slim = {k: v for k, v in held.items() if k != 'optimizer'}
+    write_whole(run / 'last.pth.tar', lambda path: torch.save(slim, path))
+    write_text(run / 'result.json', found + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Fine-tunes tf_efficientnet_lite0 on birds by timm's own train.py, plain and with spatial transformers, all alike.
+#
+#   TIMM_SCRIPTS=/path/to/pytorch-image-models scripts/train/train_birds.sh DATA WEIGHTS OUTPUT [OPTION=VALUE...] [NAME...]
+#
+# DATA has a folder train and a folder test, each with a folder of images a class; WEIGHTS is the ImageNet checkpoint
+# (model.safetensors of timm/tf_efficientnet_lite0.in1k); every run gets a folder in OUTPUT. A run that was cut off goes
+# on where it was, one that is finished is left alone.
+# NAMEs (all): plain112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192.
+# OPTIONs, also from the environment: PYTHON (python), DEVICE (cpu), WORKERS (1), EPOCHS (12), SEED (0),
+# OMP_NUM_THREADS (1).
+set -euo pipefail
+
+if (($# < 3)); then
+    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 2
+fi
+if [[ ! -d $1/train || ! -d $1/test || ! -f $2 ]]; then
+    echo "DATA $1 has no folders train and test, or there is no file WEIGHTS $2" >&2
+    exit 2
+fi
+DATA=$(realpath "$1") WEIGHTS=$(realpath "$2") OUTPUT=$(realpath -m "$3")
+shift 3
+names=()
+for word; do
+    case $word in
+        PYTHON=* | DEVICE=* | WORKERS=* | EPOCHS=* | SEED=* | OMP_NUM_THREADS=*) declare "$word" ;;
+        *=*) echo "unknown option ${word%%=*}; options: PYTHON DEVICE WORKERS EPOCHS SEED OMP_NUM_THREADS" >&2; exit 2 ;;
+        *) names+=("$word") ;;
+    esac
+done
+PYTHON=${PYTHON:-python}
+EPOCHS=${EPOCHS:-12}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# glibc gives large blocks back and asks for them again in every step, which takes as long as the step itself
+export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
+
+run() {  # NAME MODEL SIDE [stn_argument=value...]
+    local name=$1 model=$2 side=$3 resume=()
+    shift 3
+    if [[ -f $OUTPUT/$name/result.json ]]; then
+        echo "$name is finished"
+        return
+    fi
+    if [[ -f $OUTPUT/$name/last.pth.tar ]]; then
+        resume=(--resume "$OUTPUT/$name/last.pth.tar")
+    else
+        rm -f "$OUTPUT/$name/summary.csv"
+    fi
+    "$PYTHON" -m timm_stn.run train.py --data-dir "$DATA" --train-split train --val-split test --num-classes 200 \
+        --model "$model" --img-size "$side" ${*:+--model-kwargs "$@"} --pretrained --pretrained-path "$WEIGHTS" \
+        --batch-size 32 --opt adamw --lr 1e-3 --weight-decay 0.05 --layer-decay 0.85 --epochs "$EPOCHS" \
+        --sched cosine --sched-on-updates --warmup-epochs 1 --warmup-lr 1e-5 --min-lr 1e-6 \
+        --scale 0.35 1.0 --smoothing 0.1 --crop-pct 0.875 --channels-last --device "${DEVICE:-cpu}" \
+        -j "${WORKERS:-1}" --seed "${SEED:-0}" --val-interval 3 --checkpoint-hist 1 \
+        --output "$OUTPUT" --experiment "$name" "${resume[@]}"
+    "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/birds_result.py" "$OUTPUT/$name"
+}
+
+plain=tf_efficientnet_lite0
+glimpses="stn_size=112 stn_transform=translation stn_scale=0.5 stn_join=mean stn_lr_scale=10.0 stn_localization=saliency:3"
+one="stn_transform=translation stn_lr_scale=10.0 stn_localization=saliency:3"
+((${#names[@]})) || names=(plain112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192)
+for name in "${names[@]}"; do
+    # shellcheck disable=SC2086  # several arguments each
+    case $name in
+        plain112) run "$name" $plain 112 ;;
+        plain176) run "$name" $plain 176 ;;
+        plain224) run "$name" $plain 224 ;;
+        whole2) run "$name" stn_$plain 224 $glimpses stn_glimpses=2 stn_whole=True ;;
+        whole4) run "$name" stn_$plain 224 $glimpses stn_glimpses=4 stn_whole=True ;;
+        glimpses2) run "$name" stn_$plain 224 $glimpses stn_glimpses=2 ;;
+        glimpses4) run "$name" stn_$plain 224 $glimpses stn_glimpses=4 ;;
+        one176) run "$name" stn_$plain 224 $one stn_size=176 stn_scale=0.85 stn_localization_size=96 ;;
+        zoom192) run "$name" stn_$plain 224 $one stn_size=192 stn_scale=[0.5,1.0] stn_localization_size=112 ;;
+        *) echo "unknown run $name; the runs are named at the head of ${BASH_SOURCE[0]}" >&2; exit 2 ;;
+    esac
+done

@@ -1,0 +1,259 @@
+#!/usr/bin/env python
+"""Train a timm model on one of the paper's distorted MNIST sets, distorted afresh each epoch.
+
+    python scripts/train/train_mnist.py --model stn_mnist_cnn --model-kwargs stn_size=28 --set RTS --output runs/rts
+
+The folder `--output` gets `summary.csv` (a line an epoch, with the learning rate at its start), `checkpoint.pt` (a
+run that is started again goes on from it, with the same result as if it had never stopped), and at the end
+`model.safetensors` and `result.json`. What is reported is the last epoch, over the fixed test set of
+`timm_stn.data.test_set`, which decides nothing on the way; with `--held-back` over training digits that are held back.
+
+With `--device cuda` the steps of an epoch are replays of one CUDA graph, but for its last batch, if that is smaller.
+"""
+import argparse
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from cuda_step import CapturedStep, capture_arguments, work_on
+from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg_value
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3, ParseKwargs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
+from timm_stn.data import DISTORTIONS, distort, load_mnist, test_set
+from timm_stn.whole_file import write_text, write_whole
+
+MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph')  # between the starts of one run
+Digits = tuple[Tensor, Tensor]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a timm model on distorted MNIST.')
+    add = parser.add_argument
+    add('--model', default='mnist_cnn', help='any registered timm model (default: %(default)s)')
+    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='arguments of the model')
+    add('--set', default='RTS', choices=list(DISTORTIONS), help='distortion (default: %(default)s)')
+    add('--output', required=True, help='folder of the run; resumes where it holds a checkpoint')
+    add('--data', help='folder with MNIST (default: the environment variable TIMM_STN_DATA)')
+    add('--download', action='store_true', help='download MNIST to the data folder if it is not there')
+    add('--epochs', type=int, default=20)
+    add('--batch-size', type=int, default=256)
+    add('--opt', default='adamw', help='optimiser, by its name in timm (default: %(default)s)')
+    add('--lr', type=float, default=2e-3, help='peak learning rate (default: %(default)s)')
+    add('--momentum', type=float, default=0.9)
+    add('--weight-decay', type=float, default=0.)
+    add('--warmup-epochs', type=float, default=0.5, help='linear warm-up before the cosine (default: %(default)s)')
+    add('--clip-grad', type=float, help='largest norm of the gradient')
+    add('--ema-decay', type=float, default=0., help='report averaged weights with this decay (default: no average)')
+    add('--held-back', type=int, default=0, metavar='N',
+        help='train without the last N training digits, and test on these (each distorted four times), to choose a '
+             'recipe by (default: the test set)')
+    add('--seed', type=int, default=0)
+    add('--channels-last', action='store_true', help='memory format; often faster, on CPUs too')
+    add('--threads', type=int, help='CPU threads')
+    add('--device', default='cpu')
+    add('--no-cuda-graph', action='store_true', help='launch each operation of a step by itself on a CUDA device, too')
+    return parser.parse_args(argv)
+
+
+def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Digits to learn from (N, 1, 28, 28), as bytes, and their classes; distorted ones to test on, and theirs."""
+    images, labels = load_mnist(args.data, 'train', args.download)
+    if not args.held_back:
+        return images, labels, *test_set(args.set, args.data)
+    if not 0 < args.held_back < len(images):
+        raise SystemExit(f'--held-back {args.held_back}: there are {len(images)} training digits.')
+    images, back = images[:-args.held_back], images[-args.held_back:].repeat(4, 1, 1, 1)
+    labels, back_labels = labels[:-args.held_back], labels[-args.held_back:].repeat(4)
+    return images, labels, distort(back, args.set, torch.Generator().manual_seed(0)), back_labels
+
+
+class Run:
+    """A model in training: everything that a checkpoint holds."""
+
+    def __init__(self, args: argparse.Namespace, steps_per_epoch: int) -> None:
+        torch.manual_seed(args.seed)
+        self.args = args
+        self.model = create_model(args)
+        self.ema = ModelEmaV3(self.model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+        capturing = {} if args.no_cuda_graph else capture_arguments(args.opt, args.device)
+        self.optimizer = create_optimizer_v2(
+            self.model, args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum, **capturing)
+        factor = warmup_cosine(args.warmup_epochs * steps_per_epoch, args.epochs * steps_per_epoch)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.total = torch.zeros((), device=args.device)  # loss of an epoch's digits so far
+        self.history: list[dict[str, Any]] = []
+        self.captured = CapturedStep(train_step, eager_step) if capturing else None
+        self.place_rates()
+
+    def place_rates(self) -> None:
+        """Learning rates are where a CUDA graph can read them, if there is one, and numbers of Python else."""
+        for group in self.optimizer.param_groups:
+            rate = float(group['lr'])
+            group['lr'] = torch.tensor(rate, device=self.args.device) if self.captured else rate
+
+    @property
+    def reported(self) -> nn.Module:
+        """The model that is evaluated and saved."""
+        return self.ema.module if self.ema else self.model
+
+    def parts(self) -> dict[str, Any]:
+        parts = {'model': self.model, 'optimizer': self.optimizer, 'scheduler': self.scheduler}
+        return {**parts, 'ema': self.ema} if self.ema else parts
+
+    def state(self) -> dict[str, Any]:
+        states = {name: part.state_dict() for name, part in self.parts().items()}
+        return dict(states, history=self.history, args=comparable(self.args))
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        if state['args'] != comparable(self.args):
+            raise ValueError(f'{path} is of a run with other arguments: {state["args"]}, now {comparable(self.args)}.')
+        for saved, own in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=True):
+            saved.update({key: own[key] for key in ('capturable', 'fused') if key in own})  # of another device, maybe
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.history = state['history']
+        self.place_rates()
+
+
+def create_model(args: argparse.Namespace) -> nn.Module:
+    kwargs = {'in_chans': 1, 'num_classes': 10}
+    if get_pretrained_cfg_value(args.model, 'fixed_input_size'):
+        kwargs['img_size'] = DISTORTIONS[args.set].size
+    model = timm.create_model(args.model, **{**kwargs, **args.model_kwargs}).to(args.device)
+    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+
+
+def comparable(args: argparse.Namespace) -> dict[str, Any]:
+    return json.loads(json.dumps({k: v for k, v in vars(args).items() if k not in MAY_DIFFER}))
+
+
+def warmup_cosine(warmup: float, total: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+        return min((step + 1) / (warmup + 1), 1) * cosine
+    return factor
+
+
+def draw(count: int, kind: str, generator: torch.Generator) -> Digits:
+    """The order of an epoch's digits, and the uniform numbers that distort each, the same as drawn batch by batch."""
+    order = torch.randperm(count, generator=generator)
+    return order, torch.rand(count, DISTORTIONS[kind].draws, generator=generator)
+
+
+def train_epoch(run: Run, digits: Digits, epoch: int) -> float:
+    """One pass over the digits; all its randomness is drawn from the seed and the epoch. Returns the mean loss."""
+    args, count = run.args, len(digits[0])
+    torch.manual_seed(10_000 * (args.seed + 1) + epoch)
+    generator = torch.Generator().manual_seed(10_000 * (args.seed + 1) + epoch)
+    order, u = (drawn.to(args.device) for drawn in draw(count, args.set, generator))
+    run.total.zero_()
+    run.model.train()
+    step = run.captured or eager_step
+    for batch in zip(order.split(args.batch_size), u.split(args.batch_size), strict=True):
+        step(run, digits, *batch)
+    mean = run.total.item() / count
+    if not math.isfinite(mean):
+        raise RuntimeError(f'The loss of epoch {epoch} is {mean}.')
+    return mean
+
+
+def train_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
+    """Distort the digits that `index` names, by uniform numbers `u`, and learn from them.
+
+    A CUDA graph can hold this: nothing waits for the device, and no number in Python changes from step to step.
+    """
+    images, labels = digits
+    size, _, apply = DISTORTIONS[run.args.set]
+    x = apply(images[index].float() / 255, u, size, images)
+    loss = F.cross_entropy(run.model(x), labels[index])
+    run.optimizer.zero_grad()
+    loss.backward()
+    if run.args.clip_grad:
+        nn.utils.clip_grad_norm_(run.model.parameters(), run.args.clip_grad)
+    run.optimizer.step()
+    run.total += loss.detach() * len(index)
+
+
+def eager_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
+    train_step(run, digits, index, u)
+    run.scheduler.step()
+    if run.ema:
+        run.ema.update(run.model, step=run.scheduler.last_epoch)
+
+
+@torch.inference_mode()
+def test_error(model: nn.Module, digits: Digits) -> float:
+    """Percentage of digits that are classified wrongly."""
+    model.eval()
+    batches = (part.split(500 if part.device.type == 'cpu' else 2500) for part in digits)
+    wrong = sum((model(x).argmax(dim=1) != y).sum() for x, y in zip(*batches, strict=True))
+    return 100 * int(wrong) / len(digits[1])
+
+
+def write_epoch(run: Run, output: Path) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(run.history[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(run.history)
+    write_whole(output / 'checkpoint.pt', lambda path: torch.save(run.state(), path))
+    write_text(output / 'summary.csv', table.getvalue())
+
+
+def write_result(run: Run, output: Path) -> None:
+    state = {k: v.contiguous() for k, v in run.reported.state_dict().items()}
+    result = {
+        'args': vars(run.args),
+        'parameters': sum(p.numel() for p in run.model.parameters()),
+        'test_error': run.history[-1]['test_error'],
+        'train_loss': run.history[-1]['train_loss'],
+        'seconds': [line['seconds'] for line in run.history],
+        'device': torch.cuda.get_device_name(run.args.device) if run.total.is_cuda else run.args.device,
+        'cuda_graph': run.captured is not None and run.captured.graph is not None,
+        'versions': {'torch': torch.__version__, 'timm': timm.__version__},
+    }
+    write_whole(output / 'model.safetensors', lambda path: save_file(state, path))
+    write_text(output / 'result.json', json.dumps(result, indent=2) + '\n')
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    with work_on(args.device):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    images, labels, *held_out = (part.to(args.device) for part in digits_of(args))
+    run = Run(args, math.ceil(len(images) / args.batch_size))
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    if (output / 'checkpoint.pt').exists():
+        run.load(output / 'checkpoint.pt')
+    for epoch in range(len(run.history) + 1, args.epochs + 1):
+        start, lr = time.perf_counter(), float(run.scheduler.get_last_lr()[0])
+        loss = train_epoch(run, (images, labels), epoch)
+        seconds = round(time.perf_counter() - start, 2)
+        error = test_error(run.reported, held_out)
+        run.history.append({'epoch': epoch, 'lr': lr, 'train_loss': loss, 'test_error': error, 'seconds': seconds})
+        write_epoch(run, output)
+        print(f'{epoch:3}/{args.epochs}  lr {lr:.2e}  loss {loss:.4f}  error {error:.2f} %  {seconds} s', flush=True)
+    write_result(run, output)
+    print(f'{args.model} on {args.set}: test error {run.history[-1]["test_error"]:.2f} %, in {output}')
+
+
+if __name__ == '__main__':
+    main()
