@@ -1,7 +1,7 @@
 """The paper's own small networks (section 4.1, distorted MNIST) as plain timm models: `mnist_cnn` and `mnist_fcn`.
 
-They take pixels in [0, 1] as they are (mean 0, std 1), so that black is zero and a zero-padded border is background.
-Weights start as PyTorch initialises its layers; the paper does not say how its own started.
+They take pixels in [0, 1] without normalisation (mean 0, std 1): black is zero, so zero padding is background.
+Weights have PyTorch's default initialisation; the paper does not name its own.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Indices = int | list[int] | tuple[int, ...] | None
 
 
 class MnistNet(nn.Module):
-    """Two layers and a linear classifier on their flattened output; what `MnistCNN` and `MnistFCN` have in common."""
+    """Two layers and a linear classifier on their flattened output: the base class of `MnistCNN` and `MnistFCN`."""
 
     def __init__(
             self,
@@ -39,13 +39,13 @@ class MnistNet(nn.Module):
         """
         Args:
             layers: The two layers.
-            feature_info: What timm's feature extractors know of the two layers.
-            feat_size: Height and width of the second layer's output, which is flattened for the classifier.
+            feature_info: The two layers' feature info, for timm's feature extractors.
+            feat_size: Height and width of the second layer's output, before it is flattened.
             num_classes: Number of classes, 0 for no classifier.
             in_chans: Number of channels of the input.
             global_pool: 'flatten', or '' to leave the features as a map (without a classifier only).
             drop_rate: Dropout before the classifier.
-            pool_input: The input is first average-pooled by this factor.
+            pool_input: Average-pool the input by this factor first.
         """
         super().__init__()
         if not isinstance(drop_rate, (int, float)) or not 0 <= drop_rate <= 1:
@@ -79,7 +79,7 @@ class MnistNet(nn.Module):
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the layers in the backward pass instead of keeping their insides."""
+        """Recompute the layers' activations in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
@@ -88,7 +88,7 @@ class MnistNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; `global_pool` stays as it is where None."""
+        """Replace the classifier by a new one; `global_pool=None` keeps the pooling."""
         pool = self.global_pool if global_pool is None else global_pool
         probe = next(self.parameters())
         self._create_classifier(num_classes, pool, device=probe.device, dtype=probe.dtype)
@@ -103,15 +103,15 @@ class MnistNet(nn.Module):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features together with the outputs of the layers on the way.
+        """The final features and the outputs of the selected layers.
 
         Args:
             x: Images.
-            indices: The last n layers if an int, all if None, else the layers with these indices.
-            norm: Without effect, there are no norm layers.
-            stop_early: Stop at the last layer that is asked for.
+            indices: An int selects the last n layers, None all, a list these indices.
+            norm: Ignored: there are no norm layers.
+            stop_early: Stop after the last selected layer.
             output_fmt: Must be 'NCHW'.
-            intermediates_only: Return the intermediate features alone.
+            intermediates_only: Return only the intermediate features.
         """
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}.")
@@ -132,7 +132,7 @@ class MnistNet(nn.Module):
             prune_norm: bool = False,
             prune_head: bool = True,
     ) -> list[int]:
-        """Drop the layers after the last one in `indices`, and the classifier; returns the indices that are kept."""
+        """Drop the classifier and all layers after the last of `indices`; returns the selected indices."""
         take = _take_indices(indices)
         if max(take) == 0:
             self.layer2 = nn.Sequential()
@@ -149,12 +149,12 @@ class MnistNet(nn.Module):
         return self.layer2(self.layer1(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Class scores of features, or what would enter the classifier."""
+        """Class scores of features, or the classifier's input with `pre_logits`."""
         if self.global_pool:
             x = x.flatten(1)
             traceable_assert(
                 x.shape[1] == self.head_hidden_size,
-                f'The classifier takes {self.head_hidden_size} features: is the input as large as img_size?')
+                f'The classifier takes {self.head_hidden_size} features: does the input have the size img_size?')
         if self.drop_rate:
             x = F.dropout(x, p=float(self.drop_rate), training=self.training)
         return x if pre_logits else self.fc(x)
@@ -178,7 +178,7 @@ def _layer(in_chs: int, out_chs: int, kernel_size: int | tuple[int, int], pool: 
     modules['conv'] = nn.Conv2d(in_chs, out_chs, kernel_size, **dd)
     if pool > 1:
         modules['pool'] = nn.MaxPool2d(pool)
-    modules['act'] = nn.ReLU(inplace=True)  # after the pool: the same values and gradients, on a quarter of them
+    modules['act'] = nn.ReLU(inplace=True)  # after the pool: same values and gradients, for a quarter of the elements
     return nn.Sequential(modules)
 
 
@@ -204,13 +204,13 @@ class MnistCNN(MnistNet):
     ) -> None:
         """
         Args:
-            img_size: Height and width of the input, which give the classifier its width.
+            img_size: Height and width of the input; they set the classifier's width.
             channels: Filters of the two convolutions.
             num_classes: Number of classes, 0 for no classifier.
             in_chans: Number of channels of the input.
             global_pool: 'flatten', or '' to leave the features as a map (without a classifier only).
             drop_rate: Dropout before the classifier.
-            pool_input: Average-pool the input by this factor first (the paper's 2 on cluttered digits).
+            pool_input: Average-pool the input by this factor first (2 in the paper's cluttered digits).
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         feat_size = tuple(((n // pool_input - 8) // 2 - 6) // 2 for n in to_2tuple(img_size))
@@ -229,8 +229,8 @@ class MnistCNN(MnistNet):
 class MnistFCN(MnistNet):
     """The paper's fully connected network: two hidden layers and the classifier, ReLU after the hidden ones.
 
-    The first layer is written as a convolution whose kernel covers the whole input, the same map with the same
-    number of weights, so that features are 1 x 1 maps and timm adapts `in_chans` as it does elsewhere.
+    The first layer is a convolution whose kernel covers the whole input, which equals a linear layer with the same
+    weights. So features are 1 x 1 maps, and timm can adapt `in_chans`.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class MnistFCN(MnistNet):
     ) -> None:
         """
         Args:
-            img_size: Height and width of the input, which give the first layer its width.
+            img_size: Height and width of the input; they set the first layer's kernel.
             hidden: Units of each hidden layer.
             num_classes: Number of classes, 0 for no classifier.
             in_chans: Number of channels of the input.

@@ -1,8 +1,8 @@
-"""Runs somebody's script, unchanged, with the plugin loaded: ``python -m timm_stn.run SCRIPT [args...]``.
+"""Runs any script, unchanged, with the plugin loaded: ``python -m timm_stn.run SCRIPT [args...]``.
 
 SCRIPT is a file, or the name of one of timm's scripts (``train.py``, ``train``) in the checkout of
-huggingface/pytorch-image-models that the environment variable TIMM_SCRIPTS names. Started as a plain file, such a
-script imports the ``timm`` of its own checkout; here it gets the installed one, and so do the processes it starts.
+huggingface/pytorch-image-models that the environment variable TIMM_SCRIPTS names. A script started as a plain file
+imports the ``timm`` of its own checkout. Here, it and the processes it starts import the installed timm.
 """
 import math
 import os
@@ -21,15 +21,15 @@ __all__ = ['ScriptNotFound', 'TIMM_SCRIPTS', 'find_script', 'main', 'run_script'
 TIMM_SCRIPTS = 'TIMM_SCRIPTS'
 REPOSITORY = 'https://github.com/huggingface/pytorch-image-models'
 USAGE = 'usage: python -m timm_stn.run SCRIPT [args...]'
-NOISE = dict(validate=1, benchmark=math.inf, onnx_export=math.inf)  # first forward passes that are of no images
+NOISE = dict(validate=1, benchmark=math.inf, onnx_export=math.inf)  # number of first forward passes on noise
 
 
 class ScriptNotFound(FileNotFoundError):
-    """There is no such script; the message says what to do about it."""
+    """There is no such script; the message says what to do."""
 
 
 def main() -> None:
-    """Run the script that the command line names; its exit status and its exceptions are those of the process."""
+    """Run the script named on the command line. Its exit status and exceptions become those of the process."""
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
         print(__doc__, USAGE, sep='\n', file=sys.stdout if len(sys.argv) > 1 else sys.stderr)
         sys.exit(0 if len(sys.argv) > 1 else 2)
@@ -42,11 +42,11 @@ def main() -> None:
 
 
 def find_script(name: str, here: bool = True) -> Path:
-    """The file that a path, or the name of one of timm's scripts, stands for.
+    """The file of a script, from a path or the name of one of timm's scripts.
 
     Args:
         name: A path, or a bare name, with or without ``.py``.
-        here: A file of that name in the current folder comes before the checkout's, as for ``python NAME``.
+        here: Look in the current folder before the checkout, as ``python NAME`` does.
 
     Raises:
         ScriptNotFound: There is none.
@@ -77,7 +77,8 @@ def _clone() -> str:
 def run_script(script: Path, args: Sequence[str]) -> None:
     """Run a script as ``__main__`` with these arguments, the plugin loaded and the installed timm kept.
 
-    However it ends, transformers that did the same for all images are told of: see :mod:`timm_stn.view.dependence`.
+    At its end, even by an exception, a warning names transformers that did the same for all images: see
+    :mod:`timm_stn.view.dependence`.
     """
     _leave_current_folder()
     _add_folder(script.resolve().parent)
@@ -97,9 +98,10 @@ def _home() -> Path:
 
 
 def _leave_current_folder() -> None:
-    """Take the current folder, which ``python -m`` puts first, off the path, as ``python SCRIPT`` has it.
+    """Remove the current folder from sys.path. ``python -m`` puts it first; ``python SCRIPT`` does not.
 
-    Where that is a checkout of timm, the plugin has its timm by now instead of the installed one: then start again.
+    If the current folder is a checkout of timm, the plugin has already imported that timm instead of the installed one.
+    Then restart the process.
     """
     spec = getattr(sys.modules['__main__'], '__spec__', None)
     if spec is None or getattr(sys.flags, 'safe_path', False) or sys.path[:1] != [os.getcwd()]:
@@ -114,15 +116,15 @@ def _leave_current_folder() -> None:
 
 
 def _add_folder(folder: Path) -> None:
-    """Put the script's folder on the path: first, but where it has another timm after the one in use.
+    """Put the script's folder on sys.path: first, unless it holds another timm; then after the timm in use.
 
-    The path, unlike what is imported by now, is handed on to the processes that the script spawns.
+    Processes that the script spawns inherit the path, but not the imported modules.
     """
     home = _home()
     if home == folder or not (folder / 'timm').is_dir():
         sys.path.insert(0, str(folder))
         return
-    if home not in _resolved():  # of an editable install
+    if home not in _resolved():  # for an editable install
         sys.path.append(str(home))
     sys.path.insert(_resolved().index(home) + 1, str(folder))
 

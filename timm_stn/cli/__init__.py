@@ -1,4 +1,4 @@
-"""The command `timm-stn`: pictures, figures and facts. A wrong argument is one line on stderr and exit status 2."""
+"""The command `timm-stn`. A wrong argument gives one line on stderr and exit status 2."""
 import argparse
 import os
 import sys
@@ -12,7 +12,7 @@ from .common import Refused
 
 __all__ = ['main']
 
-SCRIPTS = ('train', 'validate', 'inference', 'benchmark', 'onnx_export')  # timm's own, found by TIMM_SCRIPTS
+SCRIPTS = ('train', 'validate', 'inference', 'benchmark', 'onnx_export')  # timm's own, in the folder TIMM_SCRIPTS
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.
+    """Run one command and return its exit status.
 
     Raises:
         SystemExit: With status 2 for wrong arguments, 0 for ``--help`` and ``--version``.
@@ -37,29 +37,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except Refused as error:
         parser.error(str(error))
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except BrokenPipeError:  # the reader of stdout has exited, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def _parser() -> Parser:
-    parser = Parser(prog='timm-stn', description='Spatial transformers for timm: pictures, figures, facts.')
+    parser = Parser(prog='timm-stn', description='Spatial transformers for timm: train, evaluate, show, publish.')
     parser.add_argument('--version', action='version', version=f'timm-stn {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, run, text, arguments in (
             ('demo', digits.demo, 'classify held-out digits and draw where the transformer looked; works offline',
              digits.demo_arguments),
             ('show', show.show, 'draw where the transformers of any stn_ model look in images', show.show_arguments),
-            ('eval', digits.evaluate, 'error over a fixed test set of 10,000 distorted digits', digits.eval_arguments),
+            ('eval', digits.evaluate, 'test error on a fixed set of 10,000 distorted digits', digits.eval_arguments),
             ('push', push.push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', push.push_arguments),
-            ('list', models.list_models, 'names of models', models.list_arguments),
-            ('doctor', doctor.doctor, 'versions, devices, what was found of timm, and a self-check', lambda add: None),
+            ('list', models.list_models, 'list model names', models.list_arguments),
+            ('doctor', doctor.doctor, 'versions, devices, timm features and a self-check', lambda add: None),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
         command.set_defaults(run=run, parser=command)
         arguments(command.add_argument)
-    for name in SCRIPTS:  # listed only: `main` hands over what follows the name
-        commands.add_parser(name, help=f"timm's {name}.py, unchanged, with all its arguments; TIMM_SCRIPTS says where")
+    for name in SCRIPTS:  # only for the list of commands: `main` runs the script
+        commands.add_parser(name, help=f"timm's {name}.py, with all its arguments; TIMM_SCRIPTS names its folder")
     return parser
 
 

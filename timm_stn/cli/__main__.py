@@ -1,4 +1,4 @@
-"""`python -m timm_stn.cli` is `timm-stn`, too."""
+"""`python -m timm_stn.cli` runs `timm-stn`."""
 import sys
 
 from . import main

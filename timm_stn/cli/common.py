@@ -1,4 +1,4 @@
-"""What commands share: errors for the user, and checks of arguments."""
+"""Shared by all commands: errors for the user, and checks of arguments."""
 import argparse
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +10,11 @@ __all__ = ['Refused', 'attempt', 'check_output', 'positive']
 
 
 class Refused(Exception):
-    """What the user asked for cannot be done; the message is for the user."""
+    """The command cannot do what the user asked for; the message is for the user."""
 
 
 def attempt(argument: str, run: Callable[..., Any], *values: Any, hint: str = '') -> Any:
-    """What others raise on the user's values, in one line: timm, torch and the Hub have errors of many types."""
+    """`run(*values)`, with any error (timm, torch and the Hub raise many types) as a one-line :class:`Refused`."""
     try:
         return run(*values)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`timm-stn demo` and `timm-stn eval`: distorted digits."""
+"""`timm-stn demo` and `timm-stn eval`: both run a network on distorted digits."""
 import argparse
 import os
 import sys
@@ -29,7 +29,7 @@ EXAMPLES = 'examples.png'  # in the card's folder: held-out digits, as scripts/r
 
 
 def demo_arguments(add: Callable[..., Any]) -> None:
-    add('--data', help=f'folder with MNIST (default: {DATA_VARIABLE}, or else the few digits in the package)')
+    add('--data', help=f'folder with MNIST (default: {DATA_VARIABLE}, else a few digits in the package)')
     add('--download', action='store_true', help='download MNIST to --data if it is not there')
     add('--count', type=positive, default=12, help='digits in the picture (default: %(default)s)')
     add('--output', default='demo.png', metavar='FILE', help='(default: %(default)s)')
@@ -46,7 +46,7 @@ def demo(args: argparse.Namespace) -> int:
     captions = [
         Caption(a, '' if ok else f'is a {t}', GOOD if ok else WRONG) for a, ok, t in zip(answers, right, truth)]
     picture = draw_look(shown, look.seen, look.outlines, captions, footer=(
-        f'{DEMO} on held-out digits of MNIST, turned, scaled and moved. The outline is where the transformer '
+        f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
         'looked, the dot the top left corner of what it saw.'))
     attempt(f'--output {args.output}', save_picture, picture, args.output)
     wrong = wrong_answers(model, images, labels)
@@ -58,7 +58,7 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def _demo_digits(data: str | None, download: bool) -> tuple[Tensor, Tensor, str]:
-    """Held-out digits: MNIST's test set where that is at hand, else the sheet that comes with the package."""
+    """Held-out digits and their source: MNIST's test set if available, else the sheet in the package."""
     if data or download:
         images, labels = _digits(DEMO_SET, data, download)
         return images, labels, f'the test set of MNIST in {data or os.environ[DATA_VARIABLE]}'
@@ -75,7 +75,7 @@ def _demo_digits(data: str | None, download: bool) -> tuple[Tensor, Tensor, str]
 
 
 def read_sheet(path: Path) -> tuple[Tensor, Tensor]:
-    """Digits (N, 1, S, S) in [0, 1] and their classes (N,) of a square sheet with the classes in its text `labels`."""
+    """Digits (N, 1, S, S) in [0, 1] and classes (N,) from a square sheet; its PNG text `labels` has the classes."""
     with Image.open(path) as image:
         labels = [int(c) for c in image.info['labels']]
         pixels = torch.frombuffer(bytearray(image.convert('L').tobytes()), dtype=torch.uint8)
@@ -94,13 +94,13 @@ def _digits(kind: str, data: str | None, download: bool) -> tuple[Tensor, Tensor
 def eval_arguments(add: Callable[..., Any]) -> None:
     model_arguments(add)
     sizes = ', '.join(f'{kind} {distortion.size}' for kind, distortion in DISTORTIONS.items())
-    add('--set', required=True, choices=list(DISTORTIONS), help=f'distortion, of images so wide: {sizes}')
+    add('--set', required=True, choices=list(DISTORTIONS), help=f'distortion, with the image side of each: {sizes}')
     add('--data', help=f'folder with MNIST (default: the environment variable {DATA_VARIABLE})')
     add('--download', action='store_true', help='download MNIST to --data if it is not there')
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Pixels go in as they are, in [0, 1], as in scripts/train/train_mnist.py."""
+    """Print the test error on a distorted set. Pixels stay in [0, 1], as in scripts/train/train_mnist.py."""
     as_it_is = args.model is None or args.model.startswith(FROM_CONFIG)
     model = load_model(args, **({} if as_it_is else _digit_kwargs(args.model, args.set)))
     for name, value, needed in (('in_chans', getattr(model, 'in_chans', 1), 1), ('num_classes', model.num_classes, 10)):
@@ -130,7 +130,7 @@ def _error(wrong: int, count: int) -> str:
 
 @torch.inference_mode()
 def wrong_answers(model: nn.Module, images: Tensor, labels: Tensor, device: str = 'cpu') -> int:
-    """How many of the images (N, C, H, W) get another answer than their label (N,)."""
+    """Number of images (N, C, H, W) whose predicted class is not their label (N,)."""
     model.eval()
     batches = zip(torch.split(images, 500), torch.split(labels, 500))
     return sum(int((model(x.to(device)).argmax(1).cpu() != y).sum()) for x, y in batches)

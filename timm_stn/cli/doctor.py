@@ -1,4 +1,4 @@
-"""`timm-stn doctor`: versions, devices, what was found of timm, and a self-check."""
+"""`timm-stn doctor`: versions, devices, features of the installed timm, and a self-check."""
 import argparse
 import importlib
 import importlib.util
@@ -19,7 +19,7 @@ from ..version import __version__
 __all__ = ['doctor', 'report', 'self_check']
 
 Facts = dict[str, dict[str, str]]
-IDENTITY_ERROR = 1e-5  # most that an identity warp may change a pixel in [0, 1]
+IDENTITY_ERROR = 1e-5  # largest accepted change of a pixel in [0, 1] by an identity warp
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def report() -> Facts:
-    """Facts on this installation, by group: versions, devices, timm's interface, kernels, weights."""
+    """Facts about this installation by group: versions, devices, timm's interface, kernels, weights."""
     return {
         'versions': _versions(),
         'devices': _devices(),
@@ -46,7 +46,7 @@ def report() -> Facts:
 
 
 def self_check() -> dict[str, tuple[bool, str]]:
-    """Checks of about a second: name to (passed, what was found)."""
+    """Results of the checks, from name to (passed, finding); they take about a second."""
     devices = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
     return {f'{name} on {device}': check(device) for device in devices for name, check in _CHECKS.items()}
 
@@ -84,7 +84,7 @@ def _kernels() -> dict[str, str]:
     opaque = hasattr(torch.ops.timm_stn, 'grid_sampler')
     return {
         'eager, exported': 'aten.grid_sampler',
-        'compiled for the CPU': 'timm_stn::grid_sampler, kept whole' if opaque else 'aten.grid_sampler, decomposed',
+        'compiled for the CPU': 'timm_stn::grid_sampler, one operator' if opaque else 'aten.grid_sampler, decomposed',
         'compiled for other devices': 'aten.grid_sampler, by the compiler',
     }
 
@@ -96,7 +96,7 @@ def _identity(device: str) -> tuple[bool, str]:
 
 
 def _gradient(device: str) -> tuple[bool, str]:
-    """Of an untouched transformer's last layer, whose weights are zero."""
+    """Check the gradient of a new transformer's last layer, whose weights are zero."""
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Names of models and what they stand for, as arguments of commands; `timm-stn list`."""
+"""Model arguments of all commands, and `timm-stn list`."""
 import argparse
 import ast
 from collections.abc import Callable, Iterable
@@ -24,12 +24,12 @@ FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
 
 def model_arguments(add: Callable[..., Any]) -> None:
-    add('--model', metavar='NAME', help='as in `timm-stn list`, or hf-hub:USER/NAME, local-dir:FOLDER; '
-        "default: that of --checkpoint, if it is one of timm's train.py")
-    add('--checkpoint', metavar='FILE', help='weights to load; default: the trained ones that the name stands for')
+    add('--model', metavar='NAME', help='a name of `timm-stn list`, or hf-hub:USER/NAME, local-dir:FOLDER; '
+        "default: the model of --checkpoint, if timm's train.py wrote it")
+    add('--checkpoint', metavar='FILE', help='weights to load; default: the trained weights of the name')
     add('--model-kwargs', nargs='+', type=_keyword, default=[], metavar='KEY=VALUE', help='arguments of the model')
     add('--no-pretrained', action='store_true', help='random weights, unless --checkpoint is given')
-    add('--device', default='cpu', help='as torch names it (default: %(default)s)')
+    add('--device', default='cpu', help='a torch device (default: %(default)s)')
 
 
 def _keyword(text: str) -> tuple[str, Any]:
@@ -60,10 +60,10 @@ def load_model(args: argparse.Namespace, **defaults: Any) -> Any:
 
 
 def _load_run(args: argparse.Namespace) -> Any:
-    """The model of a checkpoint, as train.py made it; its name becomes that of the command line."""
+    """The model of a train.py checkpoint; sets `args.model` to its name."""
     if not args.checkpoint or args.model_kwargs:
         raise Refused("argument --model: it takes a name; only --checkpoint alone, of timm's train.py, needs none")
-    hint = 'If it holds weights alone, say of which model: --model NAME, and --model-kwargs KEY=VALUE'
+    hint = 'If it holds only weights, name the model: --model NAME, --model-kwargs KEY=VALUE'
     model = attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint), hint=hint).model
     args.model = model.pretrained_cfg['architecture']
     return model
@@ -80,7 +80,7 @@ def _check_name(name: str, pretrained: bool) -> None:
     if not timm.is_model(arch):
         near = _nearest(arch, timm.list_models())
         raise Refused(f'argument --model: unknown model {name!r}{near}; see `timm-stn list`')
-    if pretrained and weights_of(name) is None and arch not in zoo_names():  # those say how to train them
+    if pretrained and weights_of(name) is None and arch not in zoo_names():  # their error says how to train them
         raise Refused(f'argument --model: {name} has no trained weights; give --checkpoint FILE or --no-pretrained')
 
 
@@ -96,9 +96,9 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def list_arguments(add: Callable[..., Any]) -> None:
-    add('filter', nargs='?', default='*', metavar='FILTER', help="part of a name, or a pattern as '*resnet50*'")
-    add('--pretrained', action='store_true', help='only those with weights, with their tags')
-    add('--own', action='store_true', help='only those with trained transformers, and where their weights are')
+    add('filter', nargs='?', default='*', metavar='FILTER', help="part of a name, or a pattern like '*resnet50*'")
+    add('--pretrained', action='store_true', help='only models with weights, with their tags')
+    add('--own', action='store_true', help='only models with trained transformers, with the location of their weights')
 
 
 def list_models(args: argparse.Namespace) -> int:

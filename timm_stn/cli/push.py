@@ -15,20 +15,20 @@ __all__ = ['push', 'push_arguments']
 
 def push_arguments(add: Callable[..., Any]) -> None:
     add('model', nargs='?', metavar='CHECKPOINT|NAME',
-        help="checkpoint of timm's train.py, name as in `timm-stn list`, or folder as a repository holds it")
-    add('--repo', required=True, metavar='ORG/NAME', help='where to; with --all ORG alone')
-    add('--all', action='store_true', help='all trained networks of this package, as they stand, with their cards')
-    add('--private', action='store_true', help='create it as a private repository')
+        help="checkpoint of timm's train.py, name of `timm-stn list`, or folder with the files of a repository")
+    add('--repo', required=True, metavar='ORG/NAME', help='repository; with --all ORG alone')
+    add('--all', action='store_true', help='all trained networks of this package, with their cards')
+    add('--private', action='store_true', help='create the repository as private')
     add('--revision', metavar='BRANCH', help='branch, created if it is missing (default: main)')
-    add('--message', help='of the commit')
-    add('--card', metavar='FILE', help='a README.md to use (default: one that tells of the run)')
-    add('--replace-card', action='store_true', help='replace the README.md that the repository has; else it is kept')
+    add('--message', help='message of the commit')
+    add('--card', metavar='FILE', help='a README.md to use (default: written from the training run)')
+    add('--replace-card', action='store_true', help='replace an existing README.md of the repository; else it is kept')
     add('--images', nargs='+', metavar='IMAGE',
-        help="for the card's picture of where it looks; they become public "
-             '(default: some of the validation images of the run, if they are still there)')
+        help="images for the card's picture of where it looks; they become public "
+             '(default: some validation images of the run, if they still exist)')
     add('--no-picture', action='store_true', help='no picture')
-    add('--license', metavar='ID', help="of the weights, for the card (default: the model's)")
-    add('--dry-run', action='store_true', help='write it, try it out, print the card, and send nothing')
+    add('--license', metavar='ID', help="license of the weights, for the card (default: the model's)")
+    add('--dry-run', action='store_true', help='write and test the files, print the card, send nothing')
 
 
 def push(args: argparse.Namespace) -> int:
@@ -61,6 +61,6 @@ def _report_push(pushed: Pushed) -> None:
     print(f'{pushed.url}: {", ".join(pushed.sent) or "nothing"} sent, {len(pushed.same)} there already; '
           f'checked in commit {pushed.commit}')
     if PICTURE in pushed.sent:
-        print(f'{PICTURE} shows images that you have chosen, or of the run; --no-picture leaves it out')
+        print(f'{PICTURE} shows your --images or images of the run; --no-picture leaves it out')
     if pushed.kept_card:
-        print('its README.md is not this one and was kept; --replace-card replaces it')
+        print('its README.md is another one and was kept; --replace-card replaces it')

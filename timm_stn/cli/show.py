@@ -1,4 +1,4 @@
-"""`timm-stn show`: where the transformers of a model look in images."""
+"""`timm-stn show`: draws where a transformer of a model looks in images."""
 import argparse
 import json
 import sys
@@ -22,9 +22,9 @@ __all__ = ['show', 'show_arguments']
 def show_arguments(add: Callable[..., Any]) -> None:
     add('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
     model_arguments(add)
-    add('--stage', help="whose transformer is shown, as in stn_stages (default: 'input' if there is one)")
-    add('--labels', metavar='FILE', help='names of the classes, one a line (default: those that the model has)')
-    add('--count', type=positive, default=24, help='at most so many images (default: %(default)s)')
+    add('--stage', help="stage of the transformer to show, as in stn_stages (default: 'input' if there is one)")
+    add('--labels', metavar='FILE', help='class names, one per line (default: those of the model)')
+    add('--count', type=positive, default=24, help='largest number of images (default: %(default)s)')
     add('--output', default='look.png', metavar='FILE', help='(default: %(default)s)')
 
 
@@ -76,7 +76,7 @@ def _read_labels(path: str) -> list[str]:
 
 
 def _stage(model: Any, text: str | None) -> int | str | None:
-    """A stage as it is named on the command line, where 2 and '2' are the same."""
+    """The stage named on the command line, where 2 and '2' are the same."""
     stages = {str(stage): stage for stage in model.spatial_transformers()}
     if text is not None and text not in stages:
         raise Refused(f'argument --stage: there are transformers at {", ".join(stages)}, got {text!r}')
@@ -84,6 +84,6 @@ def _stage(model: Any, text: str | None) -> int | str | None:
 
 
 def _numbers(theta: Tensor) -> Any:
-    """The glimpses' thetas as nested lists; that of a single glimpse by itself."""
+    """The thetas of all glimpses as nested lists; for one glimpse, its theta alone."""
     rounded = (theta.double().cpu() * 1e6).round() / 1e6
     return (rounded[0] if len(rounded) == 1 else rounded).tolist()

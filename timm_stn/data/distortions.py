@@ -1,4 +1,4 @@
-"""The distorted MNIST sets of the paper (section 4.1, appendix A.4), made on the fly.
+"""The distorted MNIST sets of the paper (section 4.1, appendix A.4), generated on the fly.
 
 | kind | what | canvas |
 | --- | --- | --- |
@@ -9,15 +9,15 @@
 | T | random position | 60 |
 | TC | random position, plus six 6 x 6 patches cut from digits at random positions | 60 |
 
-Where the paper is silent: all but the N(...) are uniform. A random position keeps the digit's box of 28 x 28 pixels
-(times the scale, not turned) inside the canvas, so that its ink stays whole; continuous in RTS, whole pixels in T, TC.
-R, P and E stay on 28 x 28, and the corners of P are those of the scaled image. Where a triangle of three moved corners
-turns over, which no homography yields, or shrinks to below a tenth of its area (3 % of the digits in all), the offsets
-are halved until none does. The control points of E are those of this package's `tps` transform, after the scale.
-Patches of TC are cut anywhere in a digit, and so may be black; they are added, and the sum is clamped to 1.
+Our choices where the paper gives no details: everything except N(...) is uniform. A random position keeps the digit's
+box of 28 x 28 pixels (scaled, not rotated) inside the canvas, so no ink is cut off. Positions are continuous in RTS and
+whole pixels in T and TC. R, P and E stay on 28 x 28. The corners of P are those of the scaled image. No homography can
+turn a triangle of three corners over. If one turns over, or shrinks below a tenth of its area (together 3 % of the
+digits), the offsets are halved until none does. E uses the control points of this package's `tps` transform, after the
+scale. TC cuts patches anywhere in a digit, so they may be black; they are added, and the sum is clamped to 1.
 
-Every draw is a uniform number of the generator, the same count for each digit in order: with a generator on the CPU, a
-batch gives the same digits however it is split.
+Each digit uses the same number of uniform draws, in order. With a generator on the CPU, the result therefore does not
+depend on how a batch is split.
 """
 import math
 import os
@@ -56,9 +56,9 @@ def distort(
 
     Args:
         images: Digits (N, 1, 28, 28), floating point in [0, 1] or uint8.
-        kind: One of `DISTORTIONS`, which also has the canvas size S of each.
-        generator: Source of all randomness, the default generator of PyTorch if None.
-        clutter: For TC, the digits (M, 1, 28, 28) that patches are cut from; default: `images`.
+        kind: One of `DISTORTIONS`, which also holds the canvas size S of each kind.
+        generator: Source of all randomness. Default: PyTorch's default generator.
+        clutter: For TC, the digits (M, 1, 28, 28) to cut patches from. Default: `images`.
     """
     if kind not in DISTORTIONS:
         raise ValueError(f'kind must be one of {", ".join(DISTORTIONS)}; got {kind!r}.')
@@ -80,14 +80,14 @@ def test_set(
 ) -> tuple[Tensor, Tensor]:
     """The evaluation set of a kind: each of the 10,000 test digits distorted once, always in the same way.
 
-    Errors that this project reports are over this set with `seed=0`. Clutter is cut from the test digits. The
-    result does not depend on `batch_size`, and training must use another generator.
+    All test errors of this project use this set with `seed=0`. Clutter is cut from the test digits. The result does not
+    depend on `batch_size`. Training must use another generator.
 
     Args:
         kind: One of `DISTORTIONS`.
         data: MNIST's folder, see `load_mnist`.
         seed: Seed of the distortions.
-        batch_size: Digits distorted at a time, for memory only.
+        batch_size: Digits distorted at a time; affects only memory.
 
     Returns:
         Images (10000, 1, S, S) in [0, 1], and classes (10000,).
@@ -127,7 +127,7 @@ def _rotate_scale_translate(digits: Tensor, u: Tensor, size: int, clutter: Tenso
 
 
 def _place(digits: Tensor, angle: Tensor, scale: Tensor, center: Tensor, size: int) -> Tensor:
-    """Digits turned by `angle` (x towards y) and scaled, `center` (N, 2) pixels (x, y) off the centre of the canvas."""
+    """Digits rotated by `angle` (x towards y) and scaled; `center` (N, 2), pixels (x, y) from the canvas centre."""
     cos, sin = angle.cos() / scale, angle.sin() / scale
     linear = torch.stack((cos, sin, -sin, cos), dim=1).reshape(-1, 2, 2)
     shift = -linear @ center[:, :, None]
@@ -146,13 +146,13 @@ def _project(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
 
 
 def _corners(like: Tensor) -> Tensor:
-    """`CORNERS`, made on the device of `like`: a CUDA graph can hold no copy of a list."""
+    """`CORNERS`, created on the device of `like`, because CUDA graphs cannot capture a copy from the host."""
     side = torch.linspace(-1, 1, 2, dtype=like.dtype, device=like.device)
     return torch.stack((torch.cat((side, side.flip(0))), side[:, None].expand(2, 2).flatten()), dim=1)
 
 
 def _is_convex(quad: Tensor) -> Tensor:
-    """Whether moved `CORNERS` (N, 4, 2) turn clockwise at each corner, and clearly (0.4 of 4); of shape (N, 1, 1)."""
+    """Whether quadrilaterals (N, 4, 2) turn clearly clockwise (0.4 of 4) at each corner: (N, 1, 1)."""
     edge = quad.roll(-1, dims=1) - quad
     following = edge.roll(-1, dims=1)
     turn = edge[..., 0] * following[..., 1] - edge[..., 1] * following[..., 0]
@@ -160,7 +160,7 @@ def _is_convex(quad: Tensor) -> Tensor:
 
 
 def _homography(source: Tensor, target: Tensor) -> Tensor:
-    """Matrices (N, 3, 3) from convex quadrilaterals (N, 4, 2) to `target` (4, 2), denominators positive inside."""
+    """Homographies (N, 3, 3) from convex quadrilaterals (N, 4, 2) to `target` (4, 2); denominators positive inside."""
     theta = _basis(target.expand_as(source)) @ _inverse(_basis(source))
     middle = source.mean(dim=1)
     denominator = (theta[:, 2, :2] * middle).sum(dim=1) + theta[:, 2, 2]
@@ -168,7 +168,7 @@ def _homography(source: Tensor, target: Tensor) -> Tensor:
 
 
 def _basis(quad: Tensor) -> Tensor:
-    """Matrices that map the unit vectors to the first three corners and (1, 1, 1) to the fourth, up to scale."""
+    """Matrices that map the unit vectors to the first three corners, and (1, 1, 1) to the fourth, up to scale."""
     corners = torch.cat((quad, torch.ones_like(quad[..., :1])), dim=2).mT
     weights = _solution(corners[..., :3], corners[..., 3:])
     return corners[..., :3] * weights.mT
@@ -179,7 +179,7 @@ def _solution(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _inverse(m: Tensor) -> Tensor:
-    """Of (N, 3, 3); by adjugates where torch.linalg would wait for the device, which no CUDA graph can hold."""
+    """Inverses of (N, 3, 3). On a GPU by adjugates: torch.linalg synchronises, which CUDA graphs cannot capture."""
     if m.device.type == 'cpu':
         return torch.linalg.inv(m)
     a, b, c = m.unbind(1)

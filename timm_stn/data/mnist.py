@@ -1,4 +1,4 @@
-"""MNIST as two tensors a split, read from the four idx files as they are published (gzip or plain)."""
+"""MNIST as two tensors per split, read from the four published idx files (gzip or plain)."""
 import gzip
 import math
 import os
@@ -18,7 +18,7 @@ __all__ = ['DATA_VARIABLE', 'load_mnist', 'read_idx']
 DATA_VARIABLE = 'TIMM_STN_DATA'
 PREFIXES = {'train': 'train', 'test': 't10k'}
 SOURCE = 'https://ossci-datasets.s3.amazonaws.com/mnist/'
-FILES = {  # of SOURCE -> SHA-256
+FILES = {  # file of SOURCE -> SHA-256
     'train-images-idx3-ubyte.gz': '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
     'train-labels-idx1-ubyte.gz': '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
     't10k-images-idx3-ubyte.gz': '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
@@ -34,15 +34,15 @@ def load_mnist(
     """Digits as uint8 (N, 1, 28, 28), and their classes as int64 (N,).
 
     Args:
-        data: Folder with the files, or with a folder `mnist`, or torchvision's `MNIST/raw`. Default: the folder that
-            the environment variable `TIMM_STN_DATA` names.
+        data: Folder with the files, or with a folder `mnist`, or torchvision's `MNIST/raw`. Default: the folder in the
+            environment variable `TIMM_STN_DATA`.
         split: 'train' (60,000 digits) or 'test' (10,000).
-        download: Download all four files to `data` (there `MNIST/raw`) if the split is not there.
+        download: Download all four files to `MNIST/raw` in `data` if the split is missing.
 
     Raises:
-        FileNotFoundError: The files are not there; the message says what to put where.
-        ValueError: A file is corrupt, truncated, or no MNIST file.
-        RuntimeError: A file cannot be downloaded, or is not the one that was published; none is kept then.
+        FileNotFoundError: The files are missing; the message says which files to put where.
+        ValueError: A file is corrupt, truncated, or not an MNIST file.
+        RuntimeError: A file cannot be downloaded, or has another SHA-256; then no file is kept.
     """
     if split not in PREFIXES:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
@@ -56,10 +56,10 @@ def load_mnist(
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """The unsigned bytes of an idx file (gzip where its name ends in .gz) as a tensor of the shape that it declares.
+    """The unsigned bytes of an idx file (gzip if its name ends in .gz) as a tensor of the declared shape.
 
     Raises:
-        ValueError: The file is not an idx file of unsigned bytes, or holds more or less than it declares.
+        ValueError: The file is not an idx file of unsigned bytes, or its length differs from the declared shape.
     """
     content = _read_bytes(Path(path))
     if len(content) < 4 or content[:3] != b'\x00\x00\x08':
@@ -90,7 +90,7 @@ def _read_pair(image_path: Path, label_path: Path) -> tuple[Tensor, Tensor]:
     if images.ndim != 3 or images.shape[1:] != (28, 28):
         raise ValueError(f'{image_path}: expected images of 28 x 28, got shape {tuple(images.shape)}.')
     if labels.ndim != 1 or bool((labels > 9).any()):
-        raise ValueError(f'{label_path}: expected one label from 0 to 9 an image, got shape {tuple(labels.shape)}.')
+        raise ValueError(f'{label_path}: expected one label from 0 to 9 per image, got shape {tuple(labels.shape)}.')
     if len(images) != len(labels):
         raise ValueError(f'{image_path} has {len(images)} images, but {label_path} has {len(labels)} labels.')
     return images[:, None], labels.long()
