@@ -1,4 +1,4 @@
-"""A forward pass that only tells what a network gives."""
+"""A forward pass without side effects, to inspect a network's output."""
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ LAST = ('last_theta', 'last_features')  # of spatial transformers and localizati
 
 
 def dry_forward(backbone: nn.Module, input_size: tuple[int, int, int]) -> Any:
-    """What one forward pass of one empty image gives, in eval mode; leaves nothing behind."""
+    """The output for one zero image in eval mode; restores modes and recorded values."""
     modes = {m: m.training for m in backbone.modules()}
     kept = [(m, name, vars(m)[name]) for m in modes for name in LAST if name in vars(m)]
     transformers: list[Any] = [m for m, name, _ in kept if name == 'last_theta']

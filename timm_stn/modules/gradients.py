@@ -1,6 +1,6 @@
-"""What changes gradients only: the freeze and the penalty. Forward, both are the identity; they act in training mode.
+"""The freeze and the penalty: both change gradients only, in training mode; the forward pass is the identity.
 
-`hold` stands between localization network and transform, `attach_penalty` between theta and grid. (The third knob,
+`hold` acts between localization network and transform, `attach_penalty` between theta and grid. (The third knob,
 `lr_scale`, is in :class:`timm_stn.modules.localization.ThetaRegression`.)
 """
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from ..geometry.grid import has_values
 
 __all__ = ['COUNT', 'attach_penalty', 'hold', 'lattice_of_glimpse', 'placement_penalty', 'without_counts']
 
-COUNT = 'backward_passes'  # name of the buffer that `hold` counts in
-SIDE = 5  # points a side of the lattice by which a glimpse's place is judged
-KEPT = 0.25  # share of its base's side, and of the distance to others, below which a glimpse counts as collapsing
-SLACK = 1e-3  # how far outside is not yet outside; rounding is well below
+COUNT = 'backward_passes'  # name of the counter buffer of `hold`
+SIDE = 5  # points per side of the lattice that measures a glimpse's place
+KEPT = 0.25  # below this share of the base's side, or of the bases' distance, glimpses are collapsing
+SLACK = 1e-3  # distance outside that is ignored; well above rounding errors
 TINY = 1e-12
 FOLLOW = 0.1  # weight of one pass in the running norm of theta's gradient
 
@@ -28,9 +28,9 @@ FOLLOW = 0.1  # weight of one pass in the running norm of theta's gradient
 def hold(params: Tensor, count: Tensor, steps: int) -> Tensor:
     """``params``, with a gradient of exactly zero in the first ``steps`` backward passes.
 
-    Each completed backward pass adds one to ``count``, an integer tensor, however often it comes through here; one that
-    fails adds nothing. In compiled code, where nothing can wait for the end of a pass, those count as one whose forward
-    passes were all made before the first of them.
+    Each completed backward pass adds one to ``count``, an integer tensor, however often it passes through here. A
+    failed pass adds nothing. Compiled code cannot wait for the end of a pass. There, several backward passes count as
+    one if all their forward passes came before the first of them.
     """
     return _Hold.apply(params, count, steps)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -42,19 +42,20 @@ def attach_penalty(
         usual: Tensor,
         glimpses: int = 1,
 ) -> Tensor:
-    """``theta``, whose gradient gets that of ``penalty`` added.
+    """``theta`` itself; its gradient is increased by that of ``penalty``.
 
-    With p the gradient of an image's penalty to its theta (of all its glimpses), each of N images gets
+    Let p be the gradient of an image's penalty to its theta (of all its glimpses). The gradient of each of the N images
+    is increased by
 
         strength * usual / N * p / max(1, |p|)
 
-    added: over the batch at most ``strength * usual``. ``usual`` is the running norm of the gradient of the loss to
-    theta, summed over the batch, for that is what moves all images' theta: single images' gradients cancel, where their
-    penalties do not. Each backward pass moves it, before it is used, by a tenth of the way to its own norm, the first
-    to that norm itself; a norm of zero, or that is not finite, leaves it. So images that look at nothing, whose
-    gradient is zero, are pulled back, once there was a gradient, and what is added follows the loss scale.
+    so over the batch by at most ``strength * usual``. ``usual`` is a running norm of the gradient of the loss to theta,
+    summed over the batch. The sum is used because single images' gradients partly cancel, but their penalties do not.
+    Each backward pass first moves ``usual`` a tenth of the way to its own norm; the first pass sets it to that norm. A
+    norm that is zero or not finite leaves it unchanged. So an image with a zero gradient, which sees nothing, is still
+    pulled back once any pass had a gradient. The added gradient follows the loss scale.
 
-    An image whose p is not finite gets nothing added. Under ``torch.func``, ``usual`` is used, but stays.
+    An image whose p is not finite gets nothing added. ``torch.func`` uses ``usual`` without changing it.
 
     Args:
         theta: (N * G, ...).
@@ -75,23 +76,23 @@ def lattice_of_glimpse(ndim: int, like: Tensor) -> Tensor:
 
 
 def placement_penalty(points: Tensor, start: Tensor) -> Tensor:
-    """How far glimpses lie outside the image, have shrunk to points, or have fallen together: (N,), 0 for the bases.
+    """Penalty (N,) for glimpses that are outside the image, shrunk or too close together; 0 for the bases.
 
-    - Outside: the distance, on each axis, of the points beyond the edge of the image (or beyond what the base reaches).
-    - Shrunk: cells of the lattice whose side is below a quarter of the base's.
-    - Together: pairs of glimpses nearer (root mean square over the points) than a quarter of their bases' distance.
+    - Outside: the distance, on each axis, of points beyond the edge of the image (or beyond the base's own reach).
+    - Shrunk: lattice cells whose side is below a quarter of the base's.
+    - Together: pairs of glimpses closer (root mean square over the points) than a quarter of their bases' distance.
 
-    Each is 0, with a gradient of 0, within these limits.
+    Within these limits, each term and its gradient are 0.
 
     Args:
-        points: Where `lattice_of_glimpse` is mapped to, (N, G, SIDE ** d, d).
-        start: Where the bases map it to, (G, SIDE ** d, d).
+        points: Image of `lattice_of_glimpse` under theta, (N, G, SIDE ** d, d).
+        start: Image of it under the bases, (G, SIDE ** d, d).
     """
     return (_outside(points, start) + _shrunk(points, start)).sum(1) + _together(points, start)
 
 
 def without_counts(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the counts of `hold`: another training starts at zero."""
+    """A state dict without the counts of `hold`, so that a new training starts at zero."""
     return {k: v for k, v in state_dict.items() if k.rpartition('.')[2] != COUNT}
 
 
@@ -102,7 +103,7 @@ class _Hold(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        _, ctx.count, ctx.steps = inputs  # the live buffer: other backward passes may come before this one's
+        _, ctx.count, ctx.steps = inputs  # the live buffer: other backward passes may come first
         ctx.seen = ctx.count.clone() if torch.compiler.is_compiling() else None
 
     @staticmethod
@@ -113,7 +114,7 @@ class _Hold(torch.autograd.Function):
             count.copy_(seen + 1)
         else:
             seen = count.clone()
-            after_backward(partial(_advance, count, seen))  # to the same, however often this pass queues it
+            after_backward(partial(_advance, count, seen))  # sets the same value, however often this pass queues it
         return torch.where(seen < ctx.steps, torch.zeros_like(grad), grad), None, None
 
 
@@ -122,7 +123,7 @@ def _advance(count: Tensor, seen: Tensor) -> None:
 
 
 class _Fork(torch.autograd.Function):
-    """theta twice: for the loss, and for the penalty, whose gradient is fitted to that of the loss."""
+    """theta twice: for the loss, and for the penalty. Backward scales the penalty's gradient by the loss's."""
 
     generate_vmap_rule = True
 
@@ -148,14 +149,14 @@ class _Fork(torch.autograd.Function):
 
 
 def _followed(usual: Tensor, norm: Tensor) -> Tensor:
-    """The running norm after another; a copy, so that what is kept may change."""
+    """The running norm after one more pass, as a new tensor."""
     norm = norm.to(usual.dtype)
     moved = torch.where(usual > 0, torch.lerp(usual, norm, FOLLOW), norm)
     return torch.where((norm > 0) & norm.isfinite(), moved, usual)
 
 
 class _Join(torch.autograd.Function):
-    """theta, and a gradient of 1 to the penalty (N,)."""
+    """theta; backward gives the penalty (N,) a gradient of 1."""
 
     generate_vmap_rule = True
 
@@ -176,7 +177,7 @@ def _outside(points: Tensor, start: Tensor) -> Tensor:
     """(N, G)"""
     edge = start.abs().amax(1, keepdim=True).clamp_min(1) + SLACK
     over = (points.abs() - edge).clamp_min(0)
-    over = F.smooth_l1_loss(over, torch.zeros_like(over), reduction='none')  # no power of a point far away
+    over = F.smooth_l1_loss(over, torch.zeros_like(over), reduction='none')  # linear, not quadratic, for far points
     return over.sum(-1).mean(-1) * (2 ** points.shape[-1] / KEPT)
 
 
@@ -202,13 +203,13 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _short(value: Tensor, wanted: Tensor) -> Tensor:
-    """Half the square of the share that is missing; where next to nothing is wanted, nothing is missing."""
+    """Half the square of the missing share of ``wanted``; no share is missing if ``wanted`` is almost 0."""
     missing = (wanted - value).clamp_min(0) / wanted.clamp_min(SLACK)
     return missing.square() / 2
 
 
 def _volumes(points: Tensor) -> Tensor:
-    """(..., SIDE ** d, d) to the areas, or volumes, of the lattice's cells (..., cells), with their sign."""
+    """Signed areas or volumes (..., cells) of the cells of a lattice (..., SIDE ** d, d)."""
     d = points.shape[-1]
     grid = points.reshape(*points.shape[:-2], *[SIDE] * d, d)
     axes = range(grid.ndim - 1 - d, grid.ndim - 1)

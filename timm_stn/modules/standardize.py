@@ -1,9 +1,9 @@
-"""Features as the regression of theta sees them: centred and scaled, so that it learns what differs between images.
+"""Standardizes the inputs of the regression of theta, so that it learns the differences between images.
 
-The features of a localization network are much alike for all images: what they have in common is many times what
-differs. A step of the regression then moves theta alike for all, by less for each image's own part the smaller that
-is, and nothing else is learned. Here features have mean 0 and variance 1 over the data, so that what is common moves
-the bias alone, and what differs reaches theta at the size of the bias's step.
+The features of a localization network differ little between images: their common part is many times larger. Without
+standardization, a step of the regression moves theta by almost the same amount for all images, and learns nothing
+else. Here features have mean 0 and variance 1 over the data. The common part then acts only through the bias, and the
+differences between images move theta as much as a step of the bias does.
 """
 import math
 from collections.abc import Callable, Mapping
@@ -16,35 +16,35 @@ from ..geometry.grid import coordinate_dtype, has_values
 
 __all__ = ['Standardize', 'without_statistics']
 
-MOMENTUM = 0.1  # weight of one batch in the statistics, once there were ten
-FLOOR = 0.01  # share of the mean variance that is added to each: features that hardly vary are noise
-MOST = 3.0  # standard deviations that a feature may be from the mean: others say no more than that
-AS_THEY_COME = -1  # in place of the number of batches: there are no statistics, and never will be
+MOMENTUM = 0.1  # weight of one batch in the statistics after the first ten
+FLOOR = 0.01  # this share of the mean variance is added to each: features that hardly vary are noise
+MOST = 3.0  # features are clamped to this many standard deviations from the mean
+AS_THEY_COME = -1  # value of num_batches_tracked without statistics: features pass unchanged, for good
 MEAN_OF_RELU, STD_OF_RELU = 1 / math.sqrt(2 * math.pi), math.sqrt(0.5 - 0.5 / math.pi)  # of a standard normal variable
 
 
 class Standardize(nn.Module):
-    """Features (N, F) less their mean, over their standard deviation, times the square root of F.
+    """Features (N, F) minus their mean, divided by their standard deviation, times the square root of F.
 
-    The statistics are running ones, in training, too: what an image gives depends on no other image, in batches of any
-    size, and is the same in training and evaluation. They take in a batch when the backward pass of what was made of it
-    begins (:meth:`track`), so that recomputation (gradient checkpointing), dry runs and ``torch.func`` leave them
-    alone. Before the first they are 0 and 1.
+    The statistics are running statistics, also in training. So the result for an image depends on no other image, for
+    any batch size, and is the same in training and evaluation. The statistics take in a batch when its backward pass
+    begins (:meth:`track`). Recomputation (gradient checkpointing), dry runs and ``torch.func`` leave them unchanged.
+    They start at mean 0 and variance 1.
 
-    The gradient in training is that of batch norm, with the batch's own statistics in its place and the difference
-    taken for constant (Ioffe 2017, Batch Renormalization, arXiv:1702.03275): it has no part that moves or scales a
-    feature for all images alike, which the running statistics would follow, and undo. So what comes before learns from
-    batches of three images or more; of less, the regression alone does.
+    The gradient in training is that of batch norm with the batch's own statistics; the difference to the running ones
+    is treated as constant (Ioffe 2017, Batch Renormalization, arXiv:1702.03275). It has no component that shifts or
+    scales a feature equally for all images, because the running statistics would undo such a change. So the layers
+    before learn only from batches of three or more images. With fewer, only the regression learns.
 
-    A :class:`timm_stn.modules.regression.ThetaRegression` divides by F. Together, a step of an optimizer that is as
-    large for all weights (AdamW, Lion) moves what differs between images as far as it moves the bias, whatever F is.
+    A :class:`timm_stn.modules.regression.ThetaRegression` divides by F. Together, for optimizers with steps of one size
+    for all weights (AdamW, Lion), a step changes the differences between images as much as the bias, for any F.
 
-    Weights of before there were statistics give features as they come, for good: see :func:`without_statistics`.
+    Older checkpoints without statistics leave features unchanged, for good: see :func:`without_statistics`.
 
     Args:
-        features: Number F.
-        relu: Apply a ReLU after centring and scaling, and centre and scale what it makes of a normal variable: it is
-            on for about every other image, and so no feature is dead.
+        features: Number F of features.
+        relu: Apply a ReLU to the standardized features, then standardize the result, as if they were normal variables.
+            The ReLU is active for about half of the images, so no feature is dead.
     """
 
     running_mean: Tensor
@@ -60,14 +60,14 @@ class Standardize(nn.Module):
         self.register_buffer('num_batches_tracked', torch.zeros((), dtype=torch.long, device=device))
 
     def train(self, mode: bool = True) -> 'Standardize':
-        """As any module; what the buffers say by now counts, whatever has written them (DDP, averages of weights)."""
+        """Set the mode, and read from the buffers whether there are statistics: DDP or EMA may have written them."""
         super().train(mode)
         if not self.num_batches_tracked.is_meta:
             self.active = bool(self.num_batches_tracked >= 0)
         return self
 
     def reset_parameters(self) -> None:
-        """Forget all batches."""
+        """Reset the statistics."""
         self.active = True
         with torch.no_grad():
             self.running_mean.zero_()
@@ -83,13 +83,13 @@ class Standardize(nn.Module):
             x = _with_gradient_of_batch_norm(x)
         mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
         x = (x - mean) * (var + FLOOR * var.mean() + torch.finfo(torch.float32).tiny).rsqrt()
-        x = torch.where(x.isfinite(), x.clamp(-MOST, MOST), x)  # what is not finite must not become a place
+        x = torch.where(x.isfinite(), x.clamp(-MOST, MOST), x)  # NaN and infinity must stay visible to `guard`
         if self.relu:
             x = (x.relu() - MEAN_OF_RELU) / STD_OF_RELU
         return x * math.sqrt(self.features)
 
     def track(self, out: Tensor, x: Tensor) -> Tensor:
-        """``out``, what was made of features x (N, F); in training, its backward pass takes x into the statistics."""
+        """``out`` itself, computed from features x (N, F). In training, its backward pass adds x to the statistics."""
         if not (self.active and self.training and out.requires_grad):
             return out
         if not (has_values(out) or torch.compiler.is_compiling()):
@@ -98,7 +98,7 @@ class Standardize(nn.Module):
             out, x.detach(), self.running_mean, self.running_var, self.num_batches_tracked)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> 'Standardize':
-        """Moves and casts as any module, but the statistics stay float32 in a model of another dtype."""
+        """Moves and casts the module; the statistics stay float32 for any dtype of the model."""
         before = {name: self._buffers[name] for name in ('running_mean', 'running_var')}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
@@ -118,15 +118,15 @@ class Standardize(nn.Module):
 
 
 def without_statistics(state_dict: Mapping[str, Tensor], *weights: str) -> dict[str, Tensor]:
-    """What weights of before there were statistics lack: statistics that leave features as they come.
+    """Entries that an older checkpoint lacks: statistics that leave its features unchanged.
 
     Args:
-        state_dict: Of a network, or of a part of it.
+        state_dict: State dict of a network or of a part of it; not changed.
         *weights: Keys of regressions' weights, ``stn.localization.regression.weight``. Default: all.
 
     Returns:
-        For each regression in ``state_dict`` without statistics beside it, these; ``state_dict`` is not touched. Not
-        for one without the buffer that every regression has: parameters alone tell nothing of statistics.
+        These entries for each regression in ``state_dict`` without statistics. A regression without its buffer gets
+        none: a state dict of parameters alone does not tell whether the network had statistics.
     """
     lacking = {}
     for key in weights or [k for k in state_dict if k.endswith('.localization.regression.weight')]:
@@ -140,7 +140,7 @@ def without_statistics(state_dict: Mapping[str, Tensor], *weights: str) -> dict[
 
 
 def _with_gradient_of_batch_norm(x: Tensor) -> Tensor:
-    """x, bit for bit, whose gradient has no part that moves or scales a feature (column) for all images alike."""
+    """x, bit for bit. Its gradient cannot shift or scale a feature (column) for all images."""
     mean, var, _ = _moments(x)
     scale = (var + torch.finfo(torch.float32).tiny).sqrt()
     known = torch.where(x.isfinite().all(1, keepdim=True), x, 0.0)
@@ -168,8 +168,7 @@ class _Track(torch.autograd.Function):
 def _take_in(x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> None:
     """Move running mean and variance (F,) towards those of a batch (N, F).
 
-    The variance is that about the running mean, so that single images tell of it, too; at first, when there is none,
-    that of the batch and of its mean about zero.
+    The variance is taken about the running mean, so single images contribute too; for the first batch, about zero.
     """
     of_batch, within, n = (t.to(mean.dtype) for t in _moments(x.to(coordinate_dtype(x.dtype))))
     usable = (n > 0) & (count >= 0) & (within + of_batch.square()).isfinite().all()
@@ -184,7 +183,7 @@ def _take_in(x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> None:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (F,) and variance (F,) of (N, F) over the N images whose features are finite, and their number."""
+    """Mean (F,) and variance (F,) of x (N, F) over the images with finite features, and the number of these."""
     finite = x.isfinite().all(1, keepdim=True)
     n = finite.sum()
     known = torch.where(finite, x, 0.0)

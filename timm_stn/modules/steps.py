@@ -1,20 +1,20 @@
-"""No update of an optimizer moves theta far.
+"""Bounds how far each optimizer step moves theta.
 
-Theta's gradient sums over all pixels. SGD, at a rate that suits the rest of a network, moves theta out of the image in
-a few steps, from where nothing leads back; AdamW, at a rate that is high for it, makes the look jump about, and that is
-all that the rest then learns from. What bounds the steps stands around `torch.optim.Optimizer.step`, of every optimizer
-of the process: so it holds under any optimizer, learning rate and training script, for gradients that were accumulated,
-averaged over processes, unscaled or made in a closure, and is the same in all processes. Where a step calls that of
-another optimizer (`ZeroRedundancyOptimizer`), or of its parent class, the outer one counts. Weight and bias of a
-regression that belong to two optimizers are bounded each for itself. Not bounded are the flat parameters of FSDP1,
-copies of parameters that an optimizer keeps for itself, and what a parametrization makes a weight of.
+Theta's gradient sums over all pixels. At a learning rate that suits the rest of a network, SGD moves theta out of the
+image in a few steps, and no gradient leads back. At a high learning rate, AdamW makes the look jump about, and the
+rest of the network learns from unstable crops. So hooks around `torch.optim.Optimizer.step`, of every optimizer of the
+process, bound the steps. This works for any optimizer, learning rate and training script, and for gradients that were
+accumulated, averaged over processes, unscaled or computed in a closure. The bounds are equal in all processes. If a
+step calls the step of another optimizer (`ZeroRedundancyOptimizer`) or of its parent class, only the outer step is
+bounded. If two optimizers own the weight and the bias of a regression, each is bounded separately. Not bounded: the
+flat parameters of FSDP1, an optimizer's own copies of parameters, and weights computed by a parametrization.
 
-An update may move theta by `STEP`, and any other tensor of the localization network by `SHARE` of its norm: what went
-further keeps that part of the way. For optimizers with momentum, whose step is the sum of many gradients, gradients are
-scaled down beforehand where a plain step of SGD would be more than a tenth of that (as in adaptive gradient clipping,
-Brock et al. 2021, arXiv:2102.06171); others, that divide by the gradients' size, hardly notice.
+An update may move theta by at most `STEP`, and any other tensor of the localization network by at most `SHARE` of its
+norm. A larger update is shortened to this. With momentum, a step sums many gradients. So gradients are scaled down
+first if a plain SGD step would exceed a tenth of the bound (as in adaptive gradient clipping, Brock et al. 2021,
+arXiv:2102.06171). Optimizers that divide by the gradient's size are hardly affected.
 
-All of it happens on the device: nothing waits for it, and CUDA graphs can hold it.
+Everything runs on the device without synchronisation, and CUDA graphs can capture it.
 """
 import inspect
 import threading
@@ -32,51 +32,51 @@ from ..geometry.grid import coordinate_dtype
 
 __all__ = ['STEP', 'bound_steps', 'excess']
 
-STEP = 3e-4  # most that an update moves theta, at lr_scale 1: root mean square over images
-TOGETHER = 8  # parameters; of more (tps, several glimpses), each may move as far as one of so many
-SHARE = 0.01  # most that an update changes a tensor of the layers before, of its norm
-LEAST = 0.01  # root mean square of a tensor that counts as none: biases start at zero
-MOMENTUM = 10  # plain steps that momentum adds up
+STEP = 3e-4  # largest update of theta at lr_scale 1: root mean square over images
+TOGETHER = 8  # with more parameters than this (tps, several glimpses), the bound grows with their square root
+SHARE = 0.01  # largest update of a tensor in the layers before, as a share of its norm
+LEAST = 0.01  # smallest root mean square assumed for a tensor: biases start at zero
+MOMENTUM = 10  # number of plain steps that momentum sums up
 
 Named = Mapping[str, Any]
-TooFar = Callable[[Named, Named], list[Tensor]]  # (tensors, their changes) -> how many times too far each went
+TooFar = Callable[[Named, Named], list[Tensor]]  # (tensors, changes) -> for each, change / bound, at least 1
 
 
 class _Part(NamedTuple):
-    """Parameters of an optimizer that are bounded together, and what they were before its step."""
+    """Parameters of an optimizer that are bounded together, with their values before its step."""
     own: Named
     old: Named
     too_far: TooFar
 
 
 class _Step(NamedTuple):
-    """A step that has begun, known by the frame that it runs in."""
+    """A step in progress, identified by its stack frame."""
     frame: FrameType | None
     parts: list[_Part]
 
 
 class _Steps(threading.local):
-    """Those of a thread, outer ones first."""
+    """The steps in progress of a thread, outer ones first."""
 
     def __init__(self) -> None:
         self.open: list[_Step] = []
 
 
-_bounded: WeakKeyDictionary[Any, None] = WeakKeyDictionary()  # in order, which is that of all processes
+_bounded: WeakKeyDictionary[Any, None] = WeakKeyDictionary()  # in order of creation, equal in all processes
 _steps = _Steps()
 
 
 def bound_steps(localization: Any) -> None:
-    """From now on, bound the steps of a localization network whose regression sees standardized features."""
+    """Register a localization network. Its steps are bounded while its features are standardized."""
     _bounded[localization] = None
 
 
 def excess(change: Named) -> Tensor:
-    """How many times `STEP`, 1 at least, an update of the ``weight`` (P, F) and the ``bias`` (P,) moves theta.
+    """How far an update of ``weight`` (P, F) and ``bias`` (P,) moves theta, divided by the bound, at least 1.
 
-    Features that are uncorrelated, of mean 0 and variance F, and divided by F (as
-    :class:`timm_stn.modules.standardize.Standardize` and :class:`timm_stn.modules.regression.ThetaRegression` have
-    them) move the P parameters by the root of the sum of squares; correlated ones by more or less.
+    This assumes uncorrelated features of mean 0 and variance F that are divided by F, as in
+    :class:`timm_stn.modules.standardize.Standardize` and :class:`timm_stn.modules.regression.ThetaRegression`. They
+    move the P parameters by the root of the sum of squares; correlated features by more or less.
     """
     params = max(len(value) for value in change.values())
     limit = STEP * max(1.0, (params / TOGETHER) ** 0.5)
@@ -129,11 +129,11 @@ def _running(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _parts(localization: Any, rates: Mapping[int, Any]) -> Iterator[_Part]:
-    """Of the parameters that have a rate."""
+    """The parts of a localization network that the optimizer updates (parameters with a rate)."""
     layer = localization.regression
-    if layer.weight.ndim != 2:  # a flat part of it, as FSDP1 leaves: what it does to theta cannot be told
+    if layer.weight.ndim != 2:  # a flat shard of FSDP1: its effect on theta is unknown
         return
-    theta = {'weight': layer.weight, 'bias': layer.bias}  # not what a parametrization or pruning makes them of
+    theta = {'weight': layer.weight, 'bias': layer.bias}  # not the inputs of a parametrization or pruning
     for named, too_far in ((theta, _excess_of_theta), (dict(localization.body.named_parameters()), _excess_of_share)):
         own = {n: p for n, p in named.items() if id(p) in rates}
         if own:
@@ -154,7 +154,7 @@ def _excess_of_share(values: Named, changes: Named) -> list[Tensor]:
 
 
 def _joined(values: Named) -> Tensor:
-    """Weights (P, F) and bias (P,) as one vector, whose length is what they do to theta; float32 or float64."""
+    """Weight (P, F) and bias (P,) as one vector in float32 or float64; its length is their effect on theta."""
     parts = []
     for name, value in values.items():
         value = _whole(_wide(value))
@@ -163,7 +163,7 @@ def _joined(values: Named) -> Tensor:
 
 
 def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Each a scalar, float32 or float64, of whole tensors where these are shards (DTensor)."""
+    """Norm of each tensor, a float32 or float64 scalar; of the whole tensor for a shard (DTensor)."""
     tensors = [_wide(t) for t in tensors]
     if any(hasattr(t, 'full_tensor') for t in tensors):
         return [_whole(torch.linalg.vector_norm(t)) for t in tensors]
@@ -171,17 +171,17 @@ def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float32, or float64 where it is that."""
+    """The tensor in float32; float64 stays."""
     return tensor.to(coordinate_dtype(tensor.dtype))
 
 
 def _whole(tensor: Any) -> Tensor:
-    """A sharded tensor in one piece; others as they are."""
+    """The whole of a sharded tensor; other tensors unchanged."""
     return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
 
 
 def _local(tensor: Any) -> Tensor:
-    """The shard of this process, of a sharded tensor; others as they are."""
+    """This process's shard of a sharded tensor; other tensors unchanged."""
     return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
 
 
