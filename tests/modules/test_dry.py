@@ -6,7 +6,8 @@ import torch
 from makers import create, images
 
 from timm_stn.modules.dry import dry_forward
-from timm_stn.network.attach import StageTransformer, attach, stage_layouts
+from timm_stn.network.attach import StageTransformer, attach
+from timm_stn.network.stages import stage_layouts
 from timm_stn.view.dependence import witnessing
 
 SMALL = (3, 64, 64)

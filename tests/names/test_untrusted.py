@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import timm_stn
 from timm_stn.names import untrusted, weights
 from timm_stn.names.weights import WEIGHTS
-from timm_stn.network.arguments import DEFAULTS, MOST, StnArguments
+from timm_stn.network.arguments import DEFAULTS, stn_arguments
 
 NAME = 'stn_mnist_cnn_rts'
 ARGUMENTS = dict(channels=(1, 2), num_classes=2, stn_localization='linear', stn_localization_size=4, stn_freeze_steps=1)
@@ -231,12 +231,14 @@ def test_what_timm_refuses_before_it_calls_us(folder, text):
 
 # limits of the arguments, by name
 
+MOST = dict(glimpses=64, scale=1e6, size=8192, localization_size=1024, iterations=64, freeze_steps=2 ** 53)
+
+
 @pytest.mark.parametrize('key,most', MOST.items())
 def test_limits_of_arguments(key, most):
-    arguments = StnArguments
-    assert arguments(**{f'stn_{key}': most}).values[f'stn_{key}'] == most
+    assert stn_arguments(**{f'stn_{key}': most}).json[f'stn_{key}'] == most
     with pytest.raises(ValueError, match=f'stn_{key} must be at most'):
-        arguments(**{f'stn_{key}': most * 2})
+        stn_arguments(**{f'stn_{key}': most * 2})
 
 
 # model.safetensors: the file

@@ -8,7 +8,8 @@ from makers import put_transformer, rand, randn
 from torch import nn
 
 from timm_stn.modules.spatial_transformer import SpatialTransformer
-from timm_stn.network.attach import StageTransformer, attach, resolve_stage, stage_layouts
+from timm_stn.network.attach import StageTransformer, attach
+from timm_stn.network.stages import resolve_stage, stage_layouts
 
 SMALL = (3, 64, 64)
 VIT = (3, 160, 160)

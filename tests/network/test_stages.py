@@ -6,7 +6,7 @@ import torch
 from makers import create, images, put_transformer, rand
 from torch import nn
 
-from timm_stn.network.attach import stage_layouts
+from timm_stn.network.stages import stage_layouts
 
 SMALL = (3, 64, 64)
 

@@ -38,8 +38,8 @@ def test_a_card_of_ones_own(hub, tmp_path, capsys):
 
 def test_what_a_card_says_of_a_run():
     """Its numbers as fractions for the Hub and in per cent for readers; its data by name; nothing of the machine."""
-    stages = {'input': {'size': (96, 80)}, 2: {}}
-    model = timm.create_model('stn_test_resnet', num_classes=6, stn_transform='similarity', stn_stages=stages)
+    model = timm.create_model(
+        'stn_test_resnet', num_classes=6, stn_transform='similarity', stn_stages=('input', 2), stn_size=(96, 80))
     args = dict(model='stn_test_resnet', data_dir='/home/ann/secret/birds', val_split='val', lr=0.1, epochs=3,
                 output='/home/ann/out', workers=4, pretrained_path='/home/ann/w.pth', opt=None)
     run = Run(model, args, 2, dict(loss=0.5, top1=87.5, top5=100.0), averaged=True)
