@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-r"""Make the folder of a network trained on birds, as its Hub repository holds it, from the runs of train_birds.sh.
+r"""Make the Hub folder (card, config, weights) of a network trained on birds from the runs of train_birds.sh.
 
     python scripts/release/make_birds_card.py stn_tf_efficientnet_lite0_cub2010 --runs RUNS [RUNS...] --best whole2 \
         --data DATA
 
-RUNS are OUTPUTs of scripts/train/train_birds.sh, one a seed: of the first are the weights, whatever their accuracy. The
-card has a row for every finished run in them, and those that it had before for others. DATA gives the pictures.
+RUNS are OUTPUTs of scripts/train/train_birds.sh, one per seed. The weights are those of the first, independent of their
+accuracy. The card has a row for every finished run, and keeps its rows of other runs. The pictures are from DATA.
 """
 import argparse
 import json
@@ -28,8 +28,9 @@ NAMES = dict(
     glimpses2='2 glimpses', glimpses4='4 glimpses',
     one176='1 glimpse of 176 x 176, scale 0.85',
     zoom192='1 glimpse of 192 x 192, scale 0.5 to 1')
-VARIES = '''; a glimpse is as large as what responds there.
-In training it is the whole image, of which the random crop has shown a part already'''
+VARIES = '''. The glimpse
+is as large as the area that responds. In training it is the whole image, because the random crop has already enlarged
+the bird'''
 CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:') + '''model-index:
 - name: {name}
   results:
@@ -45,35 +46,35 @@ CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:
 # {name}
 
 tf_efficientnet_lite0, fine-tuned on 200 species of birds, behind a spatial transformer (Jaderberg et al. 2015,
-arXiv:1506.02025): {what}. Where to look comes from the backbone's own features of the
-whole image, shrunk to {glance} x {glance}: where they respond most (`stn_localization='{localization}'`){how}.
+arXiv:1506.02025): {what}. Glimpses start where the backbone's own features of
+the whole image, shrunk to {glance} x {glance}, respond most (`stn_localization='{localization}'`){how}.
 
 ![Held-out birds: the image with the outlines of the glimpses, what was seen, the answer](look.jpg)
 
-*Birds of the test set, one a class: the image with the glimpses' outlines, what the network saw, what it answered.*
+*Birds of the test set, one per class: the image with the outlines of the glimpses, what the network saw, the answer.*
 
 ```python
 import timm, timm_stn
 model = timm.create_model('{name}', pretrained=True).eval()
-seen, theta = model.look(images)  # what it sees of normalised images (N, 3, 224, 224), and the map that made it
+seen, theta = model.look(images)  # glimpses of normalised images (N, 3, 224, 224), and their transforms
 ```
 
 ## Data
 
-Caltech-UCSD Birds 200, the 2010 edition: 6,033 photographs at 224 x 224, 3,000 to train with (15 a class), 3,033 to
-test with. This split is not the official one, so the figures compare with each other only.
+Caltech-UCSD Birds 200, the 2010 edition: 6,033 photographs at 224 x 224, 3,000 for training (15 per class), 3,033
+for testing. This split is not the official one, so compare the figures only with each other.
 
 ## Results
 
-Accuracy in percent on the test images after the last epoch (images shrunk to 256, middle 224): of several
-seeds the mean and its standard error, and the weights of the first. No epoch was chosen on the test images, but which
-of the networks has its weights here was. Multiply-adds of one image, of all: streams, localization, sampling.
+Accuracy in percent on the test images after the last epoch (images shrunk to 256, centre crop of 224). For several
+seeds: mean and standard error. The published weights are those of the first seed. No epoch was selected on the test
+images, but the published network was. Multiply-adds are for one image, all streams, localization and sampling.
 
 | network | top-1 | top-5 | multiply-adds | of plain 224 | parameters |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
-All are trained alike. The standard error that the number of test images alone makes is 0.9 points. {note}
+All networks have the same training recipe. The number of test images alone gives a standard error of 0.9 points. {note}
 
 ## Recipe
 
@@ -83,19 +84,19 @@ All are trained alike. The standard error that the number of test images alone m
 
 ## Licence
 
-Weights: Apache-2.0, as those of `timm/tf_efficientnet_lite0.in1k` that they started from. The photographs are for
+Weights: Apache-2.0, like their initial weights `timm/tf_efficientnet_lite0.in1k`. The photographs are for
 research use; see the data set's own terms.
 '''
 
 
 def results(runs: list[Path], name: str) -> list[dict]:
-    """Of the runs of a network that are finished, a seed each."""
+    """Results of the finished runs of a network, one per seed."""
     files = (folder / name / 'result.json' for folder in runs)
     return [json.loads(file.read_text()) for file in files if file.is_file()]
 
 
 def figure(found: list[dict], key: str) -> str:
-    """Mean, and its standard error where there are several seeds."""
+    """The mean, with its standard error if there are several seeds."""
     values = [line[key] for line in found]
     if len(values) == 1:
         return f'{values[0]:.1f}'
@@ -104,14 +105,14 @@ def figure(found: list[dict], key: str) -> str:
 
 
 def row(found: list[dict], plain: float) -> str:
-    """What the table has beside the name of a network."""
+    """The cells of a table row after the name of the network."""
     cost = found[0]['multiply_adds']
     return (f"{figure(found, 'top1')} | {figure(found, 'top5')} | {cost:.3f} G | {cost / plain:.0%} | "
             f"{found[0]['parameters']:,} |")
 
 
 def rows(runs: list[Path], best: str, card: Path) -> str:
-    """The table: a line for every network with finished runs, or that is in the card."""
+    """The table: a row for every network with finished runs or with a row in the existing card."""
     text = card.read_text().replace('**', '') if card.is_file() else ''
     plain = multiply_adds(timm.create_model('tf_efficientnet_lite0', num_classes=200), (3, 224, 224))
     lines = []
@@ -149,7 +150,7 @@ def main() -> None:
         (folder / 'README.md').write_text(CARD.format(
             name=args.name, accuracy=trained[0]['top1'] / 100, what=NAMES[args.best],
             glance=glance(model), localization=model.arguments.localization, note=args.note,
-            how=VARIES if isinstance(model.arguments.scale, list) else ', then moved by what is learned',
+            how=VARIES if isinstance(model.arguments.scale, list) else '; the localization network moves them from there',
             rows=table, hardware=args.hardware, **{key: trained[0]['versions'][key] for key in ('torch', 'timm')}))
 
     write_folder(args.output, args.name, model, add)

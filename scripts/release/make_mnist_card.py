@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-r"""Make the folder of a trained MNIST network, as its Hub repository holds it, from runs of train_mnist.py.
+r"""Make the Hub folder (card, config, weights) of a trained MNIST network from runs of train_mnist.py.
 
     python scripts/release/make_mnist_card.py stn_mnist_cnn_rts --runs runs/rts_0 runs/rts_1 \
         --baseline 'plain CNN' runs/cnn_0 runs/cnn_1
 
-The weights are those of the first run named, whatever its error; the card has the errors of all.
+The weights are those of the first run, independent of its error. The card has the errors of all runs.
 """
 import argparse
 import json
@@ -39,41 +39,41 @@ model-index:
 ---
 # {name}
 
-The paper's MNIST CNN (conv 9x9 - pool - conv 7x7 - pool - classifier) behind an affine spatial transformer that looks
-at the digit and hands the network {side} x {side} pixels of it (Jaderberg et al. 2015, arXiv:1506.02025).
+The paper's MNIST CNN (conv 9x9 - pool - conv 7x7 - pool - classifier) behind an affine spatial transformer, which
+crops the digit to {side} x {side} pixels (Jaderberg et al. 2015, arXiv:1506.02025).
 
 ```python
 import timm, timm_stn
-model = timm.create_model('{name}', pretrained=True)  # no network needed: the weights come with timm_stn
+model = timm.create_model('{name}', pretrained=True)  # no download: the weights come with timm_stn
 ```
 
 ## Data
 
-MNIST, 60,000 training digits distorted afresh in every epoch: {what}.
+MNIST, 60,000 training digits distorted anew in every epoch: {what}.
 Tested on the 10,000 test digits, distorted once with a fixed seed (`timm_stn.data.test_set('{kind}')`).
 
 ## Results
 
-Test error in percent, last epoch, no selection on the test set; the weights here are those of seed {seed}.
+Test error in percent after the last epoch, without selection on the test set. The published weights are those of seed {seed}.
 
 | network | parameters | errors by seed | mean |
 | --- | --- | --- | --- |
 {rows}
 | paper (its own training, 150,000 steps of 256) | about 400,000 | | {paper} |
 
-All rows are trained alike: same data, steps, optimiser and schedule. {note}
+Our rows use the same data, steps, optimizer and schedule. {note}
 
-Measured by `timm-stn eval --model {name} --set {kind} --data MNIST_FOLDER`.
+To reproduce: `timm-stn eval --model {name} --set {kind} --data MNIST_FOLDER`.
 
 ## Recipe
 
     {command}
 
-and what it is compared with
+and the plain CNN:
 
     {baseline_commands}
 
-{hardware}, PyTorch {torch}, timm {timm}; {minutes:.0f} minutes a seed with {threads} thread(s), other runs beside it.
+{hardware}, PyTorch {torch}, timm {timm}; {minutes:.0f} minutes a seed with {threads} thread(s), with other runs at the same time.
 
 ## Licence
 
