@@ -8,7 +8,8 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from timm_stn.geometry.layout import Layout
-from timm_stn.network.attach import StageTransformer, detach, feature_infos, stage_layouts
+from timm_stn.network.attach import StageTransformer, detach
+from timm_stn.network.stages import feature_infos, stage_layouts
 
 RELATIVE = 1e-4  # of the logits' range: what identity logits may differ by
 SMALL = 2  # on maps of 2 x 2 every sample of the identity lies on the border, where clamping leaves theta no gradient

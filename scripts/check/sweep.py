@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_stn
-from timm_stn.network.attach import feature_infos
+from timm_stn.network.stages import feature_infos
 
 VERSIONS = {'timm': timm.__version__, 'torch': torch.__version__, 'timm_stn': timm_stn.__version__}
 INSTEAD = re.compile(r"use 'input' or another stage, for example '(\S+)'")
