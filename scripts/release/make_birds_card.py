@@ -31,6 +31,7 @@ NAMES = dict(
 VARIES = '''. The glimpse
 is as large as the area that responds. In training it is the whole image, because the random crop has already enlarged
 the bird'''
+LEARNED = '; the localization network moves them from there'
 CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:') + '''model-index:
 - name: {name}
   results:
@@ -141,6 +142,7 @@ def main() -> None:
     held = torch.load(args.runs[0] / args.best / 'last.pth.tar', map_location='cpu', weights_only=False)
     model = timm.create_model(args.name)
     model.load_state_dict(clean_state_dict(held['state_dict']))
+    arguments = model.arguments.json
     classes = sorted(p for p in (args.data / 'test').iterdir() if p.is_dir())
     model.pretrained_cfg['label_names'] = [p.name.partition('.')[2].replace('_', ' ') for p in classes]
     pictures = [sorted(p.iterdir())[0] for p in classes[::33][:6]]
@@ -149,8 +151,8 @@ def main() -> None:
         save_picture(picture_of(model.eval(), pictures, args.name), folder / 'look.jpg')
         (folder / 'README.md').write_text(CARD.format(
             name=args.name, accuracy=trained[0]['top1'] / 100, what=NAMES[args.best],
-            glance=glance(model), localization=model.arguments.localization, note=args.note,
-            how=VARIES if isinstance(model.arguments.scale, list) else '; the localization network moves them from there',
+            glance=glance(model), localization=arguments['stn_localization'], note=args.note,
+            how=VARIES if isinstance(arguments['stn_scale'], list) else LEARNED,
             rows=table, hardware=args.hardware, **{key: trained[0]['versions'][key] for key in ('torch', 'timm')}))
 
     write_folder(args.output, args.name, model, add)

@@ -54,7 +54,8 @@ Tested on the 10,000 test digits, distorted once with a fixed seed (`timm_stn.da
 
 ## Results
 
-Test error in percent after the last epoch, without selection on the test set. The published weights are those of seed {seed}.
+Test error in percent after the last epoch, without selection on the test set. The published weights are
+those of seed {seed}.
 
 | network | parameters | errors by seed | mean |
 | --- | --- | --- | --- |
@@ -73,7 +74,8 @@ and the plain CNN:
 
     {baseline_commands}
 
-{hardware}, PyTorch {torch}, timm {timm}; {minutes:.0f} minutes a seed with {threads} thread(s), with other runs at the same time.
+{hardware}, PyTorch {torch}, timm {timm}; {minutes:.0f} minutes a seed with {threads} thread(s), with other
+runs at the same time.
 
 ## Licence
 
