@@ -1,11 +1,10 @@
-"""How fast `timm_stn.warp` is, against `F.affine_grid` + `F.grid_sample` of torch.
+"""Compare the speed of `timm_stn.warp` with torch's `F.affine_grid` + `F.grid_sample`.
 
-Both do the same thing: images are warped by theta (N, 2, 3), and the gradient goes back to theta only, as it does for a
-spatial transformer on the input. A case is measured in one process, on one thread, by turns: a round times both sides
-once, in an order that alternates, and what is reported is the median time of each side and the median of the ratios
-within the rounds, since a slow spell of the machine hits both sides of a round. The time is that of the processor, so
-that waiting for other programs does not count; with --threads above 1 it is that of the clock. Only ratios carry over
-from machine to machine.
+Both warp images by theta (N, 2, 3) and send the gradient back to theta only, as for a spatial transformer on the input.
+Each case runs in one process, on one thread. A round times both sides once, in alternating order, so a slow phase of
+the machine affects both. The report has the median time of each side and the median of the ratios within the rounds.
+Times are CPU times, so waiting for other programs does not count; with --threads above 1 they are wall-clock times.
+Only ratios are comparable between machines.
 
     python scripts/check/benchmark.py --check
     python scripts/check/benchmark.py --device cuda --output FILE    # on a GPU: what benchmark_gpu.py measures

@@ -1,23 +1,23 @@
-"""What `timm_stn.warp` costs on a GPU, and what a transformer costs in a training step, against torch and plain timm.
+"""Measure the time of `timm_stn.warp` and of training steps on a GPU, compared with torch and plain timm.
 
 - copy: a copy of a large tensor within the device, bytes read plus written, for comparison with the rest;
 - warp: `F.affine_grid` + `F.grid_sample` (`plain`) and `timm_stn.warp` (`ours`), forward, or forward and backward to
-  theta, or to theta and image. `share_of_copy` of a forward pass is the time in which the memory, at the speed of the
-  copy, would read the image and write the result once, divided by the time that was needed;
-- compiled: the same two, and both as `torch.compile` makes them;
-- training: whole steps (forward, loss, backward, optimizer) of a network and of its `stn_` twin, by turns, and the
-  peak of the memory of either, as if it were alone.
+  theta, or to theta and image. `share_of_copy` of a forward pass is the time to read the image and write the
+  result once at the speed of the copy, divided by the measured time;
+- compiled: the same two, eager and with `torch.compile`;
+- training: whole steps (forward, loss, backward, optimizer) of a network and of its `stn_` twin in turn, and the peak
+  memory of each alone.
 
-bfloat16 images have a `plain` whose coordinates are rounded to bfloat16, since `F.grid_sample` wants one dtype, and a
-`plain_float32` whose image is converted there and back, as autocast does; ours has float32 coordinates. `difference`
-is relative, in norm, to the results of the latter, so that what is compared can be seen to be the same.
+For bfloat16 images there are two baselines. `plain` has coordinates rounded to bfloat16, because `F.grid_sample` needs
+one dtype. `plain_float32` converts the image to float32 and back, as autocast does. Ours has float32 coordinates.
+`difference` is the relative norm of the difference to `plain_float32`; it shows that both compute the same.
 
-Times are medians in milliseconds, on CUDA as `triton.testing.do_bench` measures: by events, caches flushed. All sides
-are measured in each of some rounds, and a ratio, to `plain`, is the median of those within the rounds. The file is
-written anew after each case; a case that failed has an `error`, those that the budget does not reach are `skipped`.
+Times are medians in milliseconds, on CUDA measured as by `triton.testing.do_bench`: with events and flushed caches.
+Each round measures all sides. A ratio to `plain` is the median over the rounds. The file is rewritten after each case;
+a failed case has an `error`, and cases beyond the budget are `skipped`.
 
     python scripts/check/benchmark_gpu.py --output gpu.json
-    python scripts/check/benchmark_gpu.py --device cpu        # a rehearsal: tiny sizes, and the clock instead of events
+    python scripts/check/benchmark_gpu.py --device cpu        # a rehearsal: tiny sizes, clock instead of events
 """
 import argparse
 import gc
@@ -83,7 +83,7 @@ class Case(NamedTuple):
 
 
 def cases(smoke: bool) -> Iterator[Case]:
-    """The most telling ones first; what has to be compiled takes long, and comes last."""
+    """The most important cases first. Compiled cases take long and come last."""
     warps = SMOKE_WARPS if smoke else WARPS
     inputs = [(*warp, dtype) for dtype in (torch.float32, torch.bfloat16) for warp in warps]
     yield Case('copy', 'copy', measure_copy)
@@ -178,7 +178,7 @@ def measure_warp(
 
 
 def compare(sides: Mapping[str, Callable[[], float]], rounds: int, seconds: float = 2.) -> Result:
-    """Median milliseconds, and ratios to `plain`, of some rounds: at least 2, and no more after so many seconds."""
+    """Median milliseconds and ratios to `plain` over at least 2 rounds, until the time limit."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     stop = time.perf_counter() + seconds
@@ -196,7 +196,7 @@ def compare(sides: Mapping[str, Callable[[], float]], rounds: int, seconds: floa
 
 
 class Training:
-    """A network in training on one batch, as timm's script would have it with `--amp --amp-dtype bfloat16`."""
+    """A network that trains on one batch, as timm's train.py with `--amp --amp-dtype bfloat16`."""
 
     def __init__(self, name: str, images: Tensor, labels: Tensor) -> None:
         torch.manual_seed(0)
@@ -214,7 +214,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def held(self) -> int:
-        """Bytes that it keeps between steps."""
+        """Bytes kept between steps."""
         state = [value for values in self.optimizer.state.values() for value in values.values()]
         tensors = [*self.model.parameters(), *self.model.buffers(), *state]
         return sum(x.nbytes for x in tensors if x.device == self.images.device)
@@ -275,7 +275,7 @@ def by_clock(function: Callable[[], Any]) -> float:
 
 
 def by_events(function: Callable[[], Any]) -> float:
-    """Median milliseconds, in the manner of triton's: what lies in the caches is overwritten before each call."""
+    """Median milliseconds, measured as triton does: caches are overwritten before each call."""
     cache = torch.empty(2 ** 28, dtype=torch.int8, device='cuda')
 
     def run(number: int) -> float:
@@ -293,7 +293,7 @@ def by_events(function: Callable[[], Any]) -> float:
 
 
 def describe(error: Exception) -> str:
-    """Type, message and place: it may not happen again elsewhere."""
+    """Type, message and place of an error, because it may not occur on another machine."""
     places = [f'{Path(place.filename).name}:{place.lineno}' for place in traceback.extract_tb(error.__traceback__)[-8:]]
     return f'{type(error).__name__}: {str(error)[:2000]}\n({" > ".join(places)})'
 

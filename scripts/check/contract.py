@@ -1,4 +1,4 @@
-"""What must hold for every architecture of timm, as functions that the tests and `sweep.py` share."""
+"""Checks that must hold for every architecture of timm, shared by the tests and `sweep.py`."""
 import copy
 from collections.abc import Iterable, Mapping
 
@@ -18,13 +18,13 @@ Holding = dict[int, tuple[str, Layout]]
 
 
 def input_size(arch: str, side: int | None = None) -> tuple[int, int, int]:
-    """(C, H, W) of an architecture's images, with another side where one is given."""
+    """(C, H, W) of an architecture's images, with another side if given."""
     channels, height, width = get_pretrained_cfg(arch).input_size
     return (channels, side, side) if side else (channels, height, width)
 
 
 def make(name: str, size: tuple[int, int, int], **kwargs) -> nn.Module:
-    """An architecture, plain or twin, for images of a size, in eval mode."""
+    """A network (plain or twin) for images of a given size, in eval mode."""
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained_cfg_overlay=dict(input_size=size), **kwargs)
     made_for = getattr(model, '_traits', {}).get('img_size')
@@ -38,14 +38,14 @@ def images(size: tuple[int, int, int]) -> Tensor:
 
 
 def first(out) -> Tensor:
-    """Logits, also of networks that give several tensors."""
+    """Logits as one tensor, also for networks with several outputs."""
     while not isinstance(out, Tensor):
         out = next(iter(out.values())) if isinstance(out, Mapping) else out[0]
     return out
 
 
 def survey(plain: nn.Module, size: tuple[int, int, int]) -> tuple[Holding, dict[int, str]]:
-    """Stages that can have a transformer, all at once, and why the others cannot."""
+    """Stages that can have transformers, all at once, and the reasons for the others."""
     everything = list(range(len(feature_infos(plain))))
     try:
         return stage_layouts(plain, everything, size), {}
@@ -86,20 +86,20 @@ def wake(model: nn.Module, x: Tensor) -> None:
 
 
 def check_keys(plain_keys: Iterable[str], twin: nn.Module) -> None:
-    """The backbone's own keys under ``backbone.``, beside them only those of transformers."""
+    """Check that keys are those of the backbone under ``backbone.``, and those of transformers."""
     kept = {k for k in twin.state_dict() if 'stn.' not in k}
     assert kept == {'backbone.' + k for k in plain_keys}, sorted(kept ^ {'backbone.' + k for k in plain_keys})[:4]
 
 
 def check_loads(plain: nn.Module, twin: nn.Module) -> None:
-    """A plain checkpoint loads, strictly."""
+    """Check that a plain checkpoint loads, strictly."""
     result = twin.load_state_dict(plain.state_dict())
     assert not result.missing_keys and not result.unexpected_keys
 
 
 @torch.no_grad()
 def identity_error(expected: Tensor, twin: nn.Module, x: Tensor) -> float:
-    """How far untouched transformers move the logits, in parts of their range.
+    """The change of the logits by new transformers, as a share of the logits' range.
 
     At most ``RELATIVE``; in float64, where with float32 it is more.
     """
@@ -130,8 +130,9 @@ def _plain(twin: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def response(expected: Tensor, twin: nn.Module, x: Tensor) -> float:
-    """How far transformers that look elsewhere move the logits, in parts of their range: the identity means little
-    where this is not well above it."""
+    """The change of the logits by transformers that look elsewhere, as a share of their range.
+
+    If it is not well above the change at the identity, the check of the identity says little."""
     biases = [t.localization.regression.bias for t in twin.spatial_transformers().values()]
     for bias in biases:
         bias.fill_(0.2)
@@ -142,7 +143,7 @@ def response(expected: Tensor, twin: nn.Module, x: Tensor) -> float:
 
 
 def check_gradients(twin: nn.Module, x: Tensor) -> list[int | str]:
-    """Every transformer's parameters get finite gradients, and the last layers' are not zero at step 0.
+    """Check that all parameters of transformers get finite gradients, and that the last layers' are not zero at step 0.
 
     Only the last block of a class-token network may leave its transformer without: the class token passes by. Returns
     the stages where that is so.

@@ -1,10 +1,10 @@
-"""Feeds hostile config.json and model.safetensors to `local-dir:` loads, guided by coverage (atheris).
+"""Fuzz `local-dir:` loads with malformed config.json and model.safetensors, guided by coverage (atheris).
 
     pip install atheris && python scripts/check/fuzz.py config -max_total_time=300 -rss_limit_mb=4096 -timeout=60
     python scripts/check/fuzz.py weights -max_total_time=300 -rss_limit_mb=4096 -timeout=60
 
-A finding is a crash, a hang, memory beyond the limit, or an error raised within timm_stn that is no TypeError,
-ValueError or RuntimeError, or does not name the folder. What timm raises before it calls timm_stn is timm's: see
+A finding is a crash, a hang, memory beyond the limit, or an error in timm_stn that does not name the folder or is not a
+TypeError, ValueError or RuntimeError. Errors that timm raises before it calls timm_stn do not count: see
 docs/loading.md.
 """
 import json
@@ -49,7 +49,7 @@ outcomes: Counter = Counter()
 
 
 def attempt(folder: Path) -> None:
-    """Load it; let no error through that says what it should."""
+    """Load the folder; only errors that break the rules above are raised."""
     try:
         model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
         size = model.pretrained_cfg['input_size']

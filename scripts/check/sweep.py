@@ -1,18 +1,17 @@
-"""Every architecture of timm with transformers at the input and at all stages that can have one, a JSON line each.
+"""Check every architecture of timm with transformers at the input and at all possible stages; one JSON line each.
 
-For each architecture: `stn_<arch>` is built by its name on the meta device with transformers at the input and at all
-stages, and its keys are compared; then, with real numbers and the smallest images that give maps larger than 2 x 2
-everywhere, identity logits, the response of the logits to transformers that look elsewhere, and gradients are checked
-(the checks are those of contract.py). Architectures with more parameters than --limit-params are built on the
-meta device only.
+For each architecture, `stn_<arch>` is built on the meta device with transformers at the input and at all stages, and
+its keys are checked. Then it is built with real numbers, for the smallest images with maps larger than 2 x 2 at every
+stage. Checked are the logits at the identity, their response to transformers that look elsewhere, and gradients (see
+contract.py). Architectures with more parameters than --limit-params are built only on the meta device.
 
-    python scripts/check/sweep.py --output sweep.jsonl                        # goes on where it stopped
-    python scripts/check/sweep.py --output sweep.jsonl --retry failed         # again what failed
+    python scripts/check/sweep.py --output sweep.jsonl                        # resumes where it stopped
+    python scripts/check/sweep.py --output sweep.jsonl --retry failed         # repeats failed ones
     python scripts/check/sweep.py --output sweep.jsonl --table docs/architectures.md
 
-A worker process is used for many architectures; one that crashes, takes too long or too much memory is replaced, and
-its architecture is recorded as failed. Weights are drawn from a pool of random numbers with the mean and the standard
-deviation that the initialisation asks for, since drawing them would take most of the time.
+A worker process handles many architectures. A worker that crashes or takes too long or too much memory is replaced, and
+its architecture is recorded as failed. Weights come from a pool of random numbers, with the mean and the standard
+deviation of the initialisation, because drawing new ones would take most of the time.
 """
 import argparse
 import contextlib
@@ -51,7 +50,7 @@ Record = dict[str, Any]
 
 
 def examine(arch: str, limit_params: float = 1e9) -> Record:
-    """What holds for one architecture; whatever does not is in ``failures``."""
+    """The record of one architecture; failed checks are in ``failures``."""
     record: Record = {'arch': arch, 'family': family(arch), 'versions': VERSIONS, 'failures': []}
     failures = Collector(record['failures'])
     with failures('build'), torch.device('meta'):
@@ -83,7 +82,7 @@ def examine(arch: str, limit_params: float = 1e9) -> Record:
 
 
 class Collector:
-    """Turns what is raised within a step into a line of ``failures``."""
+    """Turns an error in a step into a line of ``failures``."""
 
     def __init__(self, failures: list[str]) -> None:
         self.failures = failures
@@ -100,7 +99,7 @@ def smallest(
         arch: str,
         plain: nn.Module,
 ) -> tuple[nn.Module, tuple[int, int, int], contract.Holding, dict[int, str]]:
-    """The network for the smallest images that leave more than 2 x 2 at each stage and lose no stage, and its stages.
+    """The network, and its stages, for the smallest images with maps above 2 x 2 at each stage and no lost stage.
 
     Tried are 3, 4, 5, 7 and 8 times the last stage's reduction, then the network's own size.
     """
@@ -130,7 +129,7 @@ def numbers(
         keys: set[str],
         failures: Collector,
 ) -> Record:
-    """Identity logits, response and gradients, with real numbers."""
+    """Check identity logits, response and gradients with real numbers."""
     with PooledInit():
         plain = contract.make(arch, size)
     x = contract.images(size)
@@ -150,7 +149,7 @@ def numbers(
 
 
 class PooledInit(TorchDispatchMode):
-    """Random initialisation from a pool of numbers that are drawn once: the same mean and spread, many times faster.
+    """Random initialisation from a pool of numbers drawn once: same mean and standard deviation, many times faster.
 
     The pool's length is a prime, so that rows of a weight do not repeat. Normal distributions become uniform ones.
     """
@@ -190,7 +189,7 @@ class PooledInit(TorchDispatchMode):
 
 
 def architectures(patterns: Iterable[str]) -> list[str]:
-    """timm's own, that match one of the patterns, by name."""
+    """timm's own architectures that match one of the patterns, sorted by name."""
     own = [a for a in timm.list_models() if timm.model_entrypoint(a).__module__.startswith('timm.')]
     return [a for a in own if any(fnmatch.fnmatch(a, p) for p in patterns)]
 
@@ -200,7 +199,7 @@ def family(arch: str) -> str:
 
 
 def by_size(archs: list[str], cache: Path) -> list[str]:
-    """Smallest first; numbers of parameters are kept in a file, as counting all takes minutes."""
+    """Architectures, smallest first. Parameter counts are cached in a file, because counting takes minutes."""
     sizes = json.loads(cache.read_text()) if cache.exists() else {}
     for arch in archs:
         if arch not in sizes:
@@ -211,7 +210,7 @@ def by_size(archs: list[str], cache: Path) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Record]:
-    """The last record of each architecture that was made with these versions."""
+    """The last record of each architecture with the current versions."""
     records = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):  # a line cut short by a kill
@@ -222,7 +221,7 @@ def read(path: Path) -> dict[str, Record]:
 
 
 class Worker:
-    """A process that examines one architecture after another: names go in, records come out, a line each."""
+    """A process that checks one architecture after another: one line per name in, one line per record out."""
 
     def __init__(self, command: list[str], timeout: float) -> None:
         self.command = command
@@ -230,7 +229,7 @@ class Worker:
         self.process: subprocess.Popen | None = None
 
     def examine(self, arch: str) -> Record:
-        """The record of an architecture, also where the process does not survive it."""
+        """The record of an architecture, even if the process dies."""
         if self.process is None:
             self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         line, reason = '', 'the process ended: '
@@ -247,7 +246,7 @@ class Worker:
         return {'arch': arch, 'family': family(arch), 'versions': VERSIONS, 'failures': [failure]}
 
     def stop(self) -> str:
-        """End the process; how it ended."""
+        """End the process; returns how it ended."""
         process, self.process = self.process, None
         if process is None:
             return 'not started'
@@ -267,7 +266,7 @@ def worker_command(options: argparse.Namespace) -> list[str]:
 
 
 def work(options: argparse.Namespace) -> None:
-    """The worker's loop: names come in, records go out; whatever else is printed goes to the error stream."""
+    """The worker's loop: reads names, writes records; other output goes to stderr."""
     limit = int(options.memory * 2 ** 30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with os.fdopen(os.dup(1), 'w') as out:
@@ -280,7 +279,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Examine what is not yet in the output, with as many workers as jobs."""
+    """Check all architectures that are not yet in the output, with one worker per job."""
     done = read(options.output)
     known = {a for a, r in done.items() if not (options.retry == 'all' or (options.retry and r['failures']))}
     archs = architectures(options.filter)
@@ -329,7 +328,7 @@ def _line(record: Record) -> str:
 
 
 def table(records: Iterable[Record], total: int) -> str:
-    """The documentation page: what holds by family, and each exception with its reason."""
+    """The documentation page: results by family, and each exception with its reason."""
     families: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: r['arch']):
         families.setdefault(record['family'], []).append(record)
@@ -395,7 +394,7 @@ def _row(name: str, group: list[Record]) -> str:
 
 
 def _reason(text: str) -> str:
-    """The reason alone, without the names of stage and network, and without the sizes in it."""
+    """The reason without the names of stage and network, and without sizes."""
     text = re.sub(r'^stn_stages: (stage \S+ \(\S*\) of \S+ |)', '', text)
     text = re.sub(r"; (use 'input'|name another|name it).*$", '', text)
     text = re.sub(r' of \S+$', '', text)

@@ -1,4 +1,4 @@
-"""Prepares and checks what check_timm_scripts.sh runs; see there. A failed check exits with its message."""
+"""Prepares and checks the runs of check_timm_scripts.sh. A failed check exits with its message."""
 import argparse
 import csv
 import re
@@ -13,7 +13,7 @@ COUNTS = {'train': 8, 'validation': 4}  # of each colour
 
 
 def prepare(folder: Path) -> None:
-    """An ImageFolder, and random weights: a plain model's, a whole network's, and both in folders for `local-dir:`."""
+    """Write an ImageFolder and random weights (plain model and whole network), also in folders for `local-dir:`."""
     import timm  # here, since the checks are run often and do not need it
     from timm.models import save_for_hf
 
@@ -27,7 +27,7 @@ def prepare(folder: Path) -> None:
 
 
 def _draw(folder: Path) -> None:
-    """A rectangle of the class's colour somewhere on noise. File names are unique over classes, for inference.py."""
+    """Draw a rectangle of the class's colour on noise. File names are unique over classes, for inference.py."""
     import numpy as np
     from PIL import Image
     rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def _load(file: Path) -> Any:
 
 
 def trained(checkpoint: Path) -> None:
-    """Every transformer has moved off the identity, and all is finite, in the model and in its moving average."""
+    """Check that every transformer has left the identity and all values are finite, in the model and its EMA."""
     stored = _load(checkpoint)
     for key in {'state_dict', 'state_dict_ema'} & set(stored):
         state = stored[key]
@@ -58,7 +58,7 @@ def trained(checkpoint: Path) -> None:
 
 
 def loaded(plain: Path, checkpoint: Path, new: str) -> None:
-    """Weights of a plain checkpoint are the backbone's in another: all but batch statistics and `new`, a regex."""
+    """Check that a plain checkpoint equals another's backbone, except batch statistics and keys that match `new`."""
     have = _load(checkpoint)['state_dict']
     statistics = r'running_(mean|var)$|num_batches_tracked$'
     weights = {k: v for k, v in _load(plain).items() if not re.search(statistics, k)}
@@ -69,7 +69,7 @@ def loaded(plain: Path, checkpoint: Path, new: str) -> None:
 
 
 def resumed(killed: Path, again: Path, epochs: int, updates: int) -> None:
-    """A run took up where the killed one had its last checkpoint: epochs go on, and so does the count of batches."""
+    """Check that a run resumed from the killed run's last checkpoint: epochs and batch counts continue."""
     start = _load(killed)['epoch'] + 1
     with open(again.parent / 'summary.csv') as file:
         seen = [int(row['epoch']) for row in csv.DictReader(file)]
@@ -79,14 +79,14 @@ def resumed(killed: Path, again: Path, epochs: int, updates: int) -> None:
 
 
 def same(pattern: str, first: Path, second: Path) -> None:
-    """The last number after `pattern` is the same in two logs."""
+    """Check that the last number after `pattern` is the same in two logs."""
     numbers = [float(re.findall(pattern + r'\s*(-?[\d.]+)', file.read_text())[-1]) for file in (first, second)]
     if abs(numbers[0] - numbers[1]) > 2e-4 * max(map(abs, numbers)):
         raise SystemExit(f'{pattern} is {numbers[0]} in {first} and {numbers[1]} in {second}')
 
 
 def versions(checkout: Path) -> None:
-    """What a table was made with."""
+    """Print the versions behind a table."""
     found = re.search(r"__version__ = '(.*)'", (checkout / 'timm' / 'version.py').read_text())
     scripts = found.group(1) if found else 'unknown'
     print(f"timm {version('timm')}, scripts of {scripts}, torch {version('torch')}, timm_stn {version('timm_stn')}")

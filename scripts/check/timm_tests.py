@@ -1,9 +1,9 @@
-"""Run timm's own tests over `stn_` names, and set plain beside stn: `make timm-tests`.
+"""Run timm's own tests on plain and `stn_` names and compare the results: `make timm-tests`.
 
-The tests come from the source distribution of the installed timm (PyPI), kept in build/timm-tests; the plugin twins.py
-says what is asked of a twin, exceptions.json which differences are known, and why. The report goes to
-docs/timm_tests.md; the exit status is 1 where a test passes for an architecture, not for its twin, and is not listed,
-or a listed one passes; an interrupted run leaves no report, and goes on with --resume.
+The tests come from the source distribution of the installed timm (PyPI), cached in build/timm-tests. The plugin
+twins.py runs each test for the twins too. exceptions.json lists known differences with reasons. The report goes to
+docs/timm_tests.md. The exit status is 1 if a test passes for an architecture but not for its twin and is not listed, or
+if a listed one passes. An interrupted run writes no report; --resume continues it.
 """
 import argparse
 import fnmatch
@@ -42,7 +42,7 @@ def fetch_tests() -> Path:
 
 
 def select(max_params: float) -> list[str]:
-    """The smallest architecture of every family, where it has at most `max_params` parameters."""
+    """The smallest architecture of every family, if it has at most `max_params` parameters."""
     names = [name for name, _ in json.loads((HERE / 'families.json').read_text()).values()]
     return [name for name in names if count_params(name) <= max_params]
 
@@ -79,7 +79,7 @@ def read_results(path: Path) -> dict:
 
 
 def differences(results: dict) -> list[tuple[str, str]]:
-    """Cases, and what is said, where plain passes and stn does not."""
+    """Cases (with messages) in which plain passes and stn does not."""
     return [
         (case, f"{twin['stn'][0]}: {twin['stn'][1]}") for case, twin in results.items()
         if twin.get('plain', [''])[0] == 'passed' and twin.get('stn', ['passed'])[0] != 'passed'
@@ -87,7 +87,7 @@ def differences(results: dict) -> list[tuple[str, str]]:
 
 
 def reason(case: str, message: str, exceptions: list[dict]) -> str | None:
-    """Why a difference is known: its name is listed, and the message has the `error`, if one is given."""
+    """The reason of a known difference: its name is listed, and its message contains the `error`, if given."""
     name = case.rpartition('/')[2]
     for entry in exceptions:
         if entry.get('error', '') in message and any(fnmatch.fnmatchcase(name, escape(p)) for p in entry['cases']):
@@ -100,7 +100,7 @@ def escape(pattern: str) -> str:
 
 
 def unused(results: dict, exceptions: list[dict]) -> list[str]:
-    """Listed exceptions all of whose cases pass, of those that were run."""
+    """Listed exceptions whose cases (of this run) all pass."""
     different = {case.rpartition('/')[2] for case, _ in differences(results)}
     ran = {case.rpartition('/')[2] for case in results}
     patterns = [escape(p) for e in exceptions for p in e['cases']]

@@ -1,8 +1,8 @@
-"""Pytest plugin: every test of timm that creates a model by name runs as it is (`plain`), then once more (`stn`).
+"""Pytest plugin: every test of timm that creates a model by name runs unchanged (`plain`), then for the twin (`stn`).
 
-In the second run the names that a test gives to timm stand for their twins: `create_model('resnet18')` creates
-`stn_resnet18`. What a test decides by names, modules and classes (filters, sizes, exemptions) is thus decided for the
-twin as for its architecture, whatever the version of timm.
+In the second run, names that a test passes to timm are replaced by their twins: `create_model('resnet18')` creates
+`stn_resnet18`. The test's own decisions by name, module or class (filters, sizes, exemptions) stay those of the plain
+architecture, for any version of timm.
 """
 import builtins
 import json
@@ -38,7 +38,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True, params=['plain', 'stn'])
 def twin(request, monkeypatch):
-    """What the names of models stand for."""
+    """Run a test unchanged, or with model names replaced by those of their twins."""
     torch.manual_seed(0)
     if request.param == 'stn':
         stages = [s for s in request.config.getoption('--twin-stages').split(',') if s]
@@ -46,7 +46,7 @@ def twin(request, monkeypatch):
 
 
 def use_twins(patch, module, arguments):
-    """Let names in timm and in a module of tests stand for their twins, made with `arguments`."""
+    """Replace names in timm and in a test module by their twins, created with `arguments`."""
     inside = []  # names that are passed on from within timm or timm_stn are what they say
 
     def twinned(fn):
@@ -75,7 +75,7 @@ def use_twins(patch, module, arguments):
 
 
 def twin_name(name):
-    """`stn_` and the name, where there is such a model; the name itself otherwise (local-dir:..., models of tests)."""
+    """`stn_` + name if there is such a model; else the name itself (local-dir:..., models of tests)."""
     twin = f'stn_{name}'
     return twin if timm.is_model(twin.partition('.')[0]) else name
 
@@ -88,7 +88,7 @@ def isinstance_of_base(thing, classes):
 
 
 def filter_of_base(name):
-    """`checkpoint_filter_fn` and the like, which tests look for in the module of a network's class."""
+    """Expose `checkpoint_filter_fn` and the like, which tests look up in the module of a network's class."""
     def call(state_dict, net):
         filter_fn = getattr(sys.modules[type(net.backbone).__module__], name)
         part = {k[len(PREFIX):]: v for k, v in state_dict.items() if k.startswith(PREFIX)}
@@ -102,7 +102,7 @@ def filter_of_base(name):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session):
-    """While tests are collected, timm lists what is selected; short lists stay whole."""
+    """During collection, timm lists only the selected models; short lists stay whole."""
     selected = set(session.config.getoption('--twin-models').split(','))
     collecting = ['']  # tests that imported the functions below keep them
 
@@ -125,7 +125,7 @@ def pytest_collection(session):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep what creates models by name, and has no outcome in the file yet."""
+    """Keep tests that create models by name and have no outcome in the file yet."""
     path = config.getoption('--twin-results')
     lines = Path(path).read_text().splitlines() if os.path.isfile(path) else []
     done = {tuple(json.loads(line)[:2]) for line in lines}
@@ -139,13 +139,13 @@ def pytest_collection_modifyitems(config, items):
 
 
 def case_of(item):
-    """What is told apart in the report: (test with its parameters, plain or stn)."""
+    """The key of an outcome in the report: (test with its parameters, plain or stn)."""
     kind = item.callspec.params['twin']
     return item.nodeid.replace(f'[{kind}]', '').replace(f'[{kind}-', '['), kind
 
 
 def creates_models(item):
-    """Whether the code of a test, or what it calls in its module, speaks of `create_model`."""
+    """Whether the code of a test, or of functions it calls in its module, mentions `create_model`."""
     seen, pending = set(), [item.function]
     while pending:
         fn = pending.pop()
@@ -181,7 +181,7 @@ def pytest_runtest_call(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """One line of JSON an outcome, so that a crash loses nothing: [case, plain or stn, outcome, message]."""
+    """Write one JSON line per outcome, so that a crash loses nothing: [case, plain or stn, outcome, message]."""
     report = yield
     if report.when == 'call' or not report.passed:
         message = call.excinfo.exconly().splitlines()[0] if call.excinfo else ''

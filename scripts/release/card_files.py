@@ -1,4 +1,4 @@
-"""What the scripts that make cards share: the head of a card, and a folder that is written beside and then moved."""
+"""Shared by the scripts that make cards: the head of a card, and writing its folder as a whole."""
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ tags:
 
 
 def write_folder(output: str, name: str, model: Any, add: Callable[[Path], None]) -> None:
-    """Fill the folder of a network with its weights and config, and with what ``add`` puts beside them."""
+    """Write the folder of a network: its weights, its config, and the files that ``add`` writes."""
     def save(beside: Path) -> None:
         save_for_hf(model, beside, safe_serialization=True)
         add(beside)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check what is to be released: `python scripts/release/check_dist.py dist/`, the folder of one wheel and one sdist."""
+"""Check a release: `python scripts/release/check_dist.py dist/`, a folder with one wheel and one sdist."""
 import argparse
 import sys
 import tarfile
@@ -12,7 +12,7 @@ SMALL = 3_000_000  # weights up to here are part of the wheel
 
 
 def expected_in_wheel(card: Path) -> list[str]:
-    """What the package holds of a card: all of it, or where the weights are on the Hub only what says so."""
+    """The files of a card in the package: all, or without the weights if these are only on the Hub."""
     whole = (card / 'model.safetensors').stat().st_size <= SMALL
     names = [p.name for p in card.iterdir()] if whole else ['README.md', 'config.json']
     return [f'timm_stn/model_cards/{card.name}/{name}' for name in names]

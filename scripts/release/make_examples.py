@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the sheet of held-out digits that `timm-stn demo` shows where MNIST is not at hand.
+"""Write the sheet of held-out digits that `timm-stn demo` shows without MNIST.
 
     python scripts/release/make_examples.py --data DIR
 

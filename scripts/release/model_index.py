@@ -16,7 +16,7 @@ START, END = '<!-- from model_cards/, by scripts/release/model_index.py -->', '<
 
 
 def row(folder: Path) -> str:
-    """A line on one network: what its card's metadata, its config and its weights say."""
+    """The table row of one network, from its card's metadata, its config and its weights."""
     config = json.loads((folder / 'config.json').read_text())
     result, = ModelCard.load(folder / 'README.md').data.eval_results
     weights = folder / 'model.safetensors'

@@ -1,4 +1,4 @@
-"""Where the checkout is, and how its package writes files, without the package: gpu.py runs where there is no timm."""
+"""The checkout's folder and the package's file writers, without importing the package: gpu.py runs without timm."""
 import importlib.util
 from pathlib import Path
 

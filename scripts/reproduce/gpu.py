@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Everything that needs a GPU, in one command, on a machine that may be bare and offline, until its time is used up.
+"""Run all GPU checks, benchmarks and trainings in one command, on a bare, offline machine, within a time budget.
 
-    python scripts/reproduce/gpu.py pack --data DIR --weights FILE --scripts DIR    # .gpu/: a folder a part, sizes
-    python scripts/reproduce/gpu.py run --budget 540 --output OUT    # there: environment, checks, speed, the queue
-    python scripts/reproduce/gpu.py collect OUT                      # back here: what came back, where it belongs
+    python scripts/reproduce/gpu.py pack --data DIR --weights FILE --scripts DIR    # .gpu/: one folder per part
+    python scripts/reproduce/gpu.py run --budget 540 --output OUT    # on the GPU machine: checks, speed, the queue
+    python scripts/reproduce/gpu.py collect OUT                      # back here: adds the results to the records
 
-DIR of the data has `mnist/`, `gtsrb32/` and `cub200-2010/` as measure_learning.py wants them; FILE is the ImageNet
-checkpoint of tf_efficientnet_lite0; DIR of the scripts is a checkout of pytorch-image-models. `--parts` names those
-that are made anew; `run` does what it can with those that are there, and says which jobs wait for others.
+DIR of the data has `mnist/`, `gtsrb32/` and `cub200-2010/` as in measure_learning.py. FILE is the ImageNet checkpoint
+of tf_efficientnet_lite0. DIR of the scripts is a checkout of pytorch-image-models. `--parts` selects the parts to pack
+again. `run` starts the jobs whose parts are present, and names the parts that other jobs need.
 
-What a job makes is in `.gpu/runs/NAME`; `run` copies it to OUT again and again, so that a machine that is taken away
-loses little. A job that was cut off goes on from there when it is carried to the next machine. `collect` puts finished
-ones aside, in `.gpu/finished/NAME`, their results in model_cards/results.jsonl, figures in docs/gpu/DEVICE/.
+A job writes to `.gpu/runs/NAME`. `run` copies it to OUT repeatedly, so little is lost if the machine goes away. An
+interrupted job resumes from there on the next machine. `collect` moves finished jobs to `.gpu/finished/NAME`, adds
+their results to model_cards/results.jsonl, and figures to docs/gpu/DEVICE/.
 """
 import argparse
 import importlib.util
@@ -83,13 +83,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stop(number: int, _: Any) -> None:
-    """End, by way of what has to be done at the end, which a second signal must not cut short: `timeout` sends two."""
+    """Exit with cleanup, and ignore a second signal: `timeout` sends two."""
     on_signals(signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def environment(args: argparse.Namespace, env: dict[str, str]) -> Line:
-    """What the figures are made with."""
+    """Device and versions behind the figures."""
     code = '''import json, sys, timm, timm_stn, torch
 cuda = torch.cuda.is_available()
 print(json.dumps(dict(
@@ -111,13 +111,13 @@ print(json.dumps(dict(
 
 
 def revision(folder: Path) -> str | None:
-    """Of the checkout, by git, or as it was packed, where it came without git or with files that are newer."""
+    """The revision of the checkout: from git, or from the pack if git is missing or files are newer."""
     packed, said = folder / 'base' / 'revision', describe()
     return packed.read_text() if packed.is_file() and (not said or said.endswith('-dirty')) else said
 
 
 def describe() -> str | None:
-    """The revision of the checkout, where git knows."""
+    """The revision of the checkout, from git."""
     if not (ROOT / '.git').exists() or not shutil.which('git'):
         return None
     done = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
@@ -125,7 +125,7 @@ def describe() -> str | None:
 
 
 def begin(args: argparse.Namespace, found: Line) -> None:
-    """What earlier runs have left in the folder counts, as if it had been made here."""
+    """Take over the results of earlier runs in the output folder."""
     file = args.output / 'environment.json'
     if file.is_file() and bool(json.loads(file.read_text()).get('smoke')) != args.smoke:
         kind = 'a real run' if args.smoke else 'a rehearsal (--smoke)'
@@ -163,7 +163,7 @@ def speed(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Clo
 def section(
         args: argparse.Namespace, name: str, command: list[str], env: dict[str, str], seconds: float,
 ) -> tuple[int, str]:
-    """Runs a command to its end, or to the end of its time: whether it failed, and what it said, if it ended."""
+    """Run a command within its time; returns whether it failed, and its output if it ended."""
     if seconds < 20:
         print(f'--- {name}: left out, for no time is left for it', flush=True)
         return 1, ''
@@ -186,7 +186,7 @@ def section(
 
 
 def work(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Clock, folder: Path) -> int:
-    """The queue: jobs for which everything is there; in a rehearsal the first of each kind, on tiny data."""
+    """Run the queue: jobs whose parts are present; in a rehearsal the first of each kind, on tiny data."""
     jobs, place = args.places.waiting(args.only), args.pack
     if args.smoke:
         firsts = {job.kind: job for job in reversed(queue()) if fnmatch(job.name, args.only)}
@@ -246,19 +246,19 @@ def collect(args: argparse.Namespace) -> None:
 
 
 def records_of(args: argparse.Namespace, environment: Line) -> Path:
-    """The folder of checks and speed of that device."""
+    """The folder for checks and speed of the device."""
     return args.root / 'docs' / 'gpu' / re.sub(r'\W+', '-', environment['device'].lower())
 
 
 def time_of(record: Path) -> str:
-    """Of the run that made it, as UTC; empty where it does not say."""
+    """The time of the run that made a record, in UTC; empty if unknown."""
     text = record.read_text()
     found = json.loads(text if record.suffix == '.json' else text.partition('\n')[0])
     return found.get('time', '')
 
 
 def keep_measured(new: Path, old: Path) -> None:
-    """A record of speed in place of another of the same device; cases that it did not reach stay as they were."""
+    """Replace a speed record of the same device; cases that the new one did not reach are kept."""
     report = json.loads(new.read_text())
     before = json.loads(old.read_text()) if old.is_file() else {'results': []}
     earlier = {r['case']: {'revision': before['revision'], **r} for r in before['results'] if 'ms' in r}

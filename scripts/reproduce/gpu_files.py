@@ -1,4 +1,4 @@
-"""Files that come back from a machine which returns a few, none of them large: tars, large files cut into pieces."""
+"""Packs results into a few small tars, with large files split, for a machine that returns only these."""
 import hashlib
 import os
 import re
@@ -19,7 +19,7 @@ PIECE = re.compile(r'(?P<name>.+)\.piece-(?P<index>\d+)-of-(?P<count>\d+)-(?P<di
 
 
 class Bin:
-    """A tar to be."""
+    """A tar to be written."""
 
     def __init__(self, most: int) -> None:
         self.members: list[tuple[str, bytes, float]] = []
@@ -38,14 +38,14 @@ class Bin:
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes, time: float = 0) -> None:
-    """A member, of no file."""
+    """Add a member that is not a file on disk."""
     member = tarfile.TarInfo(name)
     member.size, member.mtime = len(content), time
     tar.addfile(member, BytesIO(content))
 
 
 def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, count: int = COUNT) -> list[str]:
-    """Write files, by the names given, to `runs-N.tar` in a folder, the first ones first; names of what has no room."""
+    """Write named files in order to `runs-N.tar` in a folder; returns the names of files without room."""
     bins, left_out = [Bin(most) for _ in range(count)], []
     for name, path in files:
         try:
@@ -79,7 +79,7 @@ def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, cou
 
 
 def read(source: Path, target: Path, lines: str = '') -> list[str]:
-    """Put what `write` wrote to its place, but for what is newer there; says what was not whole, or not taken.
+    """Extract the files of `write`, unless there are newer ones; reports incomplete and skipped files.
 
     To files of the name `lines` what they lack is added, a line each.
     """
@@ -107,13 +107,13 @@ def read(source: Path, target: Path, lines: str = '') -> list[str]:
 
 
 def add_lines(old: Path, new: Path) -> None:
-    """What is not in a file yet, to its end; lines that were not written to their end go."""
+    """Append missing lines to a file; incomplete last lines are dropped."""
     found = [line for path in (old, new) for line in path.read_text().rpartition('\n')[0].splitlines()]
     write_text(old, ''.join(f'{line}\n' for line in dict.fromkeys(found)))
 
 
 def extract(path: Path, target: Path) -> None:
-    """A tar up to where it is broken off, if it is."""
+    """Extract a tar; if it is cut off, the incomplete member is deleted."""
     with tarfile.open(path) as tar:
         for member in tar:
             try:
@@ -130,7 +130,7 @@ class Whole(NamedTuple):
 
 
 def join(folder: Path) -> list[str]:
-    """Pieces become the files that they were; those that are not complete are named, and go."""
+    """Join pieces to files; incomplete ones are named and deleted."""
     found: dict[Whole, dict[int, Path]] = {}
     for path in folder.rglob('*'):
         if path.is_file() and (match := PIECE.fullmatch(path.name)):

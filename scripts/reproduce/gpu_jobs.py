@@ -1,4 +1,4 @@
-"""Runs the jobs of gpu_queue.py, side by side, until the time is over, and keeps their results and records."""
+"""Runs the jobs of gpu_queue.py side by side within a time budget, and keeps their results and records."""
 import fcntl
 import json
 import os
@@ -37,7 +37,7 @@ class Clock:
 
 
 class Places:
-    """Where jobs are made, and where their records are."""
+    """The folders of the jobs and of their records."""
 
     def __init__(self, pack: Path, root: Path, smoke: bool = False) -> None:
         self.runs = pack / ('rehearsal' if smoke else 'runs')  # what is not collected yet
@@ -46,14 +46,14 @@ class Places:
         self.root, self.smoke = root, smoke
 
     def waiting(self, only: str = '*') -> list[Job]:
-        """Jobs that have no result yet, here or in the record; of a rehearsal only its own results count."""
+        """Jobs without a result, here or in the record; a rehearsal counts only its own results."""
         recorded = {line['name'] for line in read(self.root / RECORD) if not self.smoke}
         places = (self.runs,) if self.smoke else (self.runs, self.finished)
         return [job for job in queue() if job.name not in recorded and fnmatch(job.name, only)
                 and not any((place / job.name / job.result).is_file() for place in places)]
 
     def worth_keeping(self) -> list[tuple[str, Path]]:
-        """What comes back: first what is small, of all jobs, then weights, then checkpoints, in the order of jobs."""
+        """The files to return: small files of all jobs, then weights, then checkpoints, in the order of jobs."""
         found: list[tuple[int, str, Path]] = []
         for job in queue():
             done = (self.runs / job.name / job.result).is_file()
@@ -66,7 +66,7 @@ class Places:
         return [file[1:] for file in sorted(found, key=lambda file: file[0])]
 
     def learned(self) -> list[Line]:
-        """The record of learning, and what jobs have added; what is recorded stays."""
+        """The record of learning with the lines of jobs; recorded lines take precedence."""
         found: dict[Any, Line] = {}
         for place in (self.root / LEARNING.parent, self.finished / 'learning', self.runs / 'learning'):
             for line in read(place / LEARNING.name):
@@ -74,7 +74,7 @@ class Places:
         return list(found.values())
 
     def put_aside(self, recorded: bool = False) -> None:
-        """Finished jobs, which need not travel any more; or those alone that have been recorded."""
+        """Move finished jobs aside, because they need not be copied any more; optionally only recorded ones."""
         names = {line['name'] for line in read(self.root / RECORD)}
         for job in queue():
             here, there = self.runs / job.name, self.finished / job.name
@@ -92,11 +92,11 @@ class Places:
                 here.parent.rmdir()
 
     def begun(self) -> list[Job]:
-        """Jobs that were cut off, and go on from their checkpoint."""
+        """Interrupted jobs, which resume from their checkpoint."""
         return [job for job in self.waiting() if (self.runs / job.name / job.checkpoint).is_file()]
 
     def record(self) -> dict[Job, list[str]]:
-        """Put finished jobs aside, and write down their results, each once: those that are new, and what they lack."""
+        """Move finished jobs aside and record their new results, each once."""
         replace(self.root / LEARNING, self.learned())
         self.put_aside()
         recorded = read(self.root / RECORD)
@@ -114,7 +114,7 @@ class Places:
 
 
 def whole(result: Path) -> bool:
-    """That there is a result, which is then good JSON; one that is not goes, and its job is run again."""
+    """Whether there is a valid result; an invalid one is deleted, and its job runs again."""
     if not result.is_file():
         return False
     try:
@@ -131,7 +131,7 @@ def copy_new(source: str, target: str) -> None:
 
 
 class Queue:
-    """Jobs, as many side by side as there are cores, until the time is over."""
+    """Run jobs side by side, as many as there are cores, until the time is over."""
 
     def __init__(self, places: Places, jobs: Iterable[Job], output: Path, env: dict[str, str], clock: Clock,
                  paths: dict[str, Path], device: str, cores: int | None, environment: Line) -> None:
@@ -174,7 +174,7 @@ class Queue:
         return TINY if self.places.smoke else job.seconds
 
     def begin(self) -> None:
-        """Start what fits, on the cores and in the time that are left."""
+        """Start the jobs that fit the free cores and the remaining time."""
         for job in list(self.todo):
             free = self.cores - sum(min(j.cores, self.cores) for j, _ in self.running.values())
             if min(job.cores, self.cores) <= free and (job.partly or self.seconds(job) < self.clock.left() - LAST):
@@ -219,12 +219,12 @@ class Queue:
             print(f'{name} ended, {self.clock.left():.0f} s left', told(folder / job.result), flush=True)
 
     def copy(self) -> list[str]:
-        """What jobs have made so far, to the folder that comes back; names of what has no room there."""
+        """Write the files of jobs to the returned folder; returns the names of files without room."""
         return gpu_files.write(self.output, self.places.worth_keeping())
 
 
 def workers() -> int:
-    """Processes that load images for a job: none where there is no room for what they share."""
+    """Number of loader processes of a job; 0 without enough shared memory."""
     shared = Path('/dev/shm')
     return 2 if shared.is_dir() and shutil.disk_usage(shared).free > 2 ** 30 else 0
 
@@ -242,7 +242,7 @@ def told(result: Path) -> str:
 
 @contextmanager
 def alone(running: Path) -> Iterator[None]:
-    """Two runs of the same jobs would spoil each other: there is one at a time, and what another left is ended."""
+    """Allow one run at a time, because two would disturb each other; ends leftover processes of an earlier one."""
     running.mkdir(parents=True, exist_ok=True)
     with (running / 'lock').open('w') as file:
         try:
@@ -254,7 +254,7 @@ def alone(running: Path) -> Iterator[None]:
 
 
 def kill(processes: Iterable[subprocess.Popen]) -> None:
-    """Processes, and those that they have started: asked first, all together, and made to after three seconds."""
+    """End processes and their children: SIGTERM to all, SIGKILL after three seconds."""
     left = [process for process in processes if process.poll() is None]
     for process in left:
         signal_group(process.pid, signal.SIGTERM)
@@ -268,7 +268,7 @@ def kill(processes: Iterable[subprocess.Popen]) -> None:
 
 
 def on_signals(handler: Any) -> None:
-    """What becomes of a wish that this process ends."""
+    """Set the handler of SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
 
@@ -279,7 +279,7 @@ def signal_group(group: int, number: int) -> None:
 
 
 def started(pid: int) -> str:
-    """When a process was started, which tells it from a later one of the same number; empty where Linux is not."""
+    """Start time of a process, to tell it from a later one with the same id; empty if not on Linux."""
     try:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
     except OSError:
@@ -287,12 +287,12 @@ def started(pid: int) -> str:
 
 
 def remember(process: subprocess.Popen, running: Path) -> None:
-    """For `end_leftovers`."""
+    """Record a process for `end_leftovers`."""
     (running / f'{process.pid}{PID}').write_text(started(process.pid))
 
 
 def end_leftovers(running: Path) -> None:
-    """End what goes on since the run that had started it was killed."""
+    """End processes that are left from a killed run."""
     for file in running.glob(f'*{PID}'):
         pid, since = int(file.name.removesuffix(PID)), file.read_text()
         if since and started(pid) == since:
@@ -303,7 +303,7 @@ def end_leftovers(running: Path) -> None:
 
 @contextmanager
 def shared_gpu(env: dict[str, str], folder: Path) -> Iterator[None]:
-    """NVIDIA's service that lets kernels of several processes run side by side, where it is and does not run yet."""
+    """Start NVIDIA's multi-process service, if it is installed and not running."""
     mine = {f'CUDA_MPS_{name}_DIRECTORY': str(folder / f'mps-{name}') for name in ('PIPE', 'LOG')}
     if mine.keys() & env.keys() or not shutil.which(MPS):
         yield

@@ -1,7 +1,7 @@
-"""The parts of a pack: what jobs of gpu_queue.py need on a machine that has nothing. A folder a part.
+"""The parts of a pack: the data of gpu_queue.py's jobs for a bare machine, one folder per part.
 
-`pack` makes them of what lies here, `unpack` makes there what the jobs read. Nothing is lost but in `lite0`, whose
-weights travel in half precision, and in `signs`, which travel as JPEG (see docs/gpu.md for what that costs).
+`pack` makes the parts here; `unpack` makes the jobs' input files there. All parts are lossless except `lite0` (weights
+in half precision) and `signs` (JPEG; docs/gpu.md has the loss).
 """
 import gzip
 import json
@@ -23,7 +23,7 @@ QUALITY = 92  # of the JPEG of signs: the highest at which all are less than 30 
 
 
 class Sources(NamedTuple):
-    """Where a pack is made from."""
+    """The sources of a pack."""
     data: Path | None = None  # has mnist/, gtsrb32/ and cub200-2010/, as measure_learning.py wants them
     weights: Path | None = None  # the ImageNet checkpoint of tf_efficientnet_lite0
     scripts: Path | None = None  # a checkout of pytorch-image-models
@@ -38,14 +38,14 @@ class Sources(NamedTuple):
 
 
 class Missing(SystemExit):
-    """What a part is made of is not there."""
+    """The source of a part is missing."""
 
 
 # parts: each fills a folder
 
 
 def base(sources: Sources, folder: Path) -> None:
-    """What every job needs: a timm, as a wheel."""
+    """The part that every job needs: a wheel of timm."""
     import timm
     wheel = f'timm=={timm.__version__}'
     command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', str(folder), wheel]
@@ -54,7 +54,7 @@ def base(sources: Sources, folder: Path) -> None:
 
 
 def mnist(sources: Sources, folder: Path) -> None:
-    """All of it, as it is, if it can be read."""
+    """All of the folder, unchanged, if it can be read."""
     from timm_stn.data import load_mnist
     for path in DIGITS:
         shutil.copyfile(sources.find('data', 'mnist', path), folder / path)
@@ -89,7 +89,7 @@ def birds_test(sources: Sources, folder: Path) -> None:
 
 
 def signs(sources: Sources, folder: Path) -> None:
-    """A picture of all signs of a split: the blocks of JPEG, 8 pixels a side, never hold pixels of two of them."""
+    """One picture of all signs of a split; no JPEG block (8 x 8 pixels) has pixels of two signs."""
     from PIL import Image
     for split in ('train', 'test'):
         with tarfile.open(sources.find('data', 'gtsrb32', f'{split}.tar')) as tar:
@@ -104,13 +104,13 @@ def signs(sources: Sources, folder: Path) -> None:
 
 
 def place(index: int) -> tuple[int, int, int, int]:
-    """Where in that picture a sign is: left, top, right, bottom."""
+    """The box of a sign in that picture: left, top, right, bottom."""
     left, top = SIDE * (index % COLUMNS), SIDE * (index // COLUMNS)
     return left, top, left + SIDE, top + SIDE
 
 
 def learning(sources: Sources, folder: Path) -> None:
-    """Of signs and birds the images that measure_learning.py chooses, as they are.
+    """The images of signs and birds that measure_learning.py selects, unchanged.
 
     It chooses by their number, so that the others of their classes are there by name alone.
     """
@@ -125,7 +125,7 @@ def learning(sources: Sources, folder: Path) -> None:
 
 
 def thin(source: Path, target: Path, names: set[str] | None = None) -> None:
-    """A tar, compressed: all of it, or those members, the others of their classes, empty, and one of each class."""
+    """A compressed tar: all of it, or the given members, others of their classes as empty files, and one per class."""
     target.parent.mkdir(parents=True, exist_ok=True)
     wanted = {Path(name).parent for name in names or ()}
     with tarfile.open(source) as old, tarfile.open(target, 'w:gz') as new:
@@ -151,7 +151,7 @@ NEEDS: dict[str, list[tuple[str, ...]]] = {
 
 
 def check(sources: Sources, names: Iterable[str]) -> None:
-    """That there is all that these parts are made of.
+    """Check that the sources of these parts are there.
 
     Raises:
         Missing: It says what is not there, and which parts can be made without.
@@ -170,7 +170,7 @@ def check(sources: Sources, names: Iterable[str]) -> None:
 
 
 def pack(sources: Sources, folder: Path, names: Iterable[str]) -> None:
-    """Make parts anew, each beside its place, and move it there once it is whole."""
+    """Make parts again; each is written to a temporary folder and moved into place when complete."""
     check(sources, names)
     for name in names:
         beside = folder / f'.{name}'
@@ -188,12 +188,12 @@ def pack(sources: Sources, folder: Path, names: Iterable[str]) -> None:
 
 
 def present(folder: Path) -> set[str]:
-    """The parts that are there."""
+    """The existing parts."""
     return {name for name in PARTS if (folder / name).is_dir()}
 
 
 def unpack(folder: Path, target: Path, jobs: Iterable[Job]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Make what these jobs read, where it is not in a part as it is.
+    """Make the input files of these jobs, unless a part holds them unchanged.
 
     Returns:
         Words of their commands, and their paths; parts that are broken, and why.
@@ -210,21 +210,21 @@ def unpack(folder: Path, target: Path, jobs: Iterable[Job]) -> tuple[dict[str, P
 
 
 def unpack_birds(folder: Path, target: Path, part: str) -> None:
-    """A folder a class."""
+    """Write one folder per class."""
     split = part.removeprefix('birds-')
     with tarfile.open(folder / part / f'{split}.tar') as tar:
         tar.extractall(target / split, filter='data')
 
 
 def unpack_learning(folder: Path, target: Path, part: str) -> None:
-    """As measure_learning.py wants it."""
+    """Write the data as measure_learning.py reads it."""
     target.mkdir(exist_ok=True)
     for path in [folder / part] if part == 'mnist' else (folder / part).iterdir():
         (target / path.name).symlink_to(path)
 
 
 def unpack_signs(folder: Path, target: Path, part: str) -> None:
-    """Tars of PNG, as measure_learning.py wants them, and the boxes."""
+    """Write tars of PNG as measure_learning.py reads them, and the boxes."""
     from PIL import Image
     target.mkdir(exist_ok=True)
     for split in ('train', 'test'):
@@ -253,19 +253,19 @@ def size(*paths: Path) -> int:
 
 
 def size_of_checkout(root: Path) -> int:
-    """Of what git does not ignore."""
+    """Size of the files that git does not ignore."""
     listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=root, capture_output=True, text=True)
     return size(*{root / name for name in listed.stdout.split('\0') if name})
 
 
 class Load(NamedTuple):
-    """What travels at once, and the jobs that can then begin, where earlier loads are still there."""
+    """One upload, and the jobs that can start after it if earlier uploads are kept."""
     parts: list[str]
     jobs: list[Job]
 
 
 def loads(jobs: Iterable[Job], sizes: dict[str, int], room: int, always: Iterable[str]) -> list[Load]:
-    """As few loads as it takes, the parts of the first jobs in the first."""
+    """As few uploads as possible, the parts of the first jobs first."""
     found = [Load(list(always), [])]
     for job in jobs:
         for part in job.parts:
@@ -281,7 +281,7 @@ def loads(jobs: Iterable[Job], sizes: dict[str, int], room: int, always: Iterabl
 
 
 def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
-    """What the parts weigh, and which of them to take along at once."""
+    """The sizes of the parts, and which to upload together."""
     def mib(count: int) -> str:
         return f'{count / 2 ** 20:8.2f} MiB'
 
@@ -304,7 +304,7 @@ def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
 
 
 def tally(kinds: Iterable[str]) -> str:
-    """How many of each there are, in words."""
+    """The number of each, in words."""
     listed = list(kinds)
     return ', '.join(f'{listed.count(kind)} {kind}' for kind in dict.fromkeys(listed))
 

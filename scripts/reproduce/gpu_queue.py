@@ -1,15 +1,15 @@
-"""What waits to be trained on a GPU, in order; `gpu.py` runs it.
+"""The list of trainings for a GPU, in order; `gpu.py` runs them.
 
-A command is one of our own scripts, by its path in scripts/, with its arguments, in which {mnist}, {learning}, {birds},
-{signs} and {lite0} stand for what was packed, {run} for the folder of the job, {parent} for that in which it is,
-{device} for the device, {workers} for the processes that load images, and {left} for the seconds that are left.
+A command is a path in scripts/ with arguments. In these, {mnist}, {learning}, {birds}, {signs} and {lite0} are the
+packed data, {run} is the job's folder, {parent} its parent folder, {device} the device, {workers} the number of loader
+processes, and {left} the remaining seconds.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
 
 
 class Job(NamedTuple):
-    """A job, which goes on from what it finds in its folder."""
+    """A job; it resumes from the files in its folder."""
     name: str  # and its folder among the runs
     command: tuple[str, ...]
     seconds: float  # measured or estimated, on a H100, beside others
@@ -23,7 +23,7 @@ class Job(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Jobs of a kind do the same with other arguments: a rehearsal takes the first of each."""
+        """The kind of a job: jobs of one kind differ only in arguments. A rehearsal runs the first of each kind."""
         return self.name.partition('-')[0]
 
 
@@ -39,7 +39,7 @@ def train_mnist(*args: str) -> tuple[str, ...]:
 
 
 def cards() -> Iterator[Job]:
-    """The networks of model_cards, by their recipe."""
+    """The networks of model_cards, with their recipes."""
     for seed in range(3):
         for kind, model in (('RTS', RTS), ('TC', TC)):
             command = train_mnist(*model, '--set', kind, *CARD, '--seed', str(seed))
@@ -47,7 +47,7 @@ def cards() -> Iterator[Job]:
 
 
 def table1() -> Iterator[Job]:
-    """The networks of the paper's Table 1, of about 400,000 parameters each, and its sets, by what `tune` found."""
+    """The networks and sets of the paper's Table 1, about 400,000 parameters each, with the settings of `tune`."""
     recipe = ('--epochs', '40', '--ema-decay', '0.999', '--weight-decay', '0.1')
     widths = {  # of the plain networks, and of those behind a transformer
         'RTS': (('channels=[64,128]', 'hidden=200'), ('channels=[64,128]', 'hidden=370'), ('stn_size=24',)),
@@ -69,7 +69,7 @@ def table1() -> Iterator[Job]:
 
 
 def tune() -> Iterator[Job]:
-    """What carries on R and RTS, by 5,000 training digits that are held back: a change at a time."""
+    """Tuning on R and RTS, with 5,000 held-out training digits: one change at a time."""
     base = {'epochs': 40, 'lr': 0.002, 'ema-decay': 0.999}
     recipes = {'long': {'epochs': 120}, 'base': {}, 'small-batch': {'batch-size': 64, 'epochs': 20}}
     st_recipes = {'no-ema': {'ema-decay': 0.}, 'decay': {'weight-decay': 0.1}, 'low-rate': {'lr': 0.001},
@@ -94,7 +94,7 @@ def tune() -> Iterator[Job]:
 
 
 def birds() -> Iterator[Job]:
-    """The runs of train_birds.sh; of the network whose card we have, the first seed's weights come back."""
+    """The runs of train_birds.sh; the weights of the card's network come back for the first seed."""
     for name in BIRDS:
         for seed in range(3):
             command = ('train/train_birds.sh', '{birds}', '{lite0}/model.safetensors', '{parent}',
@@ -106,7 +106,7 @@ def birds() -> Iterator[Job]:
 
 
 def learning() -> Iterator[Job]:
-    """Does it learn, by default, on a thousand images?"""
+    """Runs of measure_learning.py."""
     command = ('reproduce/measure_learning.py', '--data', '{learning}', '--weights', '{lite0}/model.safetensors',
                '--output', '{run}/learning.jsonl', '--device', '{device}', '--jobs', '10', '--seeds', '10',
                '--budget', '{left}')

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 
 def sources(folder: Path) -> Sources:
-    """Data as measure_learning.py wants it, and weights."""
+    """Data as measure_learning.py reads it, and weights."""
     data, weights = folder / 'data', folder / 'model.safetensors'
     for name in ('mnist', 'gtsrb32', 'cub200-2010'):
         (data / name).mkdir(parents=True)
@@ -42,7 +42,7 @@ def digits(folder: Path) -> None:
 
 
 def images(path: Path, classes: int, count: int, side: int, kind: str) -> None:
-    """A tar of images of sixteen random colours, a folder a class."""
+    """A tar of images of sixteen random colours, one folder per class."""
     generator = torch.Generator().manual_seed(0)
     with tarfile.open(path, 'w') as tar:
         for i in range(classes * count):

@@ -1,16 +1,16 @@
-"""Does a transformer learn, with the default arguments, on a thousand images? Measures it, and writes docs/training.md.
+"""Measure whether a transformer learns by default on about a thousand images; writes docs/training.md.
 
-    python scripts/reproduce/measure_learning.py --data DIR --weights FILE --jobs 2    # what docs/learning.jsonl lacks
-    python scripts/reproduce/measure_learning.py --write                               # the tables, of what it has
-    python scripts/reproduce/measure_learning.py --tune --output FILE --only 'alive/*' --data ...    # to choose by
-    python scripts/reproduce/measure_learning.py --device cuda --budget 300 --data ...    # starts none after 300 s
+    python scripts/reproduce/measure_learning.py --data DIR --weights FILE --jobs 2    # runs not in docs/learning.jsonl
+    python scripts/reproduce/measure_learning.py --write                               # writes the tables
+    python scripts/reproduce/measure_learning.py --tune --output FILE --only 'alive/*' --data ...    # for tuning
+    python scripts/reproduce/measure_learning.py --device cuda --budget 300 --data ...    # starts no run after 300 s
 
-DIR has `mnist/` (the idx files), `gtsrb32/` and `cub200-2010/` (`train.tar` and `test.tar`, a folder a class); FILE is
-the ImageNet checkpoint of tf_efficientnet_lite0. Every run is a line, with all that it was made of; a run that is there
-is not made again. One thread a run. Held out are test sets, with `--tune` training images that were kept back.
-`--model-kwargs` adds arguments to the transformers'.
+DIR has `mnist/` (the idx files), `gtsrb32/` and `cub200-2010/` (`train.tar` and `test.tar`, one folder per class).
+FILE is the ImageNet checkpoint of tf_efficientnet_lite0. Each run is one line with all its settings; recorded runs are
+not repeated. Each run uses one thread. Accuracy is on the test sets, with `--tune` on held-out training images.
+`--model-kwargs` adds arguments of the transformers.
 
-`spread` is the standard deviation, over held-out images, of where the look lies: see `timm_stn.view.dependence`.
+`spread` is the standard deviation of the look's position over held-out images: see `timm_stn.view.dependence`.
 """
 import argparse
 import json
@@ -47,7 +47,7 @@ Images = tuple[Tensor, Tensor]
 
 
 class Task(NamedTuple):
-    """Images, and how a network learns them."""
+    """A data set, with its network and recipe."""
     load: Callable[..., tuple[Images, Images]]  # (data folder, tune, seed) -> train, held out
     model: str
     kwargs: dict[str, Any]
@@ -56,7 +56,7 @@ class Task(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A run, but for its seed."""
+    """A run without its seed."""
     group: str
     task: str
     transform: str | None  # None: the plain network
@@ -80,13 +80,13 @@ class Case(NamedTuple):
 
 
 def turned(images: Tensor, seed: int, padding_mode: str) -> Tensor:
-    """Each image turned by any angle."""
+    """Each image rotated by a random angle."""
     angle = torch.rand(len(images), 1, generator=torch.Generator().manual_seed(seed)) * 2 * math.pi
     return warp(images, angle, transform='rotation', padding_mode=padding_mode)
 
 
 def digits(data: str, tune: bool, seed: int, kind: str) -> tuple[Images, Images]:
-    """3,000 of MNIST's first 50,000 training digits; 5,000 of the others, or with ``tune=False`` of the test set."""
+    """3,000 of MNIST's first 50,000 training digits, and 5,000 of the others (``tune=False``: of the test set)."""
     images, labels = load_mnist(data, 'train')
     chosen = torch.randperm(50_000, generator=torch.Generator().manual_seed(7))[:3000]
     held = (images[50_000:55_000], labels[50_000:55_000]) if tune else [t[:5000] for t in load_mnist(data, 'test')]
@@ -100,7 +100,7 @@ def digits(data: str, tune: bool, seed: int, kind: str) -> tuple[Images, Images]
 
 
 def members(path: Path) -> dict[str, list[str]]:
-    """Of a tar of images, a folder a class: the members of each class, in order."""
+    """Members of each class, in order, of a tar with one folder per class."""
     found: dict[str, list[str]] = {}
     with tarfile.open(path) as tar:
         for name in sorted(m.name for m in tar if m.isfile()):
@@ -109,7 +109,7 @@ def members(path: Path) -> dict[str, list[str]]:
 
 
 def pictures(path: Path, side: int, parts: list[list[str]]) -> Images:
-    """Images (N, 3, side, side) of members, a list a class, normalised as lite0 wants them, and their classes."""
+    """Images (N, 3, side, side), normalised for lite0, and their classes, from one list of members per class."""
     names = [name for part in parts for name in part]
     images = dict.fromkeys(names, torch.empty(0))
     with tarfile.open(path) as tar:
@@ -123,7 +123,7 @@ def pictures(path: Path, side: int, parts: list[list[str]]) -> Images:
 
 
 def choice_of_signs(data: str, tune: bool) -> list[tuple[Path, list[list[str]]]]:
-    """Train and held out: a tar, and the members of each of five speed limits."""
+    """Training and held-out sets: a tar, and the members of each of five speed limits."""
     folder = Path(data) / 'gtsrb32'
     generator = torch.Generator().manual_seed(5)
     train, held = [], []
@@ -141,18 +141,18 @@ def choice_of_signs(data: str, tune: bool) -> list[tuple[Path, list[list[str]]]]
 
 
 def track(file: str) -> str:
-    """Of which a sign is one of thirty frames."""
+    """The track of a sign, which has thirty frames."""
     return file.rpartition('/')[2][:5]
 
 
 @cache
 def chosen(choice: Callable[..., Any], data: str, tune: bool, side: int) -> list[Images]:
-    """Train and held out, as :func:`choice_of_signs` or :func:`choice_of_birds` has it; decoded once a process."""
+    """Training and held-out images of :func:`choice_of_signs` or :func:`choice_of_birds`; decoded once per process."""
     return [pictures(path, side, parts) for path, parts in choice(data, tune)]
 
 
 def signs(data: str, tune: bool, seed: int, turn: bool, side: int) -> tuple[Images, Images]:
-    """Five speed limits, 200 training images each; held out are other tracks, or the test set's."""
+    """Five speed limits, 200 training images each; held-out images are from other tracks or the test set."""
     (x, y), (held_x, held_y) = chosen(choice_of_signs, data, tune, side)
     if turn:
         x, held_x = turned(x, 1000 + seed, 'border'), turned(held_x, 99, 'border')
@@ -160,13 +160,13 @@ def signs(data: str, tune: bool, seed: int, turn: bool, side: int) -> tuple[Imag
 
 
 def choice_of_birds(data: str, tune: bool) -> list[tuple[Path, list[list[str]]]]:
-    """Train and held out: a tar, and the members of each of ten species; to tune, of ten others."""
+    """Training and held-out sets: a tar, and the members of each of ten species; ten others for tuning."""
     paths = [Path(data) / 'cub200-2010' / f'{split}.tar' for split in ('train', 'test')]
     return [(path, list(members(path).values())[7 if tune else 0::20]) for path in paths]
 
 
 def birds(data: str, tune: bool, seed: int) -> tuple[Images, Images]:
-    """Ten species, 15 training images each, at 64 x 64, and their test images; to tune, ten others."""
+    """Ten species at 64 x 64, 15 training images each, and their test images; ten others for tuning."""
     train, held = chosen(choice_of_birds, data, tune, 64)
     return train, held
 
@@ -254,7 +254,7 @@ def factor(step: int, warmup: int, total: int) -> float:
 
 
 class Watch:
-    """theta in the first hundred steps, and its gradient in all; read at the end, so that no step waits for it."""
+    """theta in the first hundred steps, and its gradient in all; read at the end, so no step synchronises."""
 
     def __init__(self, model: Any) -> None:
         self.stn = getattr(model, 'stn', None)
@@ -324,7 +324,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error; of one value, none."""
+    """Mean and its standard error; no error for one value."""
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
     return statistics.mean(values), error
 
@@ -335,7 +335,7 @@ def shown(values: list[float], sign: str = '') -> str:
 
 
 def groups(lines: list[dict[str, Any]], group: str) -> Iterator[tuple[tuple[str, str], dict[str, dict[int, Any]]]]:
-    """Of a group, by task and optimizer: who -> seed -> line."""
+    """Lines of a group by task and optimizer: network -> seed -> line."""
     found: dict[tuple[str, str], dict[str, dict[int, Any]]] = {}
     for line in lines:
         name, task, how, who = line['name'].split('/')
@@ -345,7 +345,7 @@ def groups(lines: list[dict[str, Any]], group: str) -> Iterator[tuple[tuple[str,
 
 
 def rows(lines: list[dict[str, Any]], group: str) -> Iterator[list[str]]:
-    """A row a network with a transformer, beside the plain one of the same seeds."""
+    """One row per network with a transformer, compared with the plain one of the same seeds."""
     for (task, how), by_who in groups(lines, group):
         plain = by_who.get('plain', {})
         for who, by_seed in by_who.items():

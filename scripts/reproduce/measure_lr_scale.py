@@ -1,11 +1,11 @@
-"""Measures how far optimizers' steps move theta for several `stn_lr_scale`, and writes the table of docs/training.md.
+"""Measure how far optimizer steps move theta for several `stn_lr_scale`; writes the table of docs/training.md.
 
     python scripts/reproduce/measure_lr_scale.py            # prints the table
-    python scripts/reproduce/measure_lr_scale.py --write    # and puts it into docs/training.md
+    python scripts/reproduce/measure_lr_scale.py --write    # writes it to docs/training.md
 
-The network is `stn_test_resnet` with its affine input transformer, untouched, and all its parameters are the
-optimizer's. The loss is linear in theta, by another slope for each image, so that theta's gradient is the same wherever
-theta is, and what differs is the optimizer's doing. Weight decay is on: LAMB adapts to the weights only then.
+The network is a new `stn_test_resnet` with an affine input transformer; the optimizer trains all parameters. The loss
+is linear in theta, with another slope for each image. So theta's gradient does not depend on theta, and differences
+come from the optimizer. Weight decay is on, because LAMB adapts to the weights only then.
 """
 import argparse
 import re

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""What accuracy is lost where images are re-encoded for a pack of gpu.py, which has little room.
+"""Measure the accuracy lost by re-encoding images for a pack of gpu.py.
 
-    python scripts/reproduce/measure_pack.py signs --data DIR    # as packed: a plain network, trained, tested on either
-    python scripts/reproduce/measure_pack.py birds --data DIR    # not done: the card's network, on what it would be
+    python scripts/reproduce/measure_pack.py signs --data DIR    # packed: a plain network, trained and tested on both
+    python scripts/reproduce/measure_pack.py birds --data DIR    # not packed: the card's network on re-encoded images
 
-DIR has `gtsrb32/` and `cub200-2010/`, as gpu.py wants them. On two cores half an hour, and a quarter.
+DIR has `gtsrb32/` and `cub200-2010/`, as for gpu.py. Signs take half an hour on two cores, birds a quarter.
 """
 import argparse
 import tarfile

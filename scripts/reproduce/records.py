@@ -1,4 +1,4 @@
-"""Records of runs: JSON, a line a run. Without torch: gpu.py wants no more than Python itself."""
+"""Records of runs: one JSON line per run. Needs no torch, because gpu.py needs only Python."""
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ Line = dict[str, Any]
 
 
 def read(path: Path) -> list[Line]:
-    """All lines; none where there is no file. A last line that was not written to its end is left out."""
+    """All records of a file; [] if it is missing. An incomplete last line is skipped."""
     if not path.is_file():
         return []
     whole, _, _ = path.read_text().rpartition('\n')
@@ -17,10 +17,10 @@ def read(path: Path) -> list[Line]:
 
 
 def replace(path: Path, lines: list[Line]) -> None:
-    """All of it, or it stays as it was."""
+    """Replace the file as a whole; on failure it stays unchanged."""
     write_text(path, ''.join(json.dumps(line) + '\n' for line in lines))
 
 
 def key(line: Line) -> tuple[str, int, bool, str]:
-    """What makes a run of measure_learning.py one of its kind."""
+    """The key that identifies a run of measure_learning.py."""
     return line['name'], line['seed'], line['tune'], json.dumps(line['model_kwargs'], sort_keys=True)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""What a finished run of scripts/train/train_birds.sh is worth: RUN/result.json.
+"""Write the results of a finished run of scripts/train/train_birds.sh: RUN/result.json.
 
     python scripts/train/birds_result.py RUN
 
-The optimizer goes from its last checkpoint, which is then a third as large, and as good to read the network from.
-Multiply-adds are those of one image, as `timm_stn.view.cost` counts them.
+Removes the optimizer state from the last checkpoint, which makes it a third as large. Multiply-adds are those of one
+image, counted by `timm_stn.view.cost`.
 """
 import argparse
 import csv

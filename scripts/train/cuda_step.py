@@ -1,4 +1,4 @@
-"""The training step of train_mnist.py as a CUDA graph: networks as small as those wait for launches only."""
+"""The training step of train_mnist.py as a CUDA graph: for such small networks, launch time dominates."""
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ Step = Callable[[Any, tuple[Tensor, Tensor], Tensor, Tensor], None]  # of (run, 
 
 @contextmanager
 def work_on(device: str) -> Iterator[None]:
-    """On a CUDA device, all work is put on one stream that, unlike the default one, can be captured."""
+    """Run all work of a CUDA device on one stream that, unlike the default stream, can be captured."""
     if torch.device(device).type != 'cuda':
         yield
         return
@@ -27,7 +27,7 @@ def work_on(device: str) -> Iterator[None]:
 
 
 def capture_arguments(opt: str, device: str) -> dict[str, bool]:
-    """Arguments that make an optimizer of timm's one whose step a CUDA graph can hold; empty where none can."""
+    """Arguments that make a timm optimizer's step capturable in a CUDA graph; empty if it cannot be."""
     if torch.device(device).type != 'cuda':
         return {}
     try:
@@ -42,7 +42,7 @@ def capture_arguments(opt: str, device: str) -> dict[str, bool]:
 
 
 class CapturedStep:
-    """A training step that is one launch, where it was hundreds.
+    """A training step as one launch instead of hundreds.
 
     The first batch sets the size of all that are trained on so; others, as the last of an epoch may be, are trained on
     operation by operation, as are the first `EAGER`. What changes from step to step is in tensors that are filled
@@ -78,7 +78,7 @@ class CapturedStep:
         run.scheduler.step()
 
     def capture(self, run: Any, digits: tuple[Tensor, Tensor]) -> torch.cuda.CUDAGraph:
-        """Record a step, which is not made thereby."""
+        """Capture a step without executing it."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -92,7 +92,7 @@ class CapturedStep:
 
 @torch.no_grad()
 def average(ema: ModelEmaV3, model: nn.Module, weight: Tensor) -> None:
-    """What `ema.update` does, with the weight of the model in a tensor."""
+    """`ema.update` with the decay in a tensor."""
     for old, new in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
         if old.is_floating_point():
             old.lerp_(new, weight)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Train a timm model on one of the paper's distorted MNIST sets, distorted afresh each epoch.
+"""Train a timm model on one of the paper's distorted MNIST sets, distorted anew in each epoch.
 
     python scripts/train/train_mnist.py --model stn_mnist_cnn --model-kwargs stn_size=28 --set RTS --output runs/rts
 
-The folder `--output` gets `summary.csv` (a line an epoch, with the learning rate at its start), `checkpoint.pt` (a
-run that is started again goes on from it, with the same result as if it had never stopped), and at the end
-`model.safetensors` and `result.json`. What is reported is the last epoch, over the fixed test set of
-`timm_stn.data.test_set`, which decides nothing on the way; with `--held-back` over training digits that are held back.
+The folder `--output` gets `summary.csv` (one line per epoch, with the learning rate at its start), `checkpoint.pt` (a
+restarted run resumes from it, with the same result as without interruption), and at the end `model.safetensors` and
+`result.json`. The result is that of the last epoch on the fixed test set of `timm_stn.data.test_set`, which influences
+nothing during training. With `--held-back` it is measured on held-out training digits instead.
 
-With `--device cuda` the steps of an epoch are replays of one CUDA graph, but for its last batch, if that is smaller.
+With `--device cuda` the steps of an epoch replay one CUDA graph, except a smaller last batch.
 """
 import argparse
 import csv
@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Digits to learn from (N, 1, 28, 28), as bytes, and their classes; distorted ones to test on, and theirs."""
+    """Training digits (N, 1, 28, 28), as bytes, and classes; distorted test digits and classes."""
     images, labels = load_mnist(args.data, 'train', args.download)
     if not args.held_back:
         return images, labels, *test_set(args.set, args.data)
@@ -80,7 +80,7 @@ def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Run:
-    """A model in training: everything that a checkpoint holds."""
+    """A model in training, with everything that a checkpoint holds."""
 
     def __init__(self, args: argparse.Namespace, steps_per_epoch: int) -> None:
         torch.manual_seed(args.seed)
@@ -98,14 +98,14 @@ class Run:
         self.place_rates()
 
     def place_rates(self) -> None:
-        """Learning rates are where a CUDA graph can read them, if there is one, and numbers of Python else."""
+        """Store learning rates in tensors for a CUDA graph, if there is one, else as Python numbers."""
         for group in self.optimizer.param_groups:
             rate = float(group['lr'])
             group['lr'] = torch.tensor(rate, device=self.args.device) if self.captured else rate
 
     @property
     def reported(self) -> nn.Module:
-        """The model that is evaluated and saved."""
+        """The model to evaluate and save."""
         return self.ema.module if self.ema else self.model
 
     def parts(self) -> dict[str, Any]:
@@ -148,13 +148,13 @@ def warmup_cosine(warmup: float, total: int) -> Callable[[int], float]:
 
 
 def draw(count: int, kind: str, generator: torch.Generator) -> Digits:
-    """The order of an epoch's digits, and the uniform numbers that distort each, the same as drawn batch by batch."""
+    """The order of an epoch's digits and their uniform random numbers, equal to those drawn batch by batch."""
     order = torch.randperm(count, generator=generator)
     return order, torch.rand(count, DISTORTIONS[kind].draws, generator=generator)
 
 
 def train_epoch(run: Run, digits: Digits, epoch: int) -> float:
-    """One pass over the digits; all its randomness is drawn from the seed and the epoch. Returns the mean loss."""
+    """One pass over the digits; returns the mean loss. Seed and epoch determine all randomness."""
     args, count = run.args, len(digits[0])
     torch.manual_seed(10_000 * (args.seed + 1) + epoch)
     generator = torch.Generator().manual_seed(10_000 * (args.seed + 1) + epoch)
@@ -171,7 +171,7 @@ def train_epoch(run: Run, digits: Digits, epoch: int) -> float:
 
 
 def train_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
-    """Distort the digits that `index` names, by uniform numbers `u`, and learn from them.
+    """Distort the digits of `index` with uniform numbers `u`, and train on them.
 
     A CUDA graph can hold this: nothing waits for the device, and no number in Python changes from step to step.
     """
@@ -196,7 +196,7 @@ def eager_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
 
 @torch.inference_mode()
 def test_error(model: nn.Module, digits: Digits) -> float:
-    """Percentage of digits that are classified wrongly."""
+    """Percentage of misclassified digits."""
     model.eval()
     batches = (part.split(500 if part.device.type == 'cpu' else 2500) for part in digits)
     wrong = sum((model(x).argmax(dim=1) != y).sum() for x, y in zip(*batches, strict=True))
