@@ -564,11 +564,11 @@ class TestUsualGradient:
     def test_is_that_of_theta(self, kwargs, monkeypatch):
         model, grads, penalised = in_training(**kwargs, stn_penalty=1.0), {}, SpatialTransformer._penalised
 
-        def watched(stn, theta):
-            theta = penalised(stn, theta)
-            if theta.requires_grad:
-                theta.register_hook(lambda g: grads.setdefault(stn, g))
-            return theta
+        def watched(stn, pose):
+            pose = penalised(stn, pose)
+            if pose.theta.requires_grad:
+                pose.theta.register_hook(lambda g: grads.setdefault(stn, g))
+            return pose
         monkeypatch.setattr(SpatialTransformer, '_penalised', watched)
         backward(model)
         assert set(grads) == set(transformers(model))

@@ -48,7 +48,7 @@ class TestLocalization:
     @given(kind=st.sampled_from(localization_names()), made=st.tuples(SIDES, SIDES), seen=st.tuples(SIDES, SIDES))
     def test_any_size(self, kind, made, seen):
         net = Localization(kind, 2, made, 6)
-        theta = net(randn(3, 2, *seen))
+        theta = net(randn(3, 2, *seen)).params
         assert torch.equal(theta, torch.zeros(3, 6)) and theta.dtype == torch.float32
         theta.sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
@@ -71,7 +71,7 @@ class TestLocalization:
     @pytest.mark.parametrize('kind', localization_names())
     def test_volumes(self, kind, size):
         net = Localization(kind, 2, size, 12)
-        assert net(randn(2, 2, 6, 11, 8)).shape == (2, 12)
+        assert net(randn(2, 2, 6, 11, 8)).params.shape == (2, 12)
         assert any(isinstance(m, nn.Conv3d) for m in net.modules()) == (kind == 'conv')
 
     def test_settings(self):
@@ -84,11 +84,11 @@ class TestLocalization:
     def test_dtypes(self, kind):
         for dtype in (torch.bfloat16, torch.float64):
             net = Localization(kind, 3, (20, 20), 6, dtype=dtype).eval()
-            theta = net(randn(2, 3, 20, 20, dtype=torch.float64).to(dtype))
+            theta = net(randn(2, 3, 20, 20, dtype=torch.float64).to(dtype)).params
             assert theta.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         net = Localization(kind, 3, (20, 20), 6)
         with torch.autocast('cpu', torch.bfloat16):
-            assert net(randn(2, 3, 20, 20)).dtype == torch.float32
+            assert net(randn(2, 3, 20, 20)).params.dtype == torch.float32
 
     @pytest.mark.parametrize(('arguments', 'error', 'message'), [
         ({'kind': 'convv'}, ValueError,

@@ -9,13 +9,14 @@ from makers import GLIMPSES, save_for_hf
 from torch import nn
 
 import timm_stn  # noqa: F401
-from timm_stn.geometry.transforms import map_points_matrix
+from timm_stn.geometry.transforms import get_transform
 from timm_stn.modules.saliency import Saliency
 
 
 def saliency(tiles, least=0.5, most=None, bound=True):
     scales = least, least if most is None else most
-    return Saliency(torch.as_tensor(tiles, dtype=torch.float64), scales, bound, 'moments', 3, (5, 5), 4).eval()
+    tiles = torch.as_tensor(tiles, dtype=torch.float64)
+    return Saliency(get_transform('affine'), tiles, scales, bound, 'moments', 3, (5, 5), 4).eval()
 
 
 def reference(maps, tiles, least, most):
@@ -109,7 +110,7 @@ def test_every_family_starts_there_and_learns(transform, scale):
     images = torch.randn(2, 3, 128, 128)
     corners = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0]])
     points = model.stn.map_points(model.stn.regress(images, model._localize).flatten(0, 1), corners)
-    starts = map_points_matrix(model._localize(images)[1].flatten(0, 1), corners)
+    starts = model._localize(images).start.map_points(corners)
     torch.testing.assert_close(points, starts, atol=1e-4, rtol=0)
     model(images).square().sum().backward()
     regression = model.stn.localization.regression

@@ -85,7 +85,7 @@ class TestGlimpses:
             alone = transformer(transform, scale=0.6, iterations=iterations, bound=False)
             alone.base[0] = stn.base[g]
             part = slice(g * count, (g + 1) * count)
-            alone_seen, alone_theta = alone.look(x, lambda image, part=part: stn.localization(image)[:, part])
+            alone_seen, alone_theta = alone.look(x, lambda image, part=part: stn.localization(image).params[:, part])
             torch.testing.assert_close(theta[:, g], alone_theta)
             # theta may differ by 1e-5, that is 1e-4 pixels, and neighbours in the noise differ by about 1
             torch.testing.assert_close(seen[:, g], alone_seen, rtol=0, atol=1e-4)

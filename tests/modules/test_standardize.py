@@ -208,11 +208,11 @@ class TestOldWeights:
         x, other = randn(4, 1, 28, 28), Localization('conv', 1, (28, 28), 6)
         other.load_state_dict(old)
         expected = net.regression(net.body(shrink(x, (14, 14))).relu())
-        other.train()(x).sum().backward()
-        assert torch.equal(other(x), expected), 'no statistics are taken'
+        other.train()(x).params.sum().backward()
+        assert torch.equal(other(x).params, expected), 'no statistics are taken'
         again = Localization('conv', 1, (28, 28), 6)
         again.load_state_dict(other.state_dict())
-        assert torch.equal(again(x), expected) and not again.standardize.active
+        assert torch.equal(again(x).params, expected) and not again.standardize.active
         net.load_state_dict(Localization('conv', 1, (28, 28), 6).state_dict())
         assert net.standardize.active
 
@@ -227,7 +227,7 @@ class TestOldWeights:
 
     def test_parameters_alone_leave_the_statistics_and_are_missed(self):
         net = Localization('conv', 1, (28, 28), 6)
-        net(randn(4, 1, 28, 28)).sum().backward()
+        net(randn(4, 1, 28, 28)).params.sum().backward()
         found = net.load_state_dict(dict(Localization('conv', 1, (28, 28), 6).named_parameters()), strict=False)
         assert net.standardize.active and net.standardize.num_batches_tracked == 1
         assert 'standardize.running_mean' in found.missing_keys and 'regression.lr_scale_nano' in found.missing_keys

@@ -30,7 +30,7 @@ def network(seed=0, lr_scale=10.0):
 
 
 def loss(net, x, scale=1.0, slope_seed=5):
-    return scale * (net(x) * randn(6, seed=slope_seed)).sum(1).mean()
+    return scale * (net(x).params * randn(6, seed=slope_seed)).sum(1).mean()
 
 
 def train(net, opt='sgd', lr=10.0, count=5, scale=1.0, accumulate=1):
@@ -108,14 +108,14 @@ class TestBound:
         net = network()
         x = randn(256, 1, 28, 28, seed=3)
         for _ in range(20):
-            net(x).sum().backward()  # statistics
-        start = net.eval()(x)
+            net(x).params.sum().backward()  # statistics
+        start = net.eval()(x).params
         net.train()
         optimizer = torch.optim.SGD(net.regression.parameters(), lr=1e3)
         optimizer.zero_grad()
         loss(net, x).backward()
         optimizer.step()
-        moved = (net.eval()(x) - start).square().sum(1).mean().sqrt()
+        moved = (net.eval()(x).params - start).square().sum(1).mean().sqrt()
         assert 0 < moved < 2 * steps.STEP * 10
 
     def test_is_exact_under_accumulation(self):

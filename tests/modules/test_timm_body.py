@@ -12,7 +12,7 @@ class TestLocalization:
     def test_timm(self, size):
         net = Localization('timm:test_resnet', 2, size, 6)
         assert net.size == size and next(net.body.parameters()).shape[1] == 2
-        assert net.eval()(randn(2, 2, *size)).shape == (2, 6)
+        assert net.eval()(randn(2, 2, *size)).params.shape == (2, 6)
         assert net.regression.in_features == 3 * net.body[0].net.num_features
 
     @pytest.mark.parametrize('arch', ['test_resnet', 'test_vit', 'swin_s3_tiny_224'])
@@ -30,13 +30,13 @@ class TestLocalization:
     @pytest.mark.parametrize(('arch', 'settings'), [('efficientvit_b0', {}), ('test_resnet', dict(global_pool='max'))])
     def test_timm_with_pooled_features(self, arch, settings):
         net = Localization(f'timm:{arch}', 3, (64, 64), 6, **settings).eval()
-        assert net(randn(2, 3, 64, 64)).shape == (2, 6)
+        assert net(randn(2, 3, 64, 64)).params.shape == (2, 6)
         assert net.regression.in_features == net.body.head_hidden_size
 
     def test_timm_of_a_fixed_size(self):
         assert Localization('timm:test_vit', 3, (32, 32), 6).size == (160, 160)
         net = Localization('timm:test_vit', 3, (32, 32), 6, size=(32, 48))
-        assert net.eval()(randn(1, 3, 20, 20)).shape == (1, 6)
+        assert net.eval()(randn(1, 3, 20, 20)).params.shape == (1, 6)
 
     def test_timm_probe_leaves_no_trace(self):
         torch.manual_seed(0)

@@ -2,12 +2,13 @@
 import copy
 import json
 import pickle
+from dataclasses import FrozenInstanceError
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timm_stn.network.arguments import DEFAULTS, StnArguments, split_arguments
+from timm_stn.network.arguments import DEFAULTS, split_arguments, stn_arguments
 
 TPS, AFFINE = {'transform': 'tps'}, {'transform': 'affine', 'scale': 0.5}
 
@@ -31,7 +32,7 @@ TPS, AFFINE = {'transform': 'tps'}, {'transform': 'affine', 'scale': 0.5}
 def test_forms_of_stages(given, stages):
     arguments = stn_arguments(stn_stages=given)
     assert arguments.stages == stages and list(arguments.stages) == list(stages)
-    assert arguments.values['stn_stages'] == [[stage, settings] for stage, settings in stages.items()]
+    assert arguments.json['stn_stages'] == [[stage, settings] for stage, settings in stages.items()]
 
 
 STAGE_SETTINGS = st.fixed_dictionaries({}, optional={
@@ -56,27 +57,30 @@ def test_json_round_trip(stages, size, glimpses):
 def test_values_and_settings():
     stages = {'input': {}, 1: TPS}
     arguments = stn_arguments(stn_stages=stages, stn_transform='similarity', stn_scale=0.5, stn_glimpses=2)
-    assert arguments.glimpses == 2 and arguments.transform == 'similarity' and not arguments.to_input
-    assert arguments.settings('input')['transform'] == 'similarity' and arguments.settings(1)['transform'] == 'tps'
-    assert arguments.settings('input')['scale'] == 0.5
-    assert arguments.settings(1)['scale'] == 1.0, 'stn_scale is that of glimpses of the image'
-    assert stn_arguments(stn_stages={1: AFFINE}).settings(1)['scale'] == 0.5
-    assert set(arguments.settings(1)) == {
+    assert arguments.glimpses == 2 and arguments.transformers['transform'] == 'similarity'
+    assert arguments.target == 'stage'
+    assert arguments.settings('input').transform == 'similarity' and arguments.settings(1).transform == 'tps'
+    assert arguments.settings('input').scale == 0.5
+    assert arguments.settings(1).scale == 1.0, 'stn_scale is that of glimpses of the image'
+    assert stn_arguments(stn_stages={1: AFFINE}).settings(1).scale == 0.5
+    assert set(vars(arguments.settings(1))) == {
         'transform', 'scale', 'bound', 'localization', 'localization_size', 'iterations', 'mode', 'padding_mode',
         'fill', 'antialias', 'lr_scale', 'penalty', 'freeze_steps',
     }
-    assert not hasattr(arguments, 'nothing')
+    with pytest.raises(FrozenInstanceError):
+        arguments.glimpses = 3
     for other in (copy.deepcopy(arguments), pickle.loads(pickle.dumps(arguments))):
         assert other.json == arguments.json and other.stages == arguments.stages
 
 
 def test_what_defaults_came_to_gives_way_to_what_is_given():
     stages = {'input': dict(transform='tps', resolved=dict(localization='conv', bound=False)), 1: dict(bound=True)}
-    one, other = stn_arguments(stn_stages=stages), stn_arguments(stn_stages=stages, stn_localization='fc', stn_bound=True)
-    assert [one.settings(s)['localization'] for s in stages] == ['conv', 'auto']
-    assert [one.settings(s)['bound'] for s in stages] == [False, True]
-    assert [other.settings(s)['localization'] for s in stages] == ['fc', 'fc']
-    assert other.settings('input')['bound'] and 'resolved' not in other.settings('input')
+    one = stn_arguments(stn_stages=stages)
+    other = stn_arguments(stn_stages=stages, stn_localization='fc', stn_bound=True)
+    assert [one.settings(s).localization for s in stages] == ['conv', 'auto']
+    assert [one.settings(s).bound for s in stages] == [False, True]
+    assert [other.settings(s).localization for s in stages] == ['fc', 'fc']
+    assert other.settings('input').bound
     assert stn_arguments(**json.loads(json.dumps(one.json))).json == one.json
     with pytest.raises(TypeError, match="unknown setting 'resolved' of stage 1"):
         stn_arguments(stn_stages={1: dict(resolved=dict(resolved=dict(bound=True)))})
@@ -92,7 +96,7 @@ def test_given_objects_are_not_changed_or_kept():
     stages = {'input': dict(TPS)}
     arguments = stn_arguments(stn_stages=stages)
     stages['input']['transform'] = 'affine'
-    assert arguments.settings('input')['transform'] == 'tps' and stn_arguments().stages == {'input': {}}
+    assert arguments.settings('input').transform == 'tps' and stn_arguments().stages == {'input': {}}
 
 
 def test_split():

@@ -38,7 +38,7 @@ class Saliency(Localization):
 
     Shape:
         (N, C, H, W) to parameters (N, G * P), and where they start from: scales and centres of N * G glimpses; those of
-        the tiles, of the largest scale, where a map responds nowhere or is not finite.
+        the tiles, of the largest scale, where a map responds nowhere, of the least where it is not finite.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Saliency(Localization):
                 square = torch.stack([(m * d.square()).sum(2) for m, d in zip(share, off)], 2)
                 wide = (3 * (square - shift.square()).amax(2, keepdim=True)).clamp_min(0).sqrt()
                 scale = torch.where(total > 0, wide.clamp(least, most), scale)
-            shift = torch.where(total.isfinite(), shift, 0.0)  # an image with a NaN in it
+            known = total.isfinite()  # not of an image with a NaN in it
+            shift, scale = torch.where(known, shift, 0.0), torch.where(known, scale, least)
             reach = TILE_REACH * (1 - scale).clamp_min(0) if self.bound else torch.ones_like(scale)
             return torch.maximum(torch.minimum(tiles + shift, reach), -reach), scale

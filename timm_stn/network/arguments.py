@@ -25,6 +25,9 @@ __all__ = ['DEFAULTS', 'InputTransformer', 'StnArguments', 'argument_table', 'sp
 INPUT = 'input'
 RESOLVED = 'resolved'  # among a stage's settings: what its defaults came to
 STAGES, CHARACTERS = 128, 200  # at most, so that no config.json makes a network that exhausts memory or time
+IMAGE_SIZE = Kind(
+    lambda value: value is None or are_sides(as_sides(value), 2), 'a positive integer, or two of them (height, width)')
+ANY_STAGES = Kind(lambda value: True, 'stages')  # checked where they are read
 STAGES_TAKE = "stn_stages takes 'input', feature indices or module names, got {!r}."
 
 
@@ -46,7 +49,7 @@ class StnArguments:
     all transformers where a stage has none of its own.
     """
     stages: Mapping[int | str, Mapping[str, Any]] = argument(
-        (INPUT,), Kind(lambda value: True, 'stages'),
+        (INPUT,), ANY_STAGES,
         "any of `'input'`, feature indices (negative too), module names; or a mapping from stage to settings that "
         'override the other arguments (as JSON: `[[stage, settings], ...]`)')
     glimpses: int = argument(
@@ -64,8 +67,7 @@ class StnArguments:
         'adds the whole image, shrunk to `stn_size`, as a first stream; with `shared:<stage>` the same features tell '
         'where to look and are computed once')
     size: Any = argument(
-        None, Kind(lambda value: value is None or are_sides(as_sides(value), 2),
-                   'a positive integer, or two of them (height, width)'),
+        None, IMAGE_SIZE,
         'output size of the input transformer; the backbone is built for it', most=8192, shown='as the input')
     target: str = argument(
         'stage', one_of('stage', 'input'),

@@ -13,10 +13,10 @@ from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides
 from ..modules.spatial_transformer import SpatialTransformer
 from .arguments import StnArguments
-from .attach import StageTransformer, attach, hooked, unhook
+from .attach import StageTransformer, attach
 from .glance import Glance, make_input_transformer, resolve_auto
 from .keys import as_tuple, prefix_of, prefixed
-from .scripting import ScriptableNetwork, share_tensors, traced_signature
+from .scripting import scriptable, traced_signature
 from .stages import check_keeps_tokens, feature_infos, stage_layouts
 from .streams import StreamsNetwork, map_tensors
 from .wrapper import if_backbone_can
@@ -82,7 +82,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         self._stage_names = self._attach_stages(**of_timm)
         self._has_tokens = self._find_tokens()
         self.arguments = self._resolved()
-        self.join_classifiers(num_classes)  # after the transformers: it draws random numbers, and seeds stay what they were
+        self.join_classifiers(num_classes)  # last, for it draws random numbers: a seed gives the same transformers
         self._describe(name)
 
     def _attach_stages(self, **of_timm: Any) -> dict[int | str, list[str]]:
@@ -299,19 +299,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script takes in its place."""
-        backbone = share_tensors(self.backbone)
-        unhook(backbone)
-        found = {
-            'several streams': self.streams > 1,
-            "theta from the backbone's own features": self.glance is not None,
-            'a transformer at a stage that yields several things': any(
-                m.layout.item is not None for m in backbone.modules() if isinstance(m, StageTransformer)),
-            f"transformers in forward hooks (at {', '.join(hooked(backbone))})": bool(hooked(backbone)),
-        }
-        for what, is_here in found.items():
-            if is_here:
-                raise ValueError(f'torch.jit.script cannot compile {what}; use torch.jit.trace or torch.export.')
-        return ScriptableNetwork(self.stn or nn.Identity(), backbone)
+        return scriptable(self)
 
     # changes
 

@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ['ScriptableNetwork', 'share_tensors', 'traced_signature']
+from .attach import StageTransformer, hooked, unhook
+
+__all__ = ['ScriptableNetwork', 'scriptable', 'traced_signature']
 
 
 def traced_signature(net: nn.Module, x: Tensor) -> None:
@@ -39,6 +41,27 @@ class ScriptableNetwork(nn.Module):
             intermediates_only=intermediates_only)
 
 
-def share_tensors(module: nn.Module) -> nn.Module:
+def scriptable(net: Any) -> ScriptableNetwork:
+    """A copy of a network, with the same parameters, that torch.jit.script compiles.
+
+    Raises:
+        ValueError: It has what torch.jit.script cannot compile.
+    """
+    backbone = _share_tensors(net.backbone)
+    unhook(backbone)
+    found = {
+        'several streams': net.streams > 1,
+        "theta from the backbone's own features": net.glance is not None,
+        'a transformer at a stage that yields several things': any(
+            m.layout.item is not None for m in backbone.modules() if isinstance(m, StageTransformer)),
+        f"transformers in forward hooks (at {', '.join(hooked(backbone))})": bool(hooked(backbone)),
+    }
+    for what, is_here in found.items():
+        if is_here:
+            raise ValueError(f'torch.jit.script cannot compile {what}; use torch.jit.trace or torch.export.')
+    return ScriptableNetwork(net.stn or nn.Identity(), backbone)
+
+
+def _share_tensors(module: nn.Module) -> nn.Module:
     """A copy with the same parameters and buffers: torch.jit.script puts traces into what it is given."""
     return deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
