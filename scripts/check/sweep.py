@@ -338,25 +338,26 @@ def table(records: Iterable[Record], total: int) -> str:
     responses = sorted(r['response'] for r in real if r.get('response') is not None)
     lines = [
         '# Architectures', '',
-        f"timm {VERSIONS['timm']}, torch {VERSIONS['torch']}: {len(everything)} of {total} architectures examined, "
-        f'{len(good)} of them without a failure, {len(real)} with real numbers and the others, which are too large for '
-        'that, on the meta device. Written by', '',
+        f"timm {VERSIONS['timm']}, torch {VERSIONS['torch']}: {len(everything)} of {total} architectures checked, "
+        f'{len(good)} of them without a failure. {len(real)} ran with real numbers; the others are too large for that '
+        'and ran on the meta device. Written by', '',
         '    python scripts/check/sweep.py --output sweep.jsonl',
         '    python scripts/check/sweep.py --output sweep.jsonl --table docs/architectures.md', '',
-        'Every architecture is built by its `stn_` name with a transformer at the input and at all stages that can '
-        'have one, all at once. Checked are the keys, a plain checkpoint, logits with untouched transformers against '
-        f"the plain network's (at most {contract.RELATIVE:g} of their range, in float64 where float32 is too coarse), "
-        "and gradients: finite for all of a transformer's parameters, not zero at its last layer.", '',
+        'Every architecture is built by its `stn_` name, with transformers at the input and at all possible stages '
+        'at once. The checks: state dict keys; loading a plain checkpoint; logits with new transformers, which may '
+        f"differ from the plain network's by at most {contract.RELATIVE:g} of their range (in float64 if float32 is "
+        "too coarse); gradients, which are finite for all of a transformer's parameters and not zero at its last "
+        'layer.', '',
         *_figures(real, responses), '',
-        '| family | architectures | hold at the input | stages that hold | layouts |',
+        '| family | architectures | passed at the input | stages passed | layouts |',
         '| --- | --- | --- | --- | --- |',
     ]
     lines += [_row(name, group) for name, group in sorted(families.items())]
     lines += [
         '', '## Stages that cannot have a transformer', '',
-        'The error says why, and where it can, names a module that can have one and has as many channels and as large '
-        'a map. These were put to the same checks, beside the other stages.', '',
-        '| family | stages | why | of them with a module to use instead |', '| --- | --- | --- | --- |',
+        'The error gives the reason. If possible, it names another module with a map of the same size and number of '
+        'channels. Those modules passed the same checks.', '',
+        '| family | stages | reason | with a module to use instead |', '| --- | --- | --- | --- |',
     ]
     for name, group in sorted(families.items()):
         refused = [s['reason'] for r in group for s in r.get('stages', {}).values() if 'reason' in s]
@@ -379,10 +380,10 @@ def _figures(real: list[Record], responses: list[float]) -> list[str]:
     return [
         f'Logits differ by {errors[len(errors) // 2]:.1e} of their range in the median, {errors[-1]:.1e} at most. '
         f'Transformers that look elsewhere change them by {responses[len(responses) // 2]:.2g} of their range in the '
-        f'median; by less than ten times the difference at the identity, so that the random weights hardly answer to '
-        f'the image and the identity says little, in {len(deaf)} networks'
+        f'median. Where this change is less than ten times the difference at the identity, random weights hardly '
+        f'depend on the image, and the check of the identity says little: in {len(deaf)} networks'
         f"{': ' + ', '.join(deaf) if deaf else ''}. In {silent} networks the transformer at the last block has no "
-        'gradient: only the class token goes on from there.']
+        'gradient, because the head uses only the class token.']
 
 
 def _row(name: str, group: list[Record]) -> str:

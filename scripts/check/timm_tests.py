@@ -124,12 +124,13 @@ def report(results: dict, models: list[str], exceptions: list[dict], args: argpa
     for case, message, why in found:
         by_reason[why or 'NOT LISTED'].append(f'`{case.rpartition("/")[2]}`' + ('' if why else f': {message}'))
     lines = [
-        '# timm\'s own tests: plain beside stn', '',
+        '# timm\'s own tests: plain and stn', '',
         f'timm {timm.__version__}, torch {torch.__version__.partition("+")[0]}; written by `{command(args)}`. Every '
         'test of timm that creates a model by name runs for the architecture, then for its twin. Tests over hundreds '
-        f'of architectures run over {len(models)}: the smallest of each family where it has at most '
-        f'{args.max_params / 1e6:g} M parameters' + (f', with `stn_stages={args.stages}`' if args.stages else '') + '; '
-        'tests over a list of their own run over that. Left out are the tests that download checkpoints.', '',
+        f'of architectures run over {len(models)}: the smallest of each family, if it has at most '
+        f'{args.max_params / 1e6:g} M parameters' + (f', with `stn_stages={args.stages}`' if args.stages else '') + '. '
+        'Tests with their own list of architectures run over that list. Tests that download checkpoints are skipped.',
+        '',
         *rows, '', '## Where plain passes and stn does not', '']
     for why in sorted(by_reason):
         lines += [f'* {why}', *(f'  * {case}' for case in sorted(by_reason[why]))]

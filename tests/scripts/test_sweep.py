@@ -148,7 +148,7 @@ def test_table(script, tmp_path):
         record('test_vit2', 'vision_transformer', {'0': {**held, 'layout': 'NLC'}}, silent=[0], response=5e-6),
         record('test_resnet', 'resnet', {'0': held}, failures=['identity: it | differs'], response=1e-2),
     ], 5)
-    assert '3 of 5 architectures examined, 2 of them without a failure' in text
+    assert '3 of 5 architectures checked, 2 of them without a failure' in text
     assert '| vision_transformer | 2 | 2 | 2 of 3 | NCHW, NLC |' in text
     assert '| resnet | 1 | 0 | 1 of 1 | NCHW |' in text
     assert '| vision_transformer | 1 | yields several things, not one map | 1 |' in text
@@ -157,7 +157,7 @@ def test_table(script, tmp_path):
     output, page = tmp_path / 'out.jsonl', tmp_path / 'page.md'
     output.write_text(json.dumps(record('test_vit', 'vision_transformer', {'0': held})) + '\n')
     script.main(['--output', str(output), '--filter', 'test_vit', 'test_vit?', 'test_resnet', '--table', str(page)])
-    assert '1 of 5 architectures examined' in page.read_text()
+    assert '1 of 5 architectures checked' in page.read_text()
 
 
 def test_only_timms_own(script):
