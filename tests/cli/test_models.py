@@ -24,5 +24,5 @@ def test_list(capsys):
 def test_weights_alone_want_to_know_their_model(photos, tmp_path, capsys):
     torch.save(timm.create_model('stn_mnist_cnn', in_chans=1, img_size=42).state_dict(), tmp_path / 'c.pt')
     common = ['show', photos / 'a.png', '--checkpoint', tmp_path / 'c.pt']
-    assert 'say of which model: --model NAME' in refused(capsys, *common)
+    assert 'If it holds only weights, name the model: --model NAME' in refused(capsys, *common)
     assert 'other arguments? Give them: --model-kwargs' in refused(capsys, *common, '--model', 'stn_mnist_cnn')
