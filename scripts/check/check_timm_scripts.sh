@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs timm's own scripts, unchanged, with stn_ models on a tiny ImageFolder. A line each: name, ok or FAILED, seconds.
+# Runs timm's own scripts, unchanged, with stn_ models on a tiny ImageFolder. Prints a line each: name, ok or FAILED, seconds.
 #
 #   TIMM_SCRIPTS=/path/to/pytorch-image-models scripts/check/check_timm_scripts.sh [--only REGEX] [--list] [--markdown FILE]
 #
-# Where a line is not ok it is run again with the plain model in place of the stn_ one, and the answer stands beside it.
-# Exits with 1 if a line failed. A line of which it is known that the plain model fails, too, is "as plain" if it does.
+# A failed line runs again with the plain model instead of the stn_ one; its result is printed beside the first.
+# Exits with 1 if a line failed. A line that is known to fail with the plain model too is "as plain" if it does.
 # PYTHON (python), DEVICE (cpu) and OMP_NUM_THREADS (1) come from the environment.
 set -uo pipefail
 

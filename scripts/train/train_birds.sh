@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Fine-tunes tf_efficientnet_lite0 on birds by timm's own train.py, plain and with spatial transformers, all alike.
+# Fine-tunes tf_efficientnet_lite0 on birds with timm's own train.py, plain and with spatial transformers, by one recipe.
 #
 #   TIMM_SCRIPTS=/path/to/pytorch-image-models scripts/train/train_birds.sh DATA WEIGHTS OUTPUT [OPTION=VALUE...] [NAME...]
 #
-# DATA has a folder train and a folder test, each with a folder of images a class; WEIGHTS is the ImageNet checkpoint
-# (model.safetensors of timm/tf_efficientnet_lite0.in1k); every run gets a folder in OUTPUT. A run that was cut off goes
-# on where it was, one that is finished is left alone.
+# DATA has the folders train and test, each with one folder of images per class. WEIGHTS is the ImageNet checkpoint
+# (model.safetensors of timm/tf_efficientnet_lite0.in1k). Every run gets a folder in OUTPUT. An interrupted run
+# resumes; a finished run is skipped.
 # NAMEs (all): plain112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192.
 # OPTIONs, also from the environment: PYTHON (python), DEVICE (cpu), WORKERS (1), EPOCHS (12), SEED (0),
 # OMP_NUM_THREADS (1).
@@ -32,7 +32,7 @@ done
 PYTHON=${PYTHON:-python}
 EPOCHS=${EPOCHS:-12}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# glibc gives large blocks back and asks for them again in every step, which takes as long as the step itself
+# otherwise glibc returns and re-allocates large blocks in every step, which takes as long as the step itself
 export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
 run() {  # NAME MODEL SIDE [stn_argument=value...]
