@@ -9,8 +9,8 @@ from makers import ROOT
 CARDS = sorted(p.name for p in (ROOT / 'model_cards').iterdir() if p.is_dir())
 
 
-def test_the_table_in_the_readme_is_up_to_date():
-    subprocess.run([sys.executable, ROOT / 'scripts' / 'release' / 'model_index.py', '--check'], check=True)
+def test_the_tables_in_the_readme_are_up_to_date():
+    subprocess.run([sys.executable, ROOT / 'scripts' / 'release' / 'readme_tables.py', '--check'], check=True)
 
 
 def test_the_wheel_holds_the_small_ones():

@@ -90,8 +90,8 @@ class MnistNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one; `global_pool=None` keeps the pooling."""
         pool = self.global_pool if global_pool is None else global_pool
-        probe = next(self.parameters())
-        self._create_classifier(num_classes, pool, device=probe.device, dtype=probe.dtype)
+        like = next(self.parameters())
+        self._create_classifier(num_classes, pool, device=like.device, dtype=like.dtype)
         self.fc.train(self.training)
 
     def forward_intermediates(

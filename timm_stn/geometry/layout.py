@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ['Layout', 'infer_layout', 'told_of_layout']
+__all__ = ['Layout', 'infer_layout', 'size_that_enters', 'told_of_layout']
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,13 @@ def told_of_layout(net: Any) -> dict[str, Any]:
     """What a network says of the layout of its features, for :func:`infer_layout`."""
     fmt = getattr(net, 'output_fmt', None)
     return dict(output_fmt=str(getattr(fmt, 'value', fmt)), prefix=int(getattr(net, 'num_prefix_tokens', 0) or 0))
+
+
+def size_that_enters(net: Any) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a timm model was made for."""
+    channels, *size = net.pretrained_cfg['input_size']
+    height, width = getattr(net, '_traits', {}).get('img_size') or size
+    return getattr(net, 'in_chans', None) or channels, height, width
 
 
 def _near_square(tokens: int, size: tuple[int, int]) -> tuple[int, int]:

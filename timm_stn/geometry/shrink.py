@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .grid import coordinate_dtype
+from .grid import centers, coordinate_dtype, to_pixels
 from .precision import full_precision
 
 __all__ = ['shrink']
@@ -36,7 +36,9 @@ def _is_traced() -> bool:
 
 
 def _shrink_by_matrices(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The same, as a product an axis: ONNX has no adaptive pool of volumes, its TorchScript exporter no triangles."""
+    """The same as one matrix product per axis: ONNX has no adaptive pooling of volumes, and TorchScript's ONNX exporter
+    no antialiased resize.
+    """
     weigh = _triangles if x.ndim == 4 else _boxes
     for axis, m in enumerate(size, 2):
         weights = weigh(int(x.shape[axis]), m).to(x)
@@ -47,8 +49,8 @@ def _shrink_by_matrices(x: Tensor, size: tuple[int, ...]) -> Tensor:
 def _triangles(n: int, m: int) -> Tensor:
     """Weights (m, n) of n pixels in each of m: triangles as wide as the scale, normalised."""
     scale = n / m
-    centers = (torch.arange(m, dtype=torch.float64).unsqueeze(1) + 0.5) * scale - 0.5
-    weights = (1 - (torch.arange(n, dtype=torch.float64) - centers).abs() / max(scale, 1)).relu()
+    middle = to_pixels(centers(m, dtype=torch.float64), n).unsqueeze(1)  # of each of the m, in pixels of the n
+    weights = (1 - (torch.arange(n, dtype=torch.float64) - middle).abs() / max(scale, 1)).relu()
     return weights / weights.sum(1, keepdim=True)
 
 

@@ -9,6 +9,6 @@ __all__ = ['trace']
 
 def trace(module: nn.Module, size: tuple[int, ...]) -> Any:
     """A trace of a module with one input; example batch (2, *size)."""
-    probe = next(module.parameters())
-    example = torch.zeros(2, *size, device=probe.device, dtype=probe.dtype)
+    like = next(module.parameters())
+    example = torch.zeros(2, *size, device=like.device, dtype=like.dtype)
     return torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from ..geometry.sampler import MODES, PADDING_MODES
 from ..geometry.sizes import is_count, is_number
+from ..geometry.transforms import get_transform, transform_names
 
 __all__ = [
     'BOOL', 'FIELDS', 'POSITIVE_INTEGER', 'Kind', 'TransformerSettings', 'argument', 'check_kind', 'check_settings',
@@ -60,8 +61,8 @@ class TransformerSettings:
     """
     transform: str = argument(
         'affine', ANY,
-        '`translation`, `rotation`, `attention`, `scale_translation`, `similarity`, `affine`, `projective`, `tps`, '
-        '`diffeomorphic`; `tps:5x5` for another lattice; `a+b`')
+        ', '.join(f'`{name}`' for name in transform_names() if get_transform(name).ndim == 2)
+        + '; `tps:5x5` for another lattice; `a+b`')
     scale: float | Sequence[float] = argument(
         1.0, ANY,
         'base scale of each glimpse: theta = base o T(params), so zero parameters give the base; with '
@@ -95,7 +96,7 @@ class TransformerSettings:
         "is at most this many times theta's usual gradient norm; see [training](docs/training.md)")
     freeze_steps: int = argument(
         0, Kind(lambda v: v == 0 or is_count(v), 'an integer, 0 or more'),
-        'the first this many backward passes give the transformers zero gradients; the checkpoint holds the count',
+        'number of first backward passes in which the transformers get zero gradients; counted in the checkpoint',
         most=2 ** 53)
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from ..geometry.layout import size_that_enters
 from ..geometry.sizes import as_sides
 from ..modules.gradients import without_counts
 from ..modules.standardize import without_statistics
@@ -151,10 +152,9 @@ def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> Spatial
     if settings.get('towers') == 'separate':
         raise ValueError("towers='separate' needs a network made by timm.create_model, which builds all towers.")
     arguments = stn_arguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
-    probe = next(model.parameters())
-    size = getattr(model, '_traits', {}).get('img_size') or tuple(cfg['input_size'][1:])
-    channels = getattr(model, 'in_chans', None) or cfg['input_size'][0]
-    net = SpatialTransformerNetwork(model, arguments, (channels, *size), device=probe.device, dtype=probe.dtype)
+    like = next(model.parameters())
+    net = SpatialTransformerNetwork(
+        model, arguments, size_that_enters(model), device=like.device, dtype=like.dtype)
     return net.train(model.training)
 
 

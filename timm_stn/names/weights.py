@@ -5,7 +5,7 @@ are read. A file or URL from the user may be any checkpoint of timm's, and is re
 """
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from torch.hub import load_state_dict_from_url
 
 from ..version import __version__
 
-__all__ = ['WEIGHTS', 'MissingWeights', 'StateDict', 'check_kinds', 'location_of', 'naming', 'place_of', 'read_weights']
+__all__ = [
+    'WEIGHTS', 'MissingWeights', 'StateDict', 'check_kinds', 'location_of', 'naming', 'options_allowed', 'place_of',
+    'read_weights']
 
 WEIGHTS = 'model.safetensors'
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -167,10 +169,15 @@ def _read_file(file: Path) -> StateDict:
     if not file.is_file():
         raise FileNotFoundError(f'pretrained_cfg: there is no file {str(file)!r}.')
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # train.py stores its options beside the weights
+        with options_allowed():
             return load_state_dict(str(file), weights_only=True)
     except Exception as error:
         raise RuntimeError(f'{file} cannot be read as a checkpoint (weights_only=True): {_text(error)}') from error
+
+
+def options_allowed() -> AbstractContextManager:
+    """Within it, `weights_only=True` accepts the options that train.py stores beside the weights."""
+    return torch.serialization.safe_globals([argparse.Namespace])
 
 
 def _check_tensors(state_dict: Mapping[Any, Any], where: str) -> None:

@@ -54,7 +54,7 @@ class StnArguments:
         'override the other arguments (as JSON: `[[stage, settings], ...]`)')
     glimpses: int = argument(
         1, POSITIVE_INTEGER,
-        'number of parallel transformers on the input; each makes one stream (one crop through the backbone)', most=64)
+        'number of parallel transformers on the input; each feeds one stream through the backbone', most=64)
     towers: str = argument(
         'shared', one_of('shared', 'separate'),
         'all streams share one backbone (`shared`), or each has its own (`separate`)')

@@ -119,8 +119,8 @@ class StreamsNetwork(TimmWrapper):
                 backbone.reset_classifier(0 if self._joined else num_classes, *pool)
         if self._joined:
             self._num_classes = num_classes
-            probe = next(self.parameters())
-            self.classifier = self._make_classifier(num_classes).to(device=probe.device, dtype=probe.dtype)
+            like = next(self.parameters())
+            self.classifier = self._make_classifier(num_classes).to(device=like.device, dtype=like.dtype)
 
     def each(self, fn: Callable[[Any, Any], Any], x: Any, first: int = 0) -> Any:
         """Run ``fn(backbone, x)`` over the streams of x, (N, S, ...) or nests of such; so is what comes out.

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from ..geometry.layout import size_that_enters
 from ..names.weights import WEIGHTS
 from ..names.zoo import card_folder
 from ..version import __version__
@@ -187,9 +188,7 @@ def _draw(model: Any, paths: list[Path], optional: bool, target: Path) -> list[s
 
 def _answer(model: Any, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if x is None:
-        size = getattr(model, '_traits', {}).get('img_size') or model.pretrained_cfg['input_size'][1:]
-        channels = getattr(model, 'in_chans', None) or model.pretrained_cfg['input_size'][0]
-        x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        x = torch.rand(2, *size_that_enters(model), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         logits = model(x)
     if not logits.isfinite().all():

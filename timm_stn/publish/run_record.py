@@ -12,6 +12,8 @@ from PIL import Image
 from timm.data import resolve_data_config
 from timm.models import clean_state_dict
 
+from ..names.weights import options_allowed
+
 __all__ = ['Run', 'read_run']
 
 SHOWN = 6  # images in the card's picture
@@ -44,7 +46,7 @@ def read_run(path: Path) -> Run:
         ValueError: It is no such checkpoint, or it holds other objects than tensors and plain options.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with options_allowed():
             held = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f'model: {str(path)!r} is no checkpoint that can be read safely{_unsafe(path)}.') from error

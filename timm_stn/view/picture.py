@@ -8,6 +8,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor
 
+from ..geometry.layout import size_that_enters
 from .draw import Caption, draw_look, heat
 from .observe import Look, observe
 
@@ -50,11 +51,9 @@ def draw(images: Tensor, look: Look, captions: Sequence[Caption], config: dict[s
 
 def data_config(model: Any) -> dict[str, Any]:
     """timm's data config of the model; for 1 channel, mean and std are averaged over the colours."""
-    cfg = model.pretrained_cfg
-    channels = getattr(model, 'in_chans', None) or cfg['input_size'][0]
+    channels, *size = size_that_enters(model)
     if channels not in (1, 3):
         raise ValueError(f'images have 1 or 3 channels, and the model takes {channels}')
-    size = getattr(model, '_traits', {}).get('img_size') or cfg['input_size'][1:]
     config = resolve_model_data_config(model, args={'input_size': (channels, *size)})
     if channels == 1:
         config.update({key: (sum(config[key]) / len(config[key]),) for key in ('mean', 'std')})

@@ -6,7 +6,7 @@ from torch import Tensor
 
 __all__ = ['exact_matmul', 'invert_map']
 
-MIN_DETERMINANT = 1e-6
+LEAST_JACOBIAN = 1e-6
 
 
 def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def _newton(function: Callable[[Tensor], Tensor], points: Tensor, residual: Tens
             for axis in torch.eye(2, dtype=points.dtype, device=points.device)
         ]
         determinant = a * d - b * c
-        usable = determinant.abs() >= MIN_DETERMINANT
-        determinant = torch.where(usable, determinant, MIN_DETERMINANT)
+        usable = determinant.abs() >= LEAST_JACOBIAN
+        determinant = torch.where(usable, determinant, LEAST_JACOBIAN)
     x, y = residual.unbind(-1)
     return torch.stack([(d * x - b * y) / determinant, (a * y - c * x) / determinant], -1)

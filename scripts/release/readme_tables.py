@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write README.md's table of trained networks anew: `python scripts/release/model_index.py [--check]`."""
+"""Write README.md's tables, of arguments and of trained networks: `python scripts/release/readme_tables.py [--check]`."""
 import argparse
 import json
 import sys
@@ -9,10 +9,11 @@ from check_dist import SMALL
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from timm_stn.network.arguments import argument_table
 from timm_stn.whole_file import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-START, END = '<!-- from model_cards/, by scripts/release/model_index.py -->', '<!-- end -->'
+START, END = '<!-- from {}, by scripts/release/readme_tables.py -->', '<!-- end -->'
 
 
 def row(folder: Path) -> str:
@@ -28,7 +29,7 @@ def row(folder: Path) -> str:
             f'{100 * result.metric_value:.2f} % | {size} | {count / 1e6:.2f} M | {megabytes:.1f} MB, {where} |')
 
 
-def table() -> str:
+def networks() -> str:
     names = ('name', 'trained on', 'top-1 accuracy', 'input', 'parameters', 'weights')
     head = f'| {" | ".join(names)} |\n|{" --- |" * len(names)}'
     folders = sorted(p for p in (ROOT / 'model_cards').iterdir() if (p / 'model.safetensors').is_file())
@@ -41,10 +42,14 @@ def main() -> None:
     args = parser.parse_args()
     readme = ROOT / 'README.md'
     text = readme.read_text()
-    before, rest = text.split(START)
-    new = f'{before}{START}\n{table()}\n{END}{rest.split(END, 1)[1]}'
+    new = text
+    tables = {'the fields of timm_stn/network/arguments.py': argument_table(), 'model_cards/': networks()}
+    for source, table in tables.items():
+        start = START.format(source)
+        before, rest = new.split(start)
+        new = f'{before}{start}\n{table}\n{END}{rest.split(END, 1)[1]}'
     if args.check:
-        sys.exit(f'{readme} has an old table: run scripts/release/model_index.py' if new != text else 0)
+        sys.exit(f'{readme} has an old table: run scripts/release/readme_tables.py' if new != text else 0)
     write_text(readme, new)
 
 
