@@ -73,8 +73,8 @@ def test_every_room_is_known_and_none_is_in_a_circle():
 def test_an_arrow_that_runs_up_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], 'PACKAGE', tmp_path)
     (tmp_path / 'geometry').mkdir()
-    (tmp_path / 'geometry' / 'grid.py').write_text('def f():\n    from ..modules.dry import dry_forward\n')
-    assert list(imports(tmp_path / 'geometry' / 'grid.py')) == ['timm_stn.modules.dry.dry_forward']
+    (tmp_path / 'geometry' / 'grid.py').write_text('def f():\n    from ..modules.trial import trial_forward\n')
+    assert list(imports(tmp_path / 'geometry' / 'grid.py')) == ['timm_stn.modules.trial.trial_forward']
     with pytest.raises(AssertionError, match="imports {'modules'}"):
         test_arrows_only_run_down('geometry')
 

@@ -11,20 +11,22 @@ __all__ = ['RENAMED']
 
 RENAMED: dict[str, tuple[str, ...]] = {  # module -> where what was in it is now
     **{name: (f'geometry.{name}',) for name in (
-        'functional', 'grid', 'kernels', 'layout', 'precision', 'pyramid', 'sampler', 'transforms')},
-    **{name: (f'modules.{name}',) for name in ('dry', 'saliency', 'standardize', 'steps')},
+        'functional', 'grid', 'kernels', 'layout', 'pyramid', 'sampler', 'transforms')},
+    **{name: (f'modules.{name}',) for name in ('saliency', 'standardize', 'steps')},
     **{name: (f'network.{name}',) for name in ('arguments', 'attach', 'features', 'stages')},
     **{name: (f'names.{name}',) for name in ('build', 'registry', 'untrusted', 'weights')},
     'card': ('publish.card', 'publish.run_record'),
     'dependence': ('view.dependence',),
     'diagnostics': ('view.observe', 'names.zoo', 'cli.doctor', 'cli.digits'),
+    'dry': ('modules.trial',),
     'hub': ('publish.push',),
     'hub_errors': ('publish.errors',),
     'localization': (
         'modules.localization', 'modules.regression', 'modules.moments', 'modules.timm_body', 'geometry.shrink'),
     'model': ('network.model', 'network.wrapper', 'network.streams'),
     'optional': ('network.wrapper',),
-    'picture': ('view.picture',),
+    'picture': ('view.sheet',),
+    'precision': ('geometry.autocast',),
     'spatial_transformer': ('modules.spatial_transformer', 'modules.glimpses'),
     'tracing': ('network.scripting', 'modules.scripting'),
     'training': ('modules.gradients',),

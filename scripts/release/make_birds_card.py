@@ -20,7 +20,7 @@ from timm.models import clean_state_dict
 
 from timm_stn.view.cost import glance, multiply_adds
 from timm_stn.view.draw import save_picture
-from timm_stn.view.picture import picture_of
+from timm_stn.view.sheet import sheet_of
 
 NAMES = dict(
     plain112='plain, 112 x 112', plain176='plain, 176 x 176', plain224='plain, 224 x 224',
@@ -148,7 +148,7 @@ def main() -> None:
     pictures = [sorted(p.iterdir())[0] for p in classes[::33][:6]]
 
     def add(folder: Path) -> None:
-        save_picture(picture_of(model.eval(), pictures, args.name), folder / 'look.jpg')
+        save_picture(sheet_of(model.eval(), pictures, args.name), folder / 'look.jpg')
         (folder / 'README.md').write_text(CARD.format(
             name=args.name, accuracy=trained[0]['top1'] / 100, what=NAMES[args.best],
             glance=glance(model), localization=arguments['stn_localization'], note=args.note,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the tables of README.md, arguments and trained networks: `python scripts/release/readme_tables.py [--check]`."""
+"""Write README.md's tables of arguments and trained networks: `python scripts/release/readme_tables.py [--check]`."""
 import argparse
 import json
 import sys

@@ -18,7 +18,7 @@ from ..names.zoo import card_folder, weights_of, zoo_names
 from ..view.dependence import tell, witnessing
 from ..view.draw import GOOD, WRONG, Caption, draw_look, save_picture
 from ..view.observe import observe
-from ..view.picture import best_answers
+from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive
 from .models import FROM_CONFIG, create_model, load_model, model_arguments
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..view.dependence import tell, witnessing
 from ..view.draw import Caption, save_picture
 from ..view.observe import observe
-from ..view.picture import best_answers, class_names, data_config, draw, read_images, short_name
+from ..view.sheet import best_answers, class_names, data_config, draw, read_images, short_name
 from .common import Refused, attempt, check_output, positive
 from .models import check_transformers, load_model, model_arguments
 

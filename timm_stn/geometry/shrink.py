@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import full_precision
 from .grid import centers, coordinate_dtype, to_pixels
-from .precision import full_precision
 
 __all__ = ['shrink']
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..geometry.autocast import full_precision
 from ..geometry.grid import coordinate_dtype
-from ..geometry.precision import full_precision
 
 __all__ = ['ThetaRegression']
 

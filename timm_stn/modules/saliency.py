@@ -4,9 +4,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..geometry.autocast import full_precision
 from ..geometry.grid import centers, coordinate_dtype
 from ..geometry.pose import pose_at
-from ..geometry.precision import full_precision
 from ..geometry.transforms import Transform
 from .glimpses import TILE_REACH
 from .localization import Localization, Regressed

@@ -36,8 +36,8 @@ class SpatialTransformer(nn.Module):
     Args:
         in_chans: Channels C of the input.
         input_size: (H, W), or (D, H, W) for volumes, that the input usually has; other sizes work, too.
-        transform: Family of theta: ``translation``, ``rotation``, ``attention``, ``scale_translation``, ``similarity``,
-            ``affine``, ``projective``, ``tps``, ``diffeomorphic``, ``affine3d``, or a composition ``a+b``.
+        transform: Family of theta, one of :func:`timm_stn.geometry.transforms.transform_names` (``affine``, ``tps``,
+            ...), or a composition ``a+b``.
         localization: ``conv``, ``fc``, ``linear``, ``timm:<arch>``, or a module that maps the input to (N, G * P).
         localization_size: Side(s) that the localization network sees.
         size: (H, W) of the output. Default: the input's.
@@ -159,6 +159,12 @@ class SpatialTransformer(nn.Module):
         """Start counting backward passes anew; the localization network has its own."""
         if self.freeze_steps:
             self.backward_passes.zero_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
+        if not isinstance(state.get('sampling'), Sampling):
+            raise ValueError('This network was pickled by another version of timm_stn, whose objects were others: save '
+                             'its state_dict there, and load that here.')
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Checkpoints with and without a count of backward passes load, whether or not there is one here."""

@@ -8,8 +8,8 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ..geometry.layout import Layout, infer_layout, told_of_layout
-from .dry import dry_forward
 from .moments import Moments
+from .trial import trial_forward
 
 __all__ = ['is_known', 'size_seen', 'timm_body']
 
@@ -33,11 +33,11 @@ def timm_body(arch: str, in_chans: int, size: Any, pretrained: bool, **dd: Any) 
     if 'global_pool' not in dd:
         with suppress(AssertionError, TypeError, ValueError):  # some cannot do without pooling
             net = make(global_pool='', **dd)
-            layout = _layout(net, dry_forward(net, (in_chans, *size)), size)
+            layout = _layout(net, trial_forward(net, (in_chans, *size)), size)
             if layout is not None:
                 return nn.Sequential(_Unpooled(net, layout), Moments()), 3 * layout.channels
     net = make(**dd)
-    return net, dry_forward(net, (in_chans, *size)).shape[-1]
+    return net, trial_forward(net, (in_chans, *size)).shape[-1]
 
 
 def _layout(net: Any, features: Any, size: Any) -> Layout | None:

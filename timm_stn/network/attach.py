@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from ..geometry.layout import Layout
-from ..modules.dry import dry_forward
 from ..modules.spatial_transformer import SpatialTransformer
+from ..modules.trial import trial_forward
 from .keys import CHILD
 from .stages import name_of
 
@@ -138,7 +138,7 @@ def _misplaced(
 
     handles = [stn.register_forward_pre_hook(partial(count, name)) for name, stn in transformers.items()]
     try:
-        dry_forward(backbone, input_size)
+        trial_forward(backbone, input_size)
     except _Refused as refused:
         return [str(refused)]
     finally:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ..geometry.autocast import uncached
 from ..geometry.grid import has_values
-from ..geometry.precision import uncached
 from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides, sides_of
 from ..modules.localization import Localization

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._torch import TorchDispatchMode
 from ..geometry.layout import Layout, infer_layout, told_of_layout
-from ..modules.dry import dry_forward
+from ..modules.trial import trial_forward
 
 __all__ = ['check_keeps_tokens', 'feature_infos', 'name_of', 'resolve_stage', 'stage_layouts']
 
@@ -91,7 +91,7 @@ def _watch(
     handles = [modules[name].register_forward_hook(partial(keep, name)) for name in outputs]
     try:
         with uses:
-            uses.add(dry_forward(backbone, input_size))
+            uses.add(trial_forward(backbone, input_size))
     finally:
         for handle in handles:
             handle.remove()

@@ -21,7 +21,7 @@ from ..names.zoo import card_folder
 from ..version import __version__
 from ..view.dependence import witnessing
 from ..view.draw import save_picture
-from ..view.picture import picture_of
+from ..view.sheet import sheet_of
 from .card import write_card
 from .errors import PushError, explained, hint
 from .run_record import Run, read_run
@@ -179,7 +179,7 @@ def _draw(model: Any, paths: list[Path], optional: bool, target: Path) -> list[s
         return []
     with witnessing() as witness:
         try:
-            save_picture(picture_of(model, paths, model.pretrained_cfg['architecture']), target)
+            save_picture(sheet_of(model, paths, model.pretrained_cfg['architecture']), target)
         except (ValueError, OSError) as error:  # not an image, or a network that takes no images
             if not optional:
                 raise ValueError(f'images: {error}') from error

@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from timm_stn.view.draw import COLORS
-from timm_stn.view.picture import best_answers, class_names, data_config, picture_of, read_images, short_name
+from timm_stn.view.sheet import best_answers, class_names, data_config, read_images, sheet_of, short_name
 
 
 def answers_by_numpy(logits):
@@ -68,12 +68,12 @@ def test_images_are_read_as_the_network_takes_them(photos):
 
 def test_a_picture_has_an_outline_for_every_glimpse(photos):
     model = create('stn_test_resnet', stn_glimpses=2, stn_scale=0.5, stn_transform='translation', num_classes=3)
-    pixels = np.asarray(picture_of(model, [photos / 'a.png', photos / 'b.jpg'], 'mine'))
+    pixels = np.asarray(sheet_of(model, [photos / 'a.png', photos / 'b.jpg'], 'mine'))
     colours = {tuple(c) for c in pixels.reshape(-1, 3).tolist()}
     drawn = [tuple(int(c[i:i + 2], 16) for i in (1, 3, 5)) in colours for c in COLORS[:3]]
     assert drawn == [True, True, False]
     with pytest.raises(OSError):
-        picture_of(model, [photos / 'notes.txt'], 'mine')
+        sheet_of(model, [photos / 'notes.txt'], 'mine')
     assert timm.data.resolve_model_data_config(model)['input_size'] == (3, 160, 160), 'the config stays as it was'
 
 

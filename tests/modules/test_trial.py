@@ -5,7 +5,7 @@ import timm
 import torch
 from makers import create, images
 
-from timm_stn.modules.dry import dry_forward
+from timm_stn.modules.trial import trial_forward
 from timm_stn.network.attach import StageTransformer, attach
 from timm_stn.network.stages import stage_layouts
 from timm_stn.view.dependence import witnessing
@@ -42,5 +42,5 @@ def test_building_shows_no_image():
     stage = model.spatial_transformers()[1]
     model(images(2, chans=1, seed=0))
     before = stage.last_theta, stage.localization.last_features
-    dry_forward(model.backbone, (1, 64, 64))
+    trial_forward(model.backbone, (1, 64, 64))
     assert stage.last_theta is before[0] and stage.localization.last_features is before[1]

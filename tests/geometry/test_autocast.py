@@ -5,7 +5,7 @@ import torch
 from makers import randn
 from torch import nn
 
-from timm_stn.geometry.precision import full_precision, uncached
+from timm_stn.geometry.autocast import full_precision, uncached
 
 
 def test_products_are_those_of_float32_and_not_of_bfloat16():

@@ -12,12 +12,12 @@ from ..geometry.layout import size_that_enters
 from .draw import Caption, draw_look, heat
 from .observe import Look, observe
 
-__all__ = ['best_answers', 'class_names', 'data_config', 'draw', 'picture_of', 'read_images', 'short_name']
+__all__ = ['best_answers', 'class_names', 'data_config', 'draw', 'sheet_of', 'read_images', 'short_name']
 
 FEW = 10  # with at most this many classes, only the best answer is shown
 
 
-def picture_of(model: Any, paths: Sequence[Path], name: str) -> Image.Image:
+def sheet_of(model: Any, paths: Sequence[Path], name: str) -> Image.Image:
     """A picture of where the first transformer of a network (in eval mode) looks in image files, with the answers.
 
     Raises:
