@@ -21,7 +21,7 @@ BELOW = {  # each folder or file, and what it may import beside itself and the l
     'network': {'modules', 'geometry'},
     'view': {'modules', 'geometry'},  # of a network it asks `spatial_transformers()`, and no class
     'names': {'network', 'modules', 'geometry'},
-    'publish': {'names', 'view', 'network'},
+    'publish': {'names', 'view', 'network', 'geometry'},
     'run': {'view'},
     'cli': {'publish', 'names', 'view', 'modules', 'geometry', 'data', 'run'},
 }
