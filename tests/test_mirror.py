@@ -7,6 +7,7 @@ PACKAGE, TESTS = Path(timm_stn.__file__).parent, Path(__file__).parent
 ELSEWHERE = {  # module -> the file that tests it, and why it is not one of the module's name
     'modules/scripting': 'network/test_scripting.py',  # pytest wants file names that differ: both are tested together
     'cli/push': 'publish/test_push.py',  # the same; a push is asked for both ways there
+    'network/timm_model': 'network/test_wrapper.py',  # types alone, which mypy checks
     'cli/common': 'cli/test_cli.py',  # how commands refuse
 }
 

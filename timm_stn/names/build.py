@@ -8,7 +8,7 @@ import inspect
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import (
@@ -29,6 +29,7 @@ from ..network.arguments import StnArguments, split_arguments, stn_arguments
 from ..network.features import StnFeatures, usual_indices
 from ..network.keys import as_tuple, is_classifiers, is_transformers, is_whole, split_backbone
 from ..network.model import SpatialTransformerNetwork
+from ..network.timm_model import TimmModel
 from .untrusted import Budget, check_config, config_location
 from .weights import StateDict, check_kinds, location_of, naming, place_of, read_weights
 
@@ -115,7 +116,7 @@ def _assemble(
         for tower in range(arguments.streams if arguments.towers == 'separate' else 1)
     ]
     net = SpatialTransformerNetwork(
-        bases[0], arguments, input_size, bases[1:], name=name, num_classes=num_classes,
+        cast(TimmModel, bases[0]), arguments, input_size, bases[1:], name=name, num_classes=num_classes,
         pretrained_localization=pretrained and state_dict is None, device=rest.get('device'), dtype=rest.get('dtype'))
     net.pretrained_cfg.update(_cfg_of_weights(cfg))
     if arguments.size is not None:
@@ -154,7 +155,7 @@ def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> Spatial
     arguments = stn_arguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
     like = next(model.parameters())
     net = SpatialTransformerNetwork(
-        model, arguments, size_that_enters(model), device=like.device, dtype=like.dtype)
+        cast(TimmModel, model), arguments, size_that_enters(model), device=like.device, dtype=like.dtype)
     return net.train(model.training)
 
 

@@ -1,11 +1,11 @@
 """The flat, JSON-able ``stn_`` arguments: those of a network, and what they come to for each of its transformers."""
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 from ..geometry.sizes import are_sides, as_sides
 from ..modules.localization import Source, parse_source
@@ -48,7 +48,7 @@ class StnArguments:
     ``stages`` has each stage's own settings, ``resolved`` what its defaults came to, ``transformers`` the settings of
     all transformers where a stage has none of its own.
     """
-    stages: Mapping[int | str, Mapping[str, Any]] = argument(
+    stages: Mapping[int | str, Mapping[str, object]] = argument(
         (INPUT,), ANY_STAGES,
         "any of `'input'`, feature indices (negative too), module names; or a mapping from stage to settings that "
         'override the other arguments (as JSON: `[[stage, settings], ...]`)')
@@ -66,15 +66,15 @@ class StnArguments:
         False, BOOL,
         'adds the whole image, shrunk to `stn_size`, as a first stream; with `shared:<stage>` the same features tell '
         'where to look and are computed once')
-    size: Any = argument(
+    size: int | Sequence[int] | None = argument(
         None, IMAGE_SIZE,
         'output size of the input transformer; the backbone is built for it', most=8192, shown='as the input')
     target: str = argument(
         'stage', one_of('stage', 'input'),
         '`stage`: warp the features; `input`: regress theta from the features and warp the input (Finnveden et al. '
         '2020)')
-    transformers: Mapping[str, Any] = field(default_factory=dict)
-    resolved: Mapping[int | str, Mapping[str, Any]] = field(default_factory=dict)
+    transformers: Mapping[str, object] = field(default_factory=dict)
+    resolved: Mapping[int | str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, f in NETWORK.items():
@@ -121,7 +121,7 @@ class StnArguments:
         return INPUT in self.stages and self.source(INPUT).kind == 'auto' and self.settings(INPUT).scales[0] < 1
 
     @property
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         """All arguments as JSON stores them."""
         stages = [
             [stage, {**own, **({RESOLVED: dict(self.resolved[stage])} if self.resolved.get(stage) else {})}]
@@ -147,7 +147,7 @@ class StnArguments:
             common['scale'] = FIELDS['scale'].default  # stn_scale is that of glimpses of the image
         resolved = {k: v for k, v in self.resolved.get(stage, {}).items() if common[k] == FIELDS[k].default}
         try:
-            return TransformerSettings(**{**common, **resolved, **self.stages[stage]})
+            return TransformerSettings(**cast(dict[str, Any], {**common, **resolved, **self.stages[stage]}))
         except ValueError as error:
             raise ValueError(str(error) if str(error).startswith('stn_') else f'stn_{error}') from None
 
@@ -167,7 +167,7 @@ class StnArguments:
             return InputTransformer(stage, settings, features_of=of, is_salient=source.kind == 'saliency')
         return InputTransformer(stage, settings)
 
-    def resolve(self, stage: int | str, **settings: Any) -> 'StnArguments':
+    def resolve(self, stage: int | str, **settings: object) -> 'StnArguments':
         """These, and what a stage's defaults came to, so that they mean the same whatever the defaults of tomorrow."""
         found = {name: _plain(value) for name, value in settings.items()}
         if len(self.stages) == 1 and not self.stages[stage] and not self.resolved.get(stage):
@@ -177,10 +177,10 @@ class StnArguments:
 
 NETWORK: dict[str, Field] = {f.name: f for f in fields(StnArguments) if f.metadata}
 ARGUMENTS: dict[str, Field] = {f'stn_{name}': f for name, f in {**NETWORK, **FIELDS}.items()}
-DEFAULTS: dict[str, Any] = {name: f.default for name, f in ARGUMENTS.items()}
+DEFAULTS: dict[str, object] = {name: f.default for name, f in ARGUMENTS.items()}
 
 
-def stn_arguments(**given: Any) -> StnArguments:
+def stn_arguments(**given: object) -> StnArguments:
     """Check ``stn_`` arguments.
 
     Args:
@@ -195,7 +195,7 @@ def stn_arguments(**given: Any) -> StnArguments:
     for name, value in values.items():
         _check_most(name, value, ARGUMENTS[name].metadata['most'])
     stages, resolved = _parse_stages(values.pop('stn_stages'))
-    network = {name: values[f'stn_{name}'] for name in NETWORK if name != 'stages'}
+    network = cast(dict[str, Any], {name: values[f'stn_{name}'] for name in NETWORK if name != 'stages'})
     return StnArguments(stages, **network, transformers={n: values[f'stn_{n}'] for n in FIELDS}, resolved=resolved)
 
 
@@ -221,10 +221,10 @@ def argument_table() -> str:
     return '\n'.join(rows)
 
 
-Stages = dict[int | str, dict[str, Any]]
+Stages = dict[int | str, dict[str, object]]
 
 
-def _parse_stages(stages: Any) -> tuple[Stages, Stages]:
+def _parse_stages(stages: object) -> tuple[Stages, Stages]:
     """Stages with their own settings, and with what their defaults came to."""
     if isinstance(stages, (str, int)):
         stages = (stages,)
@@ -245,7 +245,7 @@ def _parse_stages(stages: Any) -> tuple[Stages, Stages]:
     return found, {stage: settings for stage, settings in resolved.items() if settings}
 
 
-def _pair(entry: Any) -> tuple[Any, Any]:
+def _pair(entry: object) -> tuple[object, object]:
     if isinstance(entry, (list, tuple)):
         if len(entry) != 2:
             raise ValueError(f'stn_stages takes stages or [stage, settings] pairs, got {entry!r}.')
@@ -253,7 +253,7 @@ def _pair(entry: Any) -> tuple[Any, Any]:
     return entry, {}
 
 
-def _stage(stage: Any) -> int | str:
+def _stage(stage: object) -> int | str:
     """A stage as it is named inside: an index, also where it came as text, or a module's name."""
     if isinstance(stage, bool) or not isinstance(stage, (int, str)):
         raise ValueError(STAGES_TAKE.format(stage))
@@ -261,7 +261,7 @@ def _stage(stage: Any) -> int | str:
     return int(stage) if isinstance(stage, str) and re.fullmatch(r'-?\d+', stage) else stage
 
 
-def _split_settings(stage: int | str, settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_settings(stage: int | str, settings: object) -> tuple[dict[str, object], dict[str, object]]:
     if not isinstance(settings, Mapping | None):
         raise ValueError(f'stn_stages takes stages or [stage, settings] pairs, got [{stage!r}, {settings!r}].')
     own = dict(settings or {})
@@ -275,7 +275,7 @@ def _split_settings(stage: int | str, settings: Any) -> tuple[dict[str, Any], di
     return own, dict(resolved)
 
 
-def _check_most(name: str, value: Any, most: float | None) -> None:
+def _check_most(name: str, value: object, most: float | None) -> None:
     """Only what is too much; types are checked with the settings of each stage."""
     if isinstance(value, str) and len(value) > CHARACTERS:
         raise ValueError(f'{name} must have at most {CHARACTERS} characters, got {len(value)}: {value[:40]!r} ...')
@@ -284,10 +284,10 @@ def _check_most(name: str, value: Any, most: float | None) -> None:
         raise ValueError(f'{name} must be at most {most}, got {value!r}.')
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _hint(key: Any, accepted: Iterable[str]) -> str:
+def _hint(key: object, accepted: Iterable[str]) -> str:
     near, = get_close_matches(str(key), accepted, 1, cutoff=0)
     return f" Did you mean {near!r}? Accepted: {', '.join(accepted)}."

@@ -34,7 +34,7 @@ class StageTransformer(SpatialTransformer):
         return (channels, *size) if self.layout.fmt == 'NCHW' else (*size, channels)
 
 
-def _transform(module: nn.Module, args: Any, output: Any) -> Any:
+def _transform(module: nn.Module, args: object, output: object) -> object:
     """Forward hook of a stage that has a transformer as its child."""
     return module.stn(output)  # type: ignore[operator]
 

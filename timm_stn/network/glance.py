@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..geometry.autocast import uncached
 from ..geometry.grid import has_values
+from ..geometry.layout import Layout
 from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides, sides_of
 from ..modules.localization import Localization
@@ -17,6 +18,7 @@ from ..modules.saliency import Saliency
 from ..modules.spatial_transformer import SpatialTransformer
 from .arguments import InputTransformer, StnArguments
 from .stages import feature_infos, resolve_stage, stage_layouts
+from .timm_model import Nest, Placement, TimmModel
 
 __all__ = ['Glance', 'make_input_transformer', 'resolve_auto']
 
@@ -30,23 +32,24 @@ class Glance(NamedTuple):
     learns: bool  # gradients reach the backbone (Finnveden et al. 2020); else it is asked as in evaluation
     is_stream: bool  # the network sees the whole image anyway (`stn_whole`)
 
-    def maps(self, backbone: Any, x: Tensor, streams: tuple[int, int]) -> Tensor:
+    def maps(self, backbone: TimmModel, x: Tensor, streams: tuple[int, int]) -> Tensor:
         """The stage's features (N, C', h, w) of images (N, C, H, W); ``streams`` is the size of the streams."""
         ask = partial(
             backbone.forward_intermediates, shrink(x, self.size or streams), indices=[self.stage],
             intermediates_only=True, stop_early=True)
         features = ask() if self.learns else _as_in_evaluation(backbone, x, ask)
-        return cast(Tensor, features[0])
+        return cast(list[Tensor], features)[0]
 
     def maps_and_features(
             self,
-            backbone: Any,
+            backbone: TimmModel,
             x: Tensor,
             streams: tuple[int, int],
-            **kwargs: Any,
-    ) -> tuple[Tensor, Any]:
+            **kwargs: object,
+    ) -> tuple[Tensor, Nest]:
         """Those, and the last features, of one pass: where the whole image is a stream anyway, in evaluation."""
-        final, maps = backbone.forward_intermediates(shrink(x, streams), indices=[self.stage], **kwargs)
+        found = backbone.forward_intermediates(shrink(x, streams), indices=[self.stage], **kwargs)
+        final, maps = cast(tuple[Nest, list[Tensor]], found)
         return maps[0].detach(), final
 
 
@@ -54,7 +57,7 @@ def make_input_transformer(
         backbone: nn.Module,
         arguments: StnArguments,
         input_size: tuple[int, int, int],
-        dd: dict[str, Any],
+        dd: Placement,
         **of_timm: Any,
 ) -> tuple[SpatialTransformer | None, Glance | None]:
     """The transformer of the input, if there is one, and the glance that tells where it looks, if the backbone does.
@@ -69,7 +72,7 @@ def make_input_transformer(
     planned = arguments.input_transformer()
     if planned is None:
         return None, None
-    new = dict(size=arguments.size, glimpses=arguments.glimpses, **dd)
+    new: dict[str, Any] = dict(size=arguments.size, glimpses=arguments.glimpses, **dd)
     if planned.features_of is None:
         extra = of_timm if arguments.source(planned.stage).is_timm else {}
         stn = SpatialTransformer(input_size[0], input_size[1:], **vars(planned.settings), **new, **extra)
@@ -83,7 +86,7 @@ def _make_glancing(
         planned: InputTransformer,
         input_size: tuple[int, int, int],
         new: dict[str, Any],
-        dd: dict[str, Any],
+        dd: Placement,
 ) -> tuple[SpatialTransformer, Glance]:
     settings, streams = planned.settings, as_sides(arguments.size or input_size[1:])
     size = None
@@ -105,7 +108,7 @@ def _make_glancing(
     return stn, Glance(index, size, planned.learns, arguments.whole)
 
 
-def _feature_stage(backbone: nn.Module, stage: int | str, size: tuple[int, int, int]) -> tuple[int, Any]:
+def _feature_stage(backbone: nn.Module, stage: int | str, size: tuple[int, int, int]) -> tuple[int, Layout]:
     """Index and layout of a stage that is one of the backbone's features."""
     name, info = resolve_stage(backbone, stage)
     if 'index' not in info and 'num_chs' not in info:
@@ -147,7 +150,7 @@ def _deepest_map(backbone: nn.Module, arguments: StnArguments, input_size: tuple
     return None
 
 
-def _as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], Any]) -> Any:
+def _as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], Nest]) -> Nest:
     """Without gradients, and with batch norms that use, and leave as they are, the statistics that they have.
 
     A glance must not change the backbone: the whole image, of another size and scale than what the backbone is trained

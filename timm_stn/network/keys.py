@@ -7,7 +7,7 @@
 | ``classifier.*`` | the joined classifier's, over all streams |
 """
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -51,10 +51,10 @@ def split_backbone(state_dict: dict[str, Tensor], tower: int) -> dict[str, Tenso
     return {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix) and not is_transformers(k)}
 
 
-def prefixed(names: Any) -> Any:
+def prefixed(names: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
     """Parameter names of the first backbone as they are here; None, a name or several."""
     if not names:
-        return names
+        return names if names is None or isinstance(names, str) else tuple(names)
     return prefix_of(0) + names if isinstance(names, str) else tuple(prefix_of(0) + n for n in names)
 
 
@@ -65,6 +65,6 @@ def pattern_here(pattern: Any) -> Any:
     return [(pattern_here(p[0]), *p[1:]) for p in pattern] if pattern is not None else None
 
 
-def as_tuple(names: Any) -> tuple[str, ...]:
+def as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names as a pretrained cfg has them (none, one or several) as a tuple."""
     return (names,) if isinstance(names, str) else tuple(names or ())

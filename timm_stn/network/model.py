@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._timm import feature_take_indices
 from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides
+from ..modules.localization import Regressed
 from ..modules.spatial_transformer import SpatialTransformer
 from .arguments import StnArguments
 from .attach import StageTransformer, attach
@@ -19,6 +20,7 @@ from .keys import as_tuple, prefix_of, prefixed
 from .scripting import scriptable, traced_signature
 from .stages import check_keeps_tokens, feature_infos, stage_layouts
 from .streams import StreamsNetwork, map_tensors
+from .timm_model import Nest, Placement, TimmModel
 from .wrapper import if_backbone_can
 
 __all__ = ['SpatialTransformerNetwork']
@@ -62,17 +64,17 @@ class SpatialTransformerNetwork(StreamsNetwork):
 
     def __init__(
             self,
-            backbone: Any,
+            backbone: TimmModel,
             arguments: StnArguments,
             input_size: tuple[int, int, int],
             towers: Sequence[nn.Module] = (),
             name: str | None = None,
             num_classes: int | None = None,
             pretrained_localization: bool = False,
-            device: Any = None,
-            dtype: Any = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
-        dd = dict(device=device, dtype=dtype)
+        dd: Placement = {'device': device, 'dtype': dtype}
         of_timm = dict(pretrained=True) if pretrained_localization else {}
         arguments = resolve_auto(backbone, arguments, input_size)
         stn, glance = make_input_transformer(backbone, arguments, input_size, dd, **of_timm)
@@ -106,7 +108,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         """The arguments, with what defaults came to; the size of a glance only where it does not follow the streams."""
         arguments = self.arguments
         for stage, transformer in self.spatial_transformers().items():
-            size: Any = transformer.localization.size
+            size = cast(tuple[int, int] | None, transformer.localization.size)
             if transformer is self.stn and self.glance is not None and not self.glance.learns:
                 size = self.glance.size
             sized = {} if size is None else dict(localization_size=size)
@@ -222,12 +224,13 @@ class SpatialTransformerNetwork(StreamsNetwork):
         """(H, W) of what the backbone sees of images x."""
         return cast(tuple[int, int], as_sides(self.arguments.size or tuple(x.shape[2:])))
 
-    def _localize(self, x: Tensor) -> Any:
+    def _localize(self, x: Tensor) -> Regressed:
         """Parameters of the input's transform from the backbone's own features."""
         glance, stn = cast(Glance, self.glance), cast(SpatialTransformer, self.stn)
         # A whole image that is a stream has the size of the images; else a later look, at a glimpse, asks as the first.
         usual = tuple(x.shape[2:]) if glance.is_stream else self._input_size[1:]
-        return stn.localization(glance.maps(self.backbone, x, as_sides(self.arguments.size or usual)))
+        found = stn.localization(glance.maps(self.backbone, x, as_sides(self.arguments.size or usual)))
+        return cast(Regressed, found)
 
     def _see(self, x: Tensor) -> Tensor:
         """What the backbone sees: an image, or (N, S, C, H, W) with S > 1 streams, the whole image first."""
@@ -237,13 +240,15 @@ class SpatialTransformerNetwork(StreamsNetwork):
         if self.glance is None:
             seen = self.stn(x)  # not look(x): for torch.fx a call of the module is a leaf, which it does not trace into
         else:
-            seen, theta = self.look(x)
+            seen, theta = self.look(x)  # (N, [G,] C, h, w), (N, [G,] ...)
             self.stn.remember(theta)
         if not self.arguments.whole:
             return seen
-        return torch.cat([shrink(x, self._stream_size(x)).unsqueeze(1), self._glimpses_of(seen)], 1)
+        whole = shrink(x, self._stream_size(x)).unsqueeze(1)  # (N, 1, C, h, w)
+        return torch.cat([whole, self._glimpses_of(seen)], 1)  # (N, 1 + G, C, h, w)
 
     def _glimpses_of(self, seen: Tensor) -> Tensor:
+        """(N, C, h, w) of one glimpse or (N, G, C, h, w) of several to (N, G, C, h, w)."""
         return seen.unsqueeze(1) if self.glimpses == 1 else seen
 
     def _sees_the_whole_once(self) -> bool:
@@ -253,29 +258,30 @@ class SpatialTransformerNetwork(StreamsNetwork):
         """
         return self.glance is not None and self.glance.is_stream and not self.backbone.training
 
-    def _features_at_once(self, x: Tensor, **kwargs: Any) -> Any:
+    def _features_at_once(self, x: Tensor, **kwargs: object) -> Nest:
         """Features of all streams, where those of the whole image also tell where to look: they are computed once."""
         self._check_aspect(x)
-        stn, glance, finals = cast(SpatialTransformer, self.stn), cast(Glance, self.glance), []
+        stn, glance = cast(SpatialTransformer, self.stn), cast(Glance, self.glance)
+        finals: list[Nest] = []
 
-        def localize(image: Tensor) -> Tensor:
+        def localize(image: Tensor) -> Regressed:
             maps, final = glance.maps_and_features(self.backbone, image, self._stream_size(image), **kwargs)
             finals.append(final)
-            return stn.localization(maps)
+            return cast(Regressed, stn.localization(maps))
 
         seen, theta = stn.look(x, localize)
         stn.remember(theta)
         glimpses = self.each(lambda b, image: b.forward_features(image, **kwargs), self._glimpses_of(seen), first=1)
-        return map_tensors(lambda whole, parts: torch.cat([whole.unsqueeze(1), parts], 1), finals[0], glimpses)
+        return map_tensors(_first_of_streams, finals[0], glimpses)
 
-    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, **kwargs: object) -> Any:
         if self._sees_the_whole_once():
             return self.forward_head(self._features_at_once(x, **kwargs))
         return super().forward(self._see(x), **kwargs)
 
     forward.__wrapped__ = traced_signature  # type: ignore[attr-defined]
 
-    def forward_features(self, x: Tensor, **kwargs: Any) -> Any:
+    def forward_features(self, x: Tensor, **kwargs: object) -> Any:
         """Unpooled features of the backbone; (N, S, ...) with streams."""
         if self._sees_the_whole_once():
             return self._features_at_once(x, **kwargs)
@@ -289,7 +295,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
             stop_early: bool = False,
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
-            **kwargs: Any,
+            **kwargs: object,
     ) -> Any:
         """Features of several stages, as timm's models give them; (N, S, ...) with streams."""
         kwargs.update(
@@ -309,7 +315,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
             indices: int | list[int] | None = 1,
             prune_norm: bool = False,
             prune_head: bool = True,
-            **kwargs: Any,
+            **kwargs: object,
     ) -> list[int]:
         """Remove what comes after the last of the features that are asked for; ``kwargs`` go to the backbone."""
         kept = None
@@ -326,7 +332,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         return list(taken) if kept is None else kept
 
     @if_backbone_can
-    def set_input_size(self, img_size: int | Sequence[int] | None = None, **kwargs: Any) -> None:
+    def set_input_size(self, img_size: int | Sequence[int] | None = None, **kwargs: object) -> None:
         """Change the size of what enters; with ``stn_size`` the backbone keeps its own."""
         size = as_sides(img_size or self._input_size[1:])
         if self.arguments.size is None:
@@ -356,7 +362,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
     def _find_tokens(self) -> bool:
         return any(m.layout.fmt == 'NLC' for m in self.modules() if isinstance(m, StageTransformer))
 
-    def _check_aspect(self, x: Any) -> None:
+    def _check_aspect(self, x: object) -> None:
         """Tokens do not tell the aspect ratio of their map, which transformers at stages take from that of the input.
 
         Raises:
@@ -368,3 +374,8 @@ class SpatialTransformerNetwork(StreamsNetwork):
                 raise ValueError(
                     f'transformers at stages of tokens were made for images of {usual_height} x {usual_width}, got '
                     f'{height} x {width}; call set_input_size(({height}, {width})), or give that as img_size.')
+
+
+def _first_of_streams(whole: Tensor, glimpses: Tensor) -> Tensor:
+    """Features (N, ...) of the whole images before those of the glimpses (N, G, ...): (N, 1 + G, ...)."""
+    return torch.cat([whole.unsqueeze(1), glimpses], 1)

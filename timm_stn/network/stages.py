@@ -2,7 +2,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from .._torch import TorchDispatchMode
 from ..geometry.layout import Layout, infer_layout, told_of_layout
 from ..modules.trial import trial_forward
+from .timm_model import FeatureInfo
 
 __all__ = ['check_keeps_tokens', 'feature_infos', 'name_of', 'resolve_stage', 'stage_layouts']
 
+Shape: TypeAlias = 'tuple[int, ...] | list[Shape] | str'  # of a tensor, of several things, or the type of another
 
-def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str, Any]]:
+
+def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, FeatureInfo]:
     """Name of a stage's module and what the backbone says of its features.
 
     Args:
@@ -28,9 +31,9 @@ def resolve_stage(backbone: nn.Module, stage: int | str) -> tuple[str, dict[str,
     if isinstance(stage, int):
         if not -len(infos) <= stage < len(infos):
             raise ValueError(f'stn_stages: {name_of(backbone)} has feature indices 0 to {len(infos) - 1}, got {stage}.')
-        return str(infos[stage]['module']), dict(infos[stage])
+        return str(infos[stage]['module']), infos[stage]
     _check_module(backbone, stage)
-    return stage, next((dict(i) for i in infos if i['module'] == stage), {})
+    return stage, next((info for info in infos if info['module'] == stage), FeatureInfo())
 
 
 def _check_module(backbone: nn.Module, name: str) -> None:
@@ -41,9 +44,9 @@ def _check_module(backbone: nn.Module, name: str) -> None:
         raise ValueError(f"stn_stages: {name_of(backbone)} has no module {name!r}; use 'input' or {others}.")
 
 
-def feature_infos(backbone: nn.Module) -> list[dict[str, Any]]:
-    infos = getattr(backbone, 'feature_info', [])
-    return list(getattr(infos, 'info', infos))
+def feature_infos(backbone: nn.Module) -> list[FeatureInfo]:
+    infos: object = getattr(backbone, 'feature_info', [])
+    return list(cast(Iterable[FeatureInfo], getattr(infos, 'info', infos)))
 
 
 def stage_layouts(
@@ -78,13 +81,13 @@ def _watch(
         backbone: nn.Module,
         names: Iterable[str],
         input_size: tuple[int, int, int],
-) -> tuple[dict[str, list[Any]], '_Uses']:
+) -> tuple[dict[str, list[object]], '_Uses']:
     """What each of these modules yields in a dry forward pass, in the order of that, and what is done with it."""
     modules = dict(backbone.named_modules())
-    outputs: dict[str, list[Any]] = {name: [] for name in names if name and name in modules}
+    outputs: dict[str, list[object]] = {name: [] for name in names if name and name in modules}
     uses = _Uses()
 
-    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def keep(name: str, module: nn.Module, args: object, output: object) -> None:
         outputs[name] = [*outputs.pop(name), output]
         uses.forget(output)
 
@@ -98,7 +101,7 @@ def _watch(
     return outputs, uses
 
 
-def _instead(backbone: nn.Module, info: dict[str, Any], input_size: tuple[int, int, int]) -> str:
+def _instead(backbone: nn.Module, info: FeatureInfo, input_size: tuple[int, int, int]) -> str:
     """The last module, no deeper than need be, that has a stage's channels and map and can have a transformer."""
     if not {'num_chs', 'reduction'} <= set(info):
         return ''
@@ -106,7 +109,8 @@ def _instead(backbone: nn.Module, info: dict[str, Any], input_size: tuple[int, i
     size = _expected(info, input_size)
     fitting: list[str] = []
     for name, seen in outputs.items():
-        fit = _fit(backbone, {**info, 'hook_type': 'forward'}, [_shape(out) for out in seen], input_size)
+        read = cast(FeatureInfo, {**info, 'hook_type': 'forward'})
+        fit = _fit(backbone, read, [_shape(out) for out in seen], input_size)
         if isinstance(fit, Layout) and fit.channels == info['num_chs'] and id(fit.pick(seen[0])) in uses.seen:
             off = max(abs(a - b) for a, b in zip(fit.size, size))  # maps may be cut by a pixel, tokens may not
             fitting += [name] if off == 0 or (off == 1 and fit.fmt != 'NLC') else []
@@ -122,10 +126,10 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[int] = set()
 
-    def add(self, tree: Any) -> None:
+    def add(self, tree: object) -> None:
         self.seen.update(map(id, _tensors(tree)))
 
-    def forget(self, tree: Any) -> None:
+    def forget(self, tree: object) -> None:
         """What was before does not count, with these or with others that had their identity."""
         self.seen.difference_update(map(id, _tensors(tree)))
 
@@ -134,7 +138,7 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def _tensors(tree: object) -> Iterator[Tensor]:
     """The tensors in nests of tuples, lists and dicts."""
     if isinstance(tree, Tensor):
         yield tree
@@ -166,15 +170,15 @@ def check_keeps_tokens(backbone: nn.Module, layouts: dict[int | str, tuple[str, 
                 "patch_drop_rate drops tokens at random; use 'input', or patch_drop_rate=0.")
 
 
-def _expected(info: dict[str, Any], input_size: tuple[int, int, int]) -> tuple[int, int]:
+def _expected(info: FeatureInfo, input_size: tuple[int, int, int]) -> tuple[int, int]:
     reduction = info.get('reduction', 1)
     return -(-input_size[1] // reduction), -(-input_size[2] // reduction)
 
 
 def _fit(
         backbone: nn.Module,
-        info: dict[str, Any],
-        shapes: list[Any],
+        info: FeatureInfo,
+        shapes: list[Shape],
         input_size: tuple[int, int, int],
 ) -> Layout | str:
     """The layout of a stage from what it yields, or why there is none."""
@@ -189,7 +193,7 @@ def _fit(
 
 
 def _only_map(
-        shape: Any,
+        shape: Shape,
         infer: Callable[[tuple[int, ...]], Layout | None],
         size: tuple[int, int],
 ) -> Layout | None:
@@ -206,16 +210,16 @@ def _only_map(
     return found[0] if len(found) == 1 else None
 
 
-def _shape(output: Any) -> Any:
+def _shape(output: object) -> Shape:
     """A tensor's shape as a tuple; a list of such, or of names of types, for a tuple or list; else its type's name."""
     if isinstance(output, Tensor):
         return tuple(output.shape)
-    if type(output) in (tuple, list):
+    if isinstance(output, (tuple, list)) and type(output) in (tuple, list):
         return [_shape(part) for part in output]
     return f'a {type(output).__name__}'
 
 
-def _text(shape: Any) -> str:
+def _text(shape: Shape) -> str:
     return f"several things ({', '.join(map(_text, shape))})" if isinstance(shape, list) else str(shape)
 
 

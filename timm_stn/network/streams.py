@@ -1,12 +1,13 @@
 """Several images of each input: how they pass through one backbone or several, and how one answer comes of them."""
 from collections.abc import Callable, Sequence
-from operator import itemgetter
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..geometry.layout import told_of_layout
+from .timm_model import Nest, Placement, TimmModel
 from .wrapper import TimmWrapper, if_backbone_can
 
 __all__ = ['StreamsNetwork', 'map_tensors']
@@ -29,26 +30,26 @@ class StreamsNetwork(TimmWrapper):
         (N, S, C, H, W), or (N, C, H, W) where S is 1. Features have a dimension S after N, too.
     """
 
-    classifier: Any  # a child only where streams are joined: else it is the backbone's
+    classifier: nn.Module  # a child only where streams are joined: else it is the backbone's
     # Defaults on the class make these our own, even if the backbone has attributes of the same names.
     streams: int = 1
     join: str = 'mean'
-    _dd: dict[str, Any] = {}
+    _dd: Placement = {'device': None, 'dtype': None}
     _joined: bool = False  # one classifier over all streams
     _classifier_name: str = ''  # of the backbone's classifier that it replaces
     _num_classes: int = 0  # of it
 
     def __init__(
             self,
-            backbone: Any,
+            backbone: TimmModel,
             towers: Sequence[nn.Module] = (),
             streams: int = 1,
             join: str = 'mean',
-            dd: dict[str, Any] | None = None,
+            dd: Placement | None = None,
             **before: nn.Module | None,
     ) -> None:
         super().__init__(backbone, towers, **before)
-        self.streams, self.join, self._dd = streams, join, dd or {}
+        self.streams, self.join, self._dd = streams, join, dd or self._dd
         self._joined = _needs_classifier(backbone, streams, join)
 
     def join_classifiers(self, num_classes: int | None = None) -> None:
@@ -65,20 +66,20 @@ class StreamsNetwork(TimmWrapper):
             backbone.reset_classifier(0)
         classifier = self._make_classifier(self._num_classes)
         nn.Module.__setattr__(self, 'classifier', classifier)  # even if the backbone has one
-        state = old.state_dict()
-        if 'weight' in state and not state['weight'].is_meta and isinstance(self.classifier, nn.Linear):
-            start = _over_streams(state['weight'], state.get('bias'), self.classifier)
-            self.classifier.load_state_dict(start, strict=bool(start))
+        state: dict[str, Tensor] = old.state_dict()
+        if 'weight' in state and not state['weight'].is_meta and isinstance(classifier, nn.Linear):
+            start = _over_streams(state['weight'], state.get('bias'), classifier)
+            classifier.load_state_dict(start, strict=bool(start))
 
     def _make_classifier(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.head_hidden_size, num_classes, **self._dd) if num_classes > 0 else nn.Identity()
 
-    def adapt_plain(self, plain: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    def adapt_plain(self, plain: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
         """If the class counts match, the joined classifier starts from the plain one; otherwise that is left out."""
         if not self._joined:
             return {}, set()
-        weight, bias = (plain.get(f'{self._classifier_name}.{name}') for name in ('weight', 'bias'))
-        start = {}
+        weight, bias = plain.get(f'{self._classifier_name}.weight'), plain.get(f'{self._classifier_name}.bias')
+        start: dict[str, Tensor] = {}
         if weight is not None and isinstance(self.classifier, nn.Linear):
             start = _over_streams(weight, bias, self.classifier)
         used = {name for name in plain if name.startswith(self._classifier_name + '.')}
@@ -103,7 +104,8 @@ class StreamsNetwork(TimmWrapper):
     @property
     def head_hidden_size(self) -> int:
         """Width of what the classifier takes; joined over the streams."""
-        width = getattr(self.backbone, 'head_hidden_size', self.backbone.num_features)
+        own = hasattr(self.backbone, 'head_hidden_size')
+        width = self.backbone.head_hidden_size if own else self.backbone.num_features
         return width * self.streams if self.join == 'concat' else width
 
     @if_backbone_can
@@ -122,7 +124,7 @@ class StreamsNetwork(TimmWrapper):
             like = next(self.parameters())
             self.classifier = self._make_classifier(num_classes).to(device=like.device, dtype=like.dtype)
 
-    def each(self, fn: Callable[[Any, Any], Any], x: Any, first: int = 0) -> Any:
+    def each(self, fn: Callable[[TimmModel, Any], Nest], x: Nest, first: int = 0) -> Nest:
         """Run ``fn(backbone, x)`` over the streams of x, (N, S, ...) or nests of such; so is what comes out.
 
         Args:
@@ -134,44 +136,45 @@ class StreamsNetwork(TimmWrapper):
             return fn(self.backbone, x)
         if self.has_towers:
             towers = self.backbones()[first:]
-            outs = [fn(tower, map_tensors(itemgetter((slice(None), s)), x)) for s, tower in enumerate(towers)]
-            return map_tensors(lambda *ts: torch.stack(ts, 1), *outs)
-        out = fn(self.backbone, map_tensors(lambda t: t.flatten(0, 1), x))
-        return map_tensors(lambda t: t.unflatten(0, (-1, self.streams - first)), out)
+            outs = [fn(tower, map_tensors(partial(torch.select, dim=1, index=s), x)) for s, tower in enumerate(towers)]
+            return map_tensors(_stack, *outs)
+        out = fn(self.backbone, map_tensors(lambda t: t.flatten(0, 1), x))  # (N * S, ...)
+        return map_tensors(lambda t: t.unflatten(0, (-1, self.streams - first)), out)  # (N, S, ...)
 
-    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, **kwargs: object) -> Any:
         if self.streams == 1:
             return self.backbone(x, **kwargs)
         return self._logits(self.each(lambda backbone, image: backbone(image, **kwargs), x))
 
-    def forward_features(self, x: Tensor, **kwargs: Any) -> Any:
+    def forward_features(self, x: Tensor, **kwargs: object) -> Any:
         """Unpooled features of the backbone; (N, S, ...) with streams."""
         return self.each(lambda backbone, image: backbone.forward_features(image, **kwargs), x)
 
-    def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
         """Features to logits, or to what the classifier takes."""
         if self.streams == 1:
             return self.backbone.forward_head(x, pre_logits=pre_logits)
         out = self.each(lambda backbone, f: backbone.forward_head(f, pre_logits=pre_logits or self._joined), x)
         return self._join(out) if pre_logits else self._logits(out)
 
-    def _join(self, x: Tensor) -> Tensor:
+    def _join(self, x: Nest) -> Tensor:
         """Features (N, S, ...) of all streams to the mean, or to all channels side by side."""
+        x = cast(Tensor, x)
         if self.join == 'mean':
             return x.mean(1)
         if x.ndim == 3:
-            return x.flatten(1)
+            return x.flatten(1)  # (N, S, C) to (N, S * C)
         channels_first = x.ndim == 5 and told_of_layout(self.backbone)['output_fmt'] != 'NHWC'
         return torch.cat(x.unbind(1), 1 if channels_first else -1)
 
-    def _logits(self, out: Any) -> Any:
+    def _logits(self, out: Nest) -> Nest:
         """What the streams' backbones give to logits; features of an extractor stay apart."""
         if self._joined:
-            return self.classifier(self._join(out))
-        return map_tensors(lambda t: t.mean(1), out) if hasattr(self.backbone, 'reset_classifier') else out
+            return cast(Tensor, self.classifier(self._join(out)))
+        return map_tensors(_mean, out) if hasattr(self.backbone, 'reset_classifier') else out
 
 
-def _needs_classifier(backbone: Any, streams: int, join: str) -> bool:
+def _needs_classifier(backbone: TimmModel, streams: int, join: str) -> bool:
     if streams == 1 or not hasattr(backbone, 'reset_classifier'):
         return False
     old = backbone.get_classifier()
@@ -193,11 +196,23 @@ def _over_streams(weight: Tensor, bias: Tensor | None, classifier: nn.Linear) ->
     return dict(weight=weight.repeat(1, repeats) / repeats, bias=bias)
 
 
-def map_tensors(fn: Callable[..., Tensor], *trees: Any) -> Any:
+def _stack(*streams: Tensor) -> Tensor:
+    """Of S streams (N, ...) to (N, S, ...)."""
+    return torch.stack(streams, 1)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """(N, S, ...) to (N, ...)."""
+    return x.mean(1)
+
+
+def map_tensors(fn: Callable[..., Tensor], *trees: Nest) -> Nest:
     """``fn`` over the tensors of equal nests of lists, tuples and dicts."""
     first = trees[0]
     if isinstance(first, Tensor):
         return fn(*trees)
     if isinstance(first, dict):
-        return {k: map_tensors(fn, *(t[k] for t in trees)) for k in first}
-    return type(first)(map_tensors(fn, *parts) for parts in zip(*trees))
+        dicts = cast(tuple[dict[str, Nest], ...], trees)
+        return {k: map_tensors(fn, *[d[k] for d in dicts]) for k in first}
+    mapped = [map_tensors(fn, *parts) for parts in zip(*cast(tuple[list[Nest], ...], trees))]
+    return mapped if isinstance(first, list) else tuple(mapped)

@@ -1,11 +1,12 @@
 """A timm model around timm models: parameter names get a prefix, all else is read from and written to the backbone."""
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from .keys import base_name, is_classifiers, is_transformers, is_whole, pattern_here, prefix_of
+from .timm_model import TimmModel
 
 __all__ = ['TimmWrapper', 'if_backbone_can']
 
@@ -41,10 +42,10 @@ class TimmWrapper(nn.Module):
             an optimizer goes by their index.
     """
 
-    backbone: Any
+    backbone: TimmModel
     towers: nn.ModuleDict
 
-    def __init__(self, backbone: Any, towers: Sequence[nn.Module] = (), **before: nn.Module | None) -> None:
+    def __init__(self, backbone: TimmModel, towers: Sequence[nn.Module] = (), **before: nn.Module | None) -> None:
         super().__init__()
         for name, module in before.items():
             setattr(self, name, module)
@@ -57,9 +58,10 @@ class TimmWrapper(nn.Module):
     def has_towers(self) -> bool:
         return 'towers' in self._modules
 
-    def backbones(self) -> list[Any]:
+    def backbones(self) -> list[TimmModel]:
         """The backbone, and the towers beside it."""
-        return [self.backbone, *(self.towers.values() if self.has_towers else ())]
+        towers = list(self.towers.values()) if self.has_towers else []
+        return [self.backbone, *cast(list[TimmModel], towers)]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -77,7 +79,7 @@ class TimmWrapper(nn.Module):
         else:
             setattr(self.backbone, name, value)
 
-    def adapt_plain(self, plain: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    def adapt_plain(self, plain: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
         """What a plain checkpoint gives to modules beside the backbone, and the keys of it that are then used."""
         return {}, set()
 
@@ -92,13 +94,14 @@ class TimmWrapper(nn.Module):
         matcher = self.backbone.group_matcher(coarse=coarse)
         if callable(matcher):
             return lambda name: matcher(base_name(name)) if base_name(name) else float('inf')
-        return {group: pattern_here(pattern) for group, pattern in matcher.items()}
+        patterns = cast(dict[str, object], matcher)
+        return {group: pattern_here(pattern) for group, pattern in patterns.items()}
 
     @if_backbone_can
     def no_weight_decay(self) -> set[str]:
         return {prefix_of(i) + n for i, backbone in enumerate(self.backbones()) for n in backbone.no_weight_decay()}
 
-    def init_weights(self, *args: Any, **kwargs: Any) -> None:
+    def init_weights(self, *args: object, **kwargs: object) -> None:
         """Initialise everything anew: the backbone(s) by their own rules, transformers at the identity."""
         for backbone in self.backbones():
             if hasattr(backbone, 'init_weights'):
@@ -121,7 +124,7 @@ def _is_own(key: str) -> bool:
     return is_transformers(key) or is_classifiers(key)
 
 
-def _load_plain(net: TimmWrapper, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+def _load_plain(net: TimmWrapper, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
     """Before a state dict is loaded: a plain checkpoint of the backbone fills backbone(s), all else stays as it is."""
     names = [k[len(prefix):] for k in state_dict if k.startswith(prefix)]
     if not names or is_whole(names):
