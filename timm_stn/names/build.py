@@ -27,7 +27,7 @@ from ..modules.gradients import without_counts
 from ..modules.standardize import without_statistics
 from ..network.arguments import StnArguments, split_arguments, stn_arguments
 from ..network.features import StnFeatures, usual_indices
-from ..network.keys import as_tuple, is_classifiers, is_transformers, is_whole, split_backbone
+from ..network.keys import CLASSIFIER, as_tuple, is_classifiers, is_transformers, is_whole, prefix_of, split_backbone
 from ..network.model import SpatialTransformerNetwork
 from ..network.timm_model import TimmModel
 from .untrusted import Budget, check_config, config_location
@@ -236,16 +236,16 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     """
     target = net.state_dict()
     state_dict = without_counts({**state_dict, **without_statistics(state_dict)})
-    same_classes = net._joined and net.num_classes == cfg.num_classes
+    same_classes = net.joined and net.num_classes == cfg.num_classes
     own = {k: v for k, v in state_dict.items() if is_transformers(k) or (same_classes and is_classifiers(k))}
     for conv in net.pretrained_cfg['first_conv'] or ():
         key = conv + '.weight'
         if key in own and key in target and own[key].shape[1] != target[key].shape[1]:
             own[key] = _adapt_channels(own[key], target[key].shape[1])
     classifiers = as_tuple(net.pretrained_cfg.get('classifier'))
-    excused = () if same_classes else ('classifier.', *(f'{name}.' for name in classifiers))
-    if not net._joined and getattr(net.backbone, 'num_classes', None) == cfg.num_classes:
-        excused = ('backbone.',)  # timm has loaded these strictly; it may have renamed keys
+    excused = () if same_classes else (CLASSIFIER, *(f'{name}.' for name in classifiers))
+    if not net.joined and getattr(net.backbone, 'num_classes', None) == cfg.num_classes:
+        excused = (prefix_of(0),)  # timm has loaded these strictly; it may have renamed keys
     asked = {k for k in without_counts(target) if is_transformers(k) or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
     unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))

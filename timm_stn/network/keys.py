@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
-    'CHILD', 'as_tuple', 'base_name', 'is_classifiers', 'is_transformers', 'is_whole', 'pattern_here', 'prefix_of',
-    'prefixed', 'split_backbone']
+    'CHILD', 'CLASSIFIER', 'as_tuple', 'base_name', 'is_classifiers', 'is_transformers', 'is_whole', 'pattern_here',
+    'prefix_of', 'prefixed', 'split_backbone']
 
 CHILD = 'stn'
+CLASSIFIER = 'classifier.'
 IS_BACKBONE = r'(?:backbone|towers\.\d+)\.'
 IS_TRANSFORMER = rf'(?:.*[._])?{CHILD}\.'
 
@@ -26,7 +27,7 @@ def is_transformers(key: str) -> bool:
 
 
 def is_classifiers(key: str) -> bool:
-    return key.startswith('classifier.')
+    return key.startswith(CLASSIFIER)
 
 
 def is_whole(keys: Iterable[str]) -> bool:

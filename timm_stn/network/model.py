@@ -128,7 +128,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         cfg = dict(getattr(self.backbone, 'pretrained_cfg', None) or {})
         cfg.pop('state_dict', None)
         cfg['architecture'] = name or 'stn_' + str(cfg.get('architecture') or type(self.backbone).__name__.lower())
-        cfg['classifier'] = 'classifier' if self._joined else prefixed(cfg.get('classifier'))
+        cfg['classifier'] = 'classifier' if self.joined else prefixed(cfg.get('classifier'))
         cfg['first_conv'] = self._first_convs(cfg.get('first_conv'))
         self.pretrained_cfg = self.default_cfg = cfg
         self.pretrained_model_args: dict[str, Any] = {}
@@ -324,7 +324,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
             indices = [*kept, self.glance.stage]
         for backbone in self.backbones():
             taken = backbone.prune_intermediate_layers(indices, prune_norm, prune_head, **kwargs)
-        if prune_head and self._joined:
+        if prune_head and self.joined:
             self.reset_classifier(0)
         modules = dict(self.named_modules())
         self._stage_names = {s: names for s, names in self._stage_names.items() if all(n in modules for n in names)}

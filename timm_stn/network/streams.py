@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.layout import told_of_layout
+from .keys import CLASSIFIER
 from .timm_model import Nest, Placement, TimmModel
 from .wrapper import TimmWrapper, if_backbone_can
 
@@ -35,7 +36,7 @@ class StreamsNetwork(TimmWrapper):
     streams: int = 1
     join: str = 'mean'
     _dd: Placement = {'device': None, 'dtype': None}
-    _joined: bool = False  # one classifier over all streams
+    joined: bool = False  # one classifier over all streams
     _classifier_name: str = ''  # of the backbone's classifier that it replaces
     _num_classes: int = 0  # of it
 
@@ -50,14 +51,14 @@ class StreamsNetwork(TimmWrapper):
     ) -> None:
         super().__init__(backbone, towers, **before)
         self.streams, self.join, self._dd = streams, join, dd or self._dd
-        self._joined = _needs_classifier(backbone, streams, join)
+        self.joined = _needs_classifier(backbone, streams, join)
 
     def join_classifiers(self, num_classes: int | None = None) -> None:
         """Put one classifier behind the join, if one is needed, for ``num_classes``. Default: the backbone's.
 
         It starts from the backbone's classifier where that has the same classes.
         """
-        if not self._joined:
+        if not self.joined:
             return
         old = self.backbone.get_classifier()
         self._classifier_name = next(name for name, m in self.backbone.named_modules() if m is old)
@@ -76,22 +77,22 @@ class StreamsNetwork(TimmWrapper):
 
     def adapt_plain(self, plain: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
         """If the class counts match, the joined classifier starts from the plain one; otherwise that is left out."""
-        if not self._joined:
+        if not self.joined:
             return {}, set()
         weight, bias = plain.get(f'{self._classifier_name}.weight'), plain.get(f'{self._classifier_name}.bias')
         start: dict[str, Tensor] = {}
         if weight is not None and isinstance(self.classifier, nn.Linear):
             start = _over_streams(weight, bias, self.classifier)
         used = {name for name in plain if name.startswith(self._classifier_name + '.')}
-        return {f'classifier.{name}': value for name, value in start.items()}, used
+        return {CLASSIFIER + name: value for name, value in start.items()}, used
 
     @property
     def num_classes(self) -> int:
-        return self._num_classes if self._joined else self.backbone.num_classes
+        return self._num_classes if self.joined else self.backbone.num_classes
 
     @num_classes.setter
     def num_classes(self, value: int) -> None:
-        if self._joined:
+        if self.joined:
             self._num_classes = value
         else:
             self.backbone.num_classes = value
@@ -110,16 +111,16 @@ class StreamsNetwork(TimmWrapper):
 
     @if_backbone_can
     def get_classifier(self) -> nn.Module:
-        return self.classifier if self._joined else self.backbone.get_classifier()
+        return self.classifier if self.joined else self.backbone.get_classifier()
 
     @if_backbone_can
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for other classes; 0 for none. ``global_pool`` None keeps the pooling."""
         pool = () if global_pool is None else (global_pool,)
-        if not self._joined or pool:
+        if not self.joined or pool:
             for backbone in self.backbones():
-                backbone.reset_classifier(0 if self._joined else num_classes, *pool)
-        if self._joined:
+                backbone.reset_classifier(0 if self.joined else num_classes, *pool)
+        if self.joined:
             self._num_classes = num_classes
             like = next(self.parameters())
             self.classifier = self._make_classifier(num_classes).to(device=like.device, dtype=like.dtype)
@@ -154,7 +155,7 @@ class StreamsNetwork(TimmWrapper):
         """Features to logits, or to what the classifier takes."""
         if self.streams == 1:
             return self.backbone.forward_head(x, pre_logits=pre_logits)
-        out = self.each(lambda backbone, f: backbone.forward_head(f, pre_logits=pre_logits or self._joined), x)
+        out = self.each(lambda backbone, f: backbone.forward_head(f, pre_logits=pre_logits or self.joined), x)
         return self._join(out) if pre_logits else self._logits(out)
 
     def _join(self, x: Nest) -> Tensor:
@@ -169,7 +170,7 @@ class StreamsNetwork(TimmWrapper):
 
     def _logits(self, out: Nest) -> Nest:
         """What the streams' backbones give to logits; features of an extractor stay apart."""
-        if self._joined:
+        if self.joined:
             return cast(Tensor, self.classifier(self._join(out)))
         return map_tensors(_mean, out) if hasattr(self.backbone, 'reset_classifier') else out
 
