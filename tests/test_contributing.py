@@ -1,5 +1,8 @@
 """What CONTRIBUTING.md says is so: each of its recipes is followed here, and the files that it names are there."""
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import timm
@@ -42,13 +45,22 @@ def test_add_a_transform(monkeypatch):
     assert 'shear' in timm_stn.geometry.transforms.transform_names()
     assert answer(stn_transform='shear').stn.last_theta.shape == (4, 2, 3)
     assert answer(stn_transform='shear+tps', stn_localization='fc').stn.theta_transform.name == 'shear+tps'
+    code = """import sys, pytest
+from test_contributing import Shear
+from timm_stn.geometry import transforms
+transforms._FAMILIES['shear'] = Shear
+sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'shear', 'tests/geometry/test_transforms_property.py']))"""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env={**os.environ, 'PYTHONPATH': paths}, text=True,
+                          capture_output=True)
+    assert done.returncode == 0 and ' passed' in done.stdout, done.stdout
 
 
 def test_add_a_localization_network(monkeypatch):
     def mean(in_chans, size, width=5, **dd):
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_chans, width, **dd)), width
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_chans, width, bias=False, **dd)), width
 
-    monkeypatch.setitem(localization._BODIES, 'mean', (mean, 32, False, ('width',)))
+    monkeypatch.setitem(localization._BODIES, 'mean', localization.Body(mean, 32, settings=('width',)))
     assert answer(stn_localization='mean')._model_args['stn_localization'] == 'mean'
     assert answer(stn_stages={'input': dict(localization='mean')}).stn.localization.regression.in_features == 5
 
@@ -78,6 +90,7 @@ def test_add_an_argument():
     files = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob('*.py') if 'freeze_steps' in p.read_text()}
     assert files == {'modules/settings.py', 'modules/spatial_transformer.py'}
     assert '| `stn_freeze_steps` | `0` |' in argument_table()
+    assert 'stn_freeze_steps=' in (ROOT / 'tests' / 'names' / 'test_loading.py').read_text()
 
 
 def test_the_files_that_are_named_are_there():

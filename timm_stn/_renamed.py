@@ -1,4 +1,4 @@
-"""Names that modules had before version 0.2: pickles of whole networks, and imports of others, may still hold them."""
+"""Names that modules had in version 0.1, before they were in folders: others may import them still."""
 import importlib
 import sys
 from collections.abc import Sequence

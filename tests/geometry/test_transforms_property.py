@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from timm_stn.geometry.grid import lattice
 from timm_stn.geometry.transforms import get_transform, matrix_grid, transform_names
 
-CLOSED = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective', 'affine3d']
+
+def is_closed(name):
+    try:
+        return get_transform(name).compose(*torch.zeros(2, 1, get_transform(name).num_params)) is not None
+    except NotImplementedError:
+        return False
+
+
+CLOSED = [name for name in transform_names() if is_closed(name)]
 ALL = [
     *transform_names(), 'tps:2x3', 'diffeomorphic:3x2', 'rotation+affine', 'tps+affine', 'diffeomorphic+projective+tps']
 
@@ -139,3 +147,8 @@ def test_finite_for_any_params(transform, values, dtype):
     gradient, = torch.autograd.grad(grid.sum(), params)
     if dtype != torch.float16:  # in which a finite float32 gradient may be infinite
         assert gradient.isfinite().all()
+
+
+def test_families_that_are_closed():
+    groups = 'translation rotation attention scale_translation similarity affine projective affine3d'
+    assert {*groups.split()} <= {*CLOSED} and not {'tps', 'diffeomorphic'} & {*CLOSED}

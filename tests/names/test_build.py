@@ -113,7 +113,7 @@ def test_wrap():
         timm_stn.wrap(model)
     with pytest.raises(TypeError, match='Linear'):
         timm_stn.wrap(nn.Linear(1, 1))
-    with pytest.raises(TypeError, match='stn_transfrm.*stn_transform'):
+    with pytest.raises(TypeError, match="unknown setting 'transfrm'. Did you mean 'transform'"):
         timm_stn.wrap(create('test_resnet'), transfrm='affine')
 
 

@@ -63,10 +63,8 @@ def test_values_and_settings():
     assert arguments.settings('input').scale == 0.5
     assert arguments.settings(1).scale == 1.0, 'stn_scale is that of glimpses of the image'
     assert stn_arguments(stn_stages={1: AFFINE}).settings(1).scale == 0.5
-    assert set(vars(arguments.settings(1))) == {
-        'transform', 'scale', 'bound', 'localization', 'localization_size', 'iterations', 'mode', 'padding_mode',
-        'fill', 'antialias', 'lr_scale', 'penalty', 'freeze_steps',
-    }
+    of_network = {'stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'target'}
+    assert set(vars(arguments.settings(1))) == {name.removeprefix('stn_') for name in DEFAULTS} - of_network
     with pytest.raises(FrozenInstanceError):
         arguments.glimpses = 3
     for other in (copy.deepcopy(arguments), pickle.loads(pickle.dumps(arguments))):

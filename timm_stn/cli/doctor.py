@@ -53,7 +53,7 @@ def self_check() -> dict[str, tuple[bool, str]]:
 
 def _versions() -> dict[str, str]:
     versions = {module.__name__: str(module.__version__) for module in (torch, timm, huggingface_hub, safetensors)}
-    return {'timm_stn': f'{__version__} ({Path(__file__).parent})', 'python': platform.python_version(), **versions,
+    return {'timm_stn': f'{__version__} ({Path(__file__).parents[1]})', 'python': platform.python_version(), **versions,
             'torchvision': _installed('torchvision')}
 
 

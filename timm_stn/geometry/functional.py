@@ -12,6 +12,7 @@ from torch import Tensor
 from .grid import coordinate_dtype
 from .pose import pose_of
 from .sampler import Fill, Sampling
+from .sizes import as_sides
 from .transforms import Transform
 
 __all__ = ['map_points', 'unwarp', 'warp']
@@ -21,7 +22,7 @@ def warp(
         image: Tensor,
         theta: Tensor,
         transform: str | Transform = 'affine',
-        size: Sequence[int] | None = None,
+        size: int | Sequence[int] | None = None,
         mode: str = 'bilinear',
         padding_mode: str = 'border',
         fill: Fill = None,
@@ -52,7 +53,7 @@ def warp(
 def unwarp(
         image: Tensor,
         theta: Tensor,
-        size: Sequence[int],
+        size: int | Sequence[int],
         transform: str | Transform = 'affine',
         mode: str = 'bilinear',
         padding_mode: str = 'zeros',
@@ -100,11 +101,12 @@ def _check_theta(theta: Tensor, image: Tensor) -> Tensor:
     return theta.to(coordinate_dtype(image.dtype))
 
 
-def _check_size(size: Sequence[int], image: Tensor) -> Sequence[int]:
-    if len(size) != image.ndim - 2 or min(size) < 1:
+def _check_size(size: int | Sequence[int], image: Tensor) -> Sequence[int]:
+    sides: Sequence[int] = as_sides(size, image.ndim - 2)
+    if not isinstance(sides, Sequence) or len(sides) != image.ndim - 2 or min(sides) < 1:
         raise ValueError(f'size must be {image.ndim - 2} positive integers for an image of shape '
                          f'{tuple(image.shape)}, got {size!r}')
-    return size
+    return sides
 
 
 def _expand(grid: Tensor, image: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ that one set of weights serves every input size. It ends in a :class:`ThetaRegre
 """
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -72,12 +72,20 @@ def _numel(size: Any) -> int:
 
 ON_FEATURES = ('shared', 'saliency')
 WITH_NAME = ('timm', *ON_FEATURES)
-# name -> (builder, largest side it sees by default, whether it sees half, settings); a ReLU follows those with `hidden`
-_BODIES: dict[str, tuple[Callable, int, bool, tuple[str, ...]]] = {
-    'conv': (_conv, 64, True, ('channels', 'hidden')),
-    'fc': (_fc, 64, False, ('hidden', 'depth')),
-    'linear': (_linear, 16, False, ()),
-    'moments': (_moments, 64, False, ()),
+class Body(NamedTuple):
+    """The layers of a localization network before its regression."""
+    build: Callable[..., tuple[nn.Module, int]]  # (in_chans, size, **settings, device, dtype) to layers, their width
+    side: int  # largest that it sees by default
+    sees_half: bool = False  # by default, as in the paper
+    settings: tuple[str, ...] = ()  # positive integers, with defaults of their own
+    relu: bool = False  # after its features, which are then standardized first
+
+
+_BODIES: dict[str, Body] = {
+    'conv': Body(_conv, 64, sees_half=True, settings=('channels', 'hidden'), relu=True),
+    'fc': Body(_fc, 64, settings=('hidden', 'depth'), relu=True),
+    'linear': Body(_linear, 16),
+    'moments': Body(_moments, 64),
 }
 
 
@@ -191,10 +199,9 @@ class Localization(nn.Module):
             self.body, width = timm_body(source.of, in_chans, self.size, pretrained, **settings, **dd)
         else:
             _check_settings(kind, settings)
-            self.body, width = _BODIES[kind][0](in_chans, self.size, **settings, **dd)
+            self.body, width = _BODIES[kind].build(in_chans, self.size, **settings, **dd)
             self.reset_parameters()
-        hidden = kind in _BODIES and 'hidden' in _BODIES[kind][3]
-        self.standardize = Standardize(width, relu=hidden, device=device)
+        self.standardize = Standardize(width, relu=kind in _BODIES and _BODIES[kind].relu, device=device)
         self.regression = ThetaRegression(width, num_params, lr_scale, **dd)
         self.last_features: Tensor | None = None  # (N, F), what the regression saw; detached, only in eager mode
         bound_steps(self)
@@ -209,7 +216,8 @@ class Localization(nn.Module):
         for m in self.body.modules():
             if own and isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear):
                 nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
-                nn.init.zeros_(cast(Tensor, m.bias))
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
 
     @staticmethod
     def resolve_size(kind: str, input_size: tuple[int, ...], size: Any) -> tuple[int, ...]:
@@ -221,8 +229,7 @@ class Localization(nn.Module):
         if source.is_timm:
             from .timm_body import size_seen  # imports timm, which no other network needs
             return size_seen(source.of, input_size)
-        _, limit, halve, _ = _BODIES[kind]
-        return _side(input_size, limit, halve)
+        return _side(input_size, _BODIES[kind].side, _BODIES[kind].sees_half)
 
     def forward(self, x: Tensor) -> Regressed:
         """(N, C, H, W), any size, to parameters (N, P), float32."""
@@ -238,7 +245,7 @@ class Localization(nn.Module):
 
 
 def _check_settings(kind: str, settings: dict[str, Any]) -> None:
-    accepted = _BODIES[kind][3]
+    accepted = _BODIES[kind].settings
     for name, value in settings.items():
         if name not in accepted:
             names = ' and '.join(accepted) or 'no settings'

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..geometry.autocast import full_precision
 from ..geometry.grid import coordinate_dtype
+from .settings import RATE, check_kind
 
 __all__ = ['ThetaRegression']
 
@@ -41,8 +42,7 @@ class ThetaRegression(nn.Module):
             dtype: Any = None,
     ) -> None:
         super().__init__()
-        if not isinstance(lr_scale, (int, float)) or not 1e-9 <= lr_scale <= 1e9:
-            raise ValueError(f'lr_scale must be a number from 1e-9 to 1e9, got {lr_scale!r}.')
+        check_kind('lr_scale', lr_scale, RATE)
         self.in_features = in_features
         self.out_features = out_features
         self.lr_scale = round(lr_scale * 1e9) / 1e9

@@ -8,8 +8,8 @@ from ..geometry.sizes import is_count, is_number
 from ..geometry.transforms import get_transform, transform_names
 
 __all__ = [
-    'BOOL', 'FIELDS', 'POSITIVE_INTEGER', 'Kind', 'TransformerSettings', 'argument', 'check_kind', 'check_settings',
-    'one_of']
+    'BOOL', 'FIELDS', 'POSITIVE_INTEGER', 'RATE', 'Kind', 'TransformerSettings', 'argument', 'check_kind',
+    'check_settings', 'one_of']
 
 
 class Kind(NamedTuple):
@@ -25,6 +25,7 @@ def one_of(*values: Any) -> Kind:
 ANY = Kind(lambda value: True, 'anything')  # checked where it is used, by what it names
 POSITIVE_INTEGER = Kind(is_count, 'a positive integer')
 BOOL = one_of(False, True)
+RATE = Kind(lambda v: is_number(v) and 1e-9 <= v <= 1e9, 'a number from 1e-9 to 1e9')
 
 
 def argument(default: Any, kind: Kind, meaning: str, most: float | None = None, shown: str = '') -> Any:
@@ -85,9 +86,9 @@ class TransformerSettings:
         '`border`, `zeros` (the mean colour, after normalisation), `reflection`, `fill`')
     fill: float | Sequence[float] | None = argument(
         None, ANY, 'value(s) for `fill`: one, or one per channel, in normalised space')
-    antialias: bool = argument(False, ANY, 'low-pass filter where the transform shrinks the image')
+    antialias: bool = argument(False, BOOL, 'low-pass filter where the transform shrinks the image')
     lr_scale: float = argument(
-        10.0, ANY,
+        10.0, RATE,
         'learning rate of theta relative to the rest of the network, the same under every optimizer; also scales the '
         'bound on each step of theta; may change between runs')
     penalty: float = argument(

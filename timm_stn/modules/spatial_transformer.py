@@ -38,7 +38,8 @@ class SpatialTransformer(nn.Module):
         input_size: (H, W), or (D, H, W) for volumes, that the input usually has; other sizes work, too.
         transform: Family of theta, one of :func:`timm_stn.geometry.transforms.transform_names` (``affine``, ``tps``,
             ...), or a composition ``a+b``.
-        localization: ``conv``, ``fc``, ``linear``, ``timm:<arch>``, or a module that maps the input to (N, G * P).
+        localization: ``conv``, ``fc``, ``linear``, ``moments``, ``timm:<arch>``, or a module that maps the input to
+            (N, G * P).
         localization_size: Side(s) that the localization network sees.
         size: (H, W) of the output. Default: the input's.
         glimpses: Number G of transformers in parallel; they share the localization network (paper, section 4.3).
@@ -103,7 +104,8 @@ class SpatialTransformer(nn.Module):
         check_kind('input_size', input_size, Kind(lambda value: are_sides(value, ndim), accepted))
         check_kind('glimpses', glimpses, POSITIVE_INTEGER)
         check_kind('scale', scale, Kind(lambda value: is_number(value) and value > 0, 'a positive number'))
-        check_settings(iterations=iterations, bound=bound, penalty=penalty, freeze_steps=freeze_steps)
+        check_settings(
+            iterations=iterations, bound=bound, antialias=antialias, penalty=penalty, freeze_steps=freeze_steps)
         self.sampling = Sampling(mode, padding_mode, fill, antialias)
         self.sampling.check(torch.empty(1, in_chans, *[1] * ndim, device='meta'))
         self.in_chans, self.input_size = in_chans, tuple(input_size)

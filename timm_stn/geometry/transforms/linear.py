@@ -32,10 +32,19 @@ class LinearTransform(Transform):
     def grid(self, params: Tensor, size: Sequence[int]) -> Tensor:
         return matrix_grid(self.matrix(params), self.check_size(size))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether inverses and compositions belong to the family, so that their parameters can be read off a matrix."""
+        return type(self).from_matrix is not LinearTransform.from_matrix
+
     def inverse(self, params: Tensor) -> Tensor:
+        if not self.is_closed:
+            return super().inverse(params)
         return self.from_matrix(invert_matrix(self.matrix(params)))
 
     def compose(self, first: Tensor, second: Tensor) -> Tensor:
+        if not self.is_closed:
+            return super().compose(first, second)
         return self.from_matrix(compose_matrices(self.matrix(first), self.matrix(second)))
 
     def map_points(self, params: Tensor, points: Tensor) -> Tensor:
