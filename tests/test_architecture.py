@@ -121,5 +121,10 @@ def test_old_modules_lead_to_modules():
         assert getattr(timm_stn, old)
         for place in places:
             importlib.import_module(f'timm_stn.{place}')
+    scope = {}
+    exec('from timm_stn.functional import *\nfrom timm_stn.dry import dry_forward', scope)
+    assert scope['warp'] is timm_stn.warp and callable(scope['dry_forward'])
+    with pytest.raises(AttributeError, match='what was in it is now in timm_stn.geometry.sampler'):
+        timm_stn.sampler.check_options  # noqa: B018
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module('timm_stn.nothing')

@@ -13,8 +13,11 @@ RENAMED: dict[str, tuple[str, ...]] = {  # module -> where what was in it is now
     **{name: (f'geometry.{name}',) for name in (
         'functional', 'grid', 'kernels', 'layout', 'pyramid', 'sampler', 'transforms')},
     **{name: (f'modules.{name}',) for name in ('saliency', 'standardize', 'steps')},
-    **{name: (f'network.{name}',) for name in ('arguments', 'attach', 'features', 'stages')},
-    **{name: (f'names.{name}',) for name in ('build', 'registry', 'untrusted', 'weights')},
+    **{name: (f'network.{name}',) for name in ('features', 'stages')},
+    **{name: (f'names.{name}',) for name in ('registry', 'untrusted', 'weights')},
+    'arguments': ('network.arguments', 'modules.settings'),
+    'attach': ('network.attach', 'network.stages'),
+    'build': ('names.build', 'names.registry'),
     'card': ('publish.card', 'publish.run_record'),
     'dependence': ('view.dependence',),
     'diagnostics': ('view.observe', 'names.zoo', 'cli.doctor', 'cli.digits'),
@@ -34,6 +37,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # module -> where what was in it is now
     'zoo': ('names.zoo', 'names.registry'),
 }
 PACKAGES = ('kernels', 'transforms')
+OTHERWISE = {'picture_of': 'sheet_of', 'dry_forward': 'trial_forward'}  # names of functions that are others now
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -52,11 +56,14 @@ class _Finder(MetaPathFinder, Loader):
         places = _places(module.__name__)
 
         def get(name: str) -> Any:
-            for place in () if name.startswith('__') else places:
-                found = importlib.import_module(f'timm_stn.{place}')
-                if hasattr(found, name):
-                    return getattr(found, name)
-            raise AttributeError(f'module {module.__name__!r} has no attribute {name!r}')
+            found = [importlib.import_module(f'timm_stn.{place}') for place in places]
+            if name == '__all__':
+                return [public for part in found for public in part.__all__]
+            for part in () if name.startswith('__') else found:
+                if hasattr(part, OTHERWISE.get(name, name)):
+                    return getattr(part, OTHERWISE.get(name, name))
+            raise AttributeError(f'module {module.__name__!r} has no attribute {name!r}; what was in it is now in '
+                                 f"{', '.join(part.__name__ for part in found)}")
 
         module.__getattr__ = get  # type: ignore[method-assign]
 

@@ -318,3 +318,11 @@ def test_errors_name_argument_value_and_what_is_accepted(image, theta, arguments
     if 'size' not in arguments:
         with pytest.raises(error):
             unwarp(image, theta, (4, 4), **arguments)
+
+
+def test_one_side_is_of_all_axes():
+    image, theta = torch.rand(1, 2, 6, 8), torch.eye(2, 3)[None]
+    assert torch.equal(warp(image, theta, size=5), warp(image, theta, size=(5, 5)))
+    assert torch.equal(unwarp(image, theta, 5), unwarp(image, theta, (5, 5)))
+    with pytest.raises(ValueError, match="size must be 2 positive integers for an image of shape .*, got '5'"):
+        warp(image, theta, size='5')

@@ -32,6 +32,7 @@ class TestModule:
         ({'mode': 'linear'}, ValueError, "mode must be one of .*'linear'"),
         ({'padding_mode': 'wrap'}, ValueError, "padding_mode must be one of .*'wrap'"),
         ({'padding_mode': 'fill', 'fill': (1, 2, 3)}, ValueError, r'fill must be .*got \(1, 2, 3\)'),
+        ({'antialias': 'false'}, ValueError, r"antialias must be one of \(False, True\), got 'false'"),
         ({'lr_scale': -1}, ValueError, 'lr_scale must be .*got -1'),
         ({'penalty': -1}, ValueError, 'penalty must be a number, 0 or more, got -1'),
         ({'penalty': float('nan')}, ValueError, 'penalty must be a number, 0 or more, got nan'),
@@ -50,3 +51,14 @@ class TestModule:
 def test_scales_are_one_or_two(scale):
     with pytest.raises(ValueError, match='stn_scale must be a positive number, or two, least and largest, got'):
         timm.create_model('stn_test_resnet', **{**GLIMPSES, 'stn_scale': scale})
+
+
+@pytest.mark.parametrize('arguments,message', [
+    (dict(stn_antialias='false'), r"stn_antialias must be one of \(False, True\), got 'false'"),
+    (dict(stn_lr_scale=-1), 'stn_lr_scale must be a number from 1e-9 to 1e9, got -1'),
+    (dict(stn_stages={1: dict(iterations=0)}), 'stn_stages: stage 1: iterations must be a positive integer, got 0'),
+    (dict(stn_localization='timm:'), "localization 'timm:': timm knows no model ''"),
+])
+def test_errors_name_the_argument_that_was_given(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model('stn_test_resnet', **arguments)

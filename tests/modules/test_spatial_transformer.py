@@ -372,6 +372,11 @@ class TestModule:
         torch.testing.assert_close(theta, torch.eye(2, 3) + params)
         assert seen.shape == (2, 2, 12, 10)
 
+    def test_what_is_no_localization_network_is_named(self):
+        stn = SpatialTransformer(2, (12, 10), localization=nn.Sequential(nn.Flatten(), nn.LSTM(240, 6)))
+        with pytest.raises(TypeError, match=r'must give parameters \(N, G \* P\), or a Regressed .* got tuple'):
+            stn(randn(2, 2, 12, 10))
+
     def test_leaves_the_meta_device(self):
         with torch.device('meta'):
             stn = transformer('affine', glimpses=2, scale=0.5)

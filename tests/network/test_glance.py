@@ -90,3 +90,16 @@ def test_glimpses_leave_the_meta_device(localization):
     x = randn(2, 3, 128, 128)
     assert torch.equal(twin(x), model(x))
     assert torch.equal(twin.stn.last_theta, model.stn.last_theta)
+
+
+@pytest.mark.parametrize('localization', ['shared:2', 'saliency:2'])
+def test_a_glance_that_is_a_stream_has_the_size_of_the_streams_at_any_size(localization):
+    """So `look` tells what a forward pass saw, also of images of another size than at build."""
+    model = timm.create_model(
+        'stn_test_resnet', stn_glimpses=2, stn_scale=0.5, stn_transform='translation', stn_whole=True,
+        stn_localization=localization, stn_localization_size=160).eval()
+    torch.nn.init.normal_(model.stn.localization.regression.weight, std=0.1)
+    for side in (160, 96):
+        images = torch.rand(2, 3, side, side)
+        model(images)
+        torch.testing.assert_close(model.look(images)[1], model.stn.last_theta)

@@ -82,3 +82,16 @@ def test_signatures_are_those_of_timm():
         ours = list(inspect.signature(getattr(SpatialTransformerNetwork, name)).parameters)[1:]
         common = [p for p in theirs if p in ours]
         assert common == [p for p in ours if p in theirs] and len(common) >= 2, name
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(stn_stages=['input', 1, 2]),
+    dict(stn_stages=['input', 2], stn_glimpses=2, stn_towers='separate', stn_scale=0.5)])
+def test_a_state_dict_of_its_backbone_alone_loads_with_the_transformers_at_stages(arguments):
+    torch.manual_seed(0)
+    trained, other = (timm.create_model('stn_test_resnet', stn_localization='conv', **arguments) for _ in range(2))
+    for p in trained.backbone.parameters():
+        torch.nn.init.normal_(p)
+    other.load_state_dict(trained.backbone.state_dict())
+    for backbone in other.backbones():
+        assert all(torch.equal(p, q) for p, q in zip(backbone.parameters(), trained.backbone.parameters()))

@@ -17,10 +17,10 @@ from .transforms import (
     map_points_matrix,
     matrix_grid,
 )
-from .transforms.compose import grid_through, map_back_through, map_through
+from .transforms.compose import chain, grid_through, map_back_through, map_through
 from .transforms.linear import LinearTransform
 
-__all__ = ['Pose', 'pose_at', 'pose_of']
+__all__ = ['Pose', 'family_of_theta', 'pose_at', 'pose_of']
 
 
 class Pose:
@@ -116,3 +116,14 @@ def pose_at(base: Tensor, transform: Transform, is_identity: bool = False) -> Po
     ndim = transform.ndim
     scale = base[:, range(ndim), range(ndim)] - 1
     return ParameterPose(torch.cat([scale, base[:, :, -1]], 1), (get_transform('scale_translation'),))
+
+
+def family_of_theta(transform: Transform, times: int, is_identity: bool) -> Transform:
+    """The transform whose parameters theta (N, P) holds once a pose of :func:`pose_at` was moved so many times.
+
+    A family with a matrix itself: its theta is a matrix, and needs none.
+    """
+    if isinstance(transform, LinearTransform):
+        return transform
+    base = [] if is_identity else [get_transform('scale_translation')]
+    return chain([*base, *[transform] * times])

@@ -11,7 +11,8 @@ def is_count(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is finite; True and False count as 1 and 0, as Python has it."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def are_sides(value: Any, ndim: int) -> bool:

@@ -1,7 +1,7 @@
 """The freeze and the penalty: both change gradients only, in training mode; the forward pass is the identity.
 
 `hold` acts between localization network and transform, `attach_penalty` between theta and grid. (The third knob,
-`lr_scale`, is in :class:`timm_stn.modules.localization.ThetaRegression`.)
+`lr_scale`, is in :class:`timm_stn.modules.regression.ThetaRegression`.)
 """
 from collections.abc import Callable
 from functools import partial

@@ -110,7 +110,7 @@ class Source(NamedTuple):
 
     def check_alone(self, ndim: int) -> None:
         """Raise a ValueError where this is no network that can look at inputs of ``ndim`` dimensions by itself."""
-        name = ':'.join(filter(None, self))
+        name = f'{self.kind}:{self.of}' if self.kind in WITH_NAME else self.kind
         if self.kind == 'auto':  # which a network resolves
             raise _unknown(name)
         if self.on_features:

@@ -48,8 +48,8 @@ def scales_of(scale: Any) -> tuple[float, float]:
         ValueError: ``scale`` is neither.
     """
     pair = scale if isinstance(scale, (list, tuple)) else (scale, scale)
-    if len(pair) != 2 or not all(map(is_number, pair)) or not 0 < pair[0] <= pair[1]:
-        raise ValueError(f'stn_scale must be a positive number, or two, least and largest, got {scale!r}.')
+    if len(pair) != 2 or any(isinstance(s, bool) or not is_number(s) for s in pair) or not 0 < pair[0] <= pair[1]:
+        raise ValueError(f'scale must be a positive number, or two, least and largest, got {scale!r}.')
     return float(pair[0]), float(pair[1])
 
 

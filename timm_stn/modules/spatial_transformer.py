@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from ..geometry.functional import unwarp
 from ..geometry.grid import coordinate_dtype, has_values
-from ..geometry.pose import Pose, pose_at, pose_of
+from ..geometry.pose import Pose, family_of_theta, pose_at, pose_of
 from ..geometry.sampler import Sampling
 from ..geometry.sizes import are_sides, is_number, sides_of
 from ..geometry.transforms import Transform, get_transform, map_points_matrix
-from ..geometry.transforms.compose import chain
 from .glimpses import keep_inside, tile_offsets
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .localization import Localization, Regressed
@@ -164,8 +163,8 @@ class SpatialTransformer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
         if not isinstance(state.get('sampling'), Sampling):
-            raise ValueError('This network was pickled by another version of timm_stn, whose objects were others: save '
-                             'its state_dict there, and load that here.')
+            raise ValueError('This network was pickled by timm_stn 0.1, whose objects were others: save its state_dict '
+                             'there, and load that here.')
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
@@ -184,9 +183,11 @@ class SpatialTransformer(nn.Module):
     @property
     def theta_transform(self) -> Transform:
         """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
-        if self.transform.linear:
-            return self.transform
-        return chain([*self._start(self.base).families, *[self.transform] * self.iterations])
+        return family_of_theta(self.transform, self.iterations, self._base_is_identity)
+
+    @property
+    def _base_is_identity(self) -> bool:
+        return self.glimpses == 1 and self.scale == 1
 
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
         """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
@@ -255,7 +256,8 @@ class SpatialTransformer(nn.Module):
         params, start = _regressed(localize(x))  # (N, G * P)
         params = self._held(params).reshape(n * self.glimpses, self.transform.num_params)
         if start is None:
-            start = self._start(self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1))  # (N * G, d, d + 1)
+            base = self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1)  # (N * G, d, d + 1)
+            start = pose_at(base, self.transform, self._base_is_identity)
         else:
             start = start.replace(start.theta.to(coordinate_dtype(params.dtype)))
         pose = start.then(self.transform, params)
@@ -263,9 +265,6 @@ class SpatialTransformer(nn.Module):
             params = self._look_again(x, self._keep_inside(pose, start), localize)
             pose = pose.then(self.transform, params)
         return self._penalised(self._keep_inside(pose, start))
-
-    def _start(self, base: Tensor) -> Any:
-        return pose_at(base, self.transform, is_identity=self.glimpses == 1 and self.scale == 1)
 
     def _held(self, params: Tensor) -> Tensor:
         if not (self.freeze_steps and self.training and params.requires_grad):
@@ -325,4 +324,9 @@ class SpatialTransformer(nn.Module):
 
 def _regressed(found: Any) -> Regressed:
     """What a localization network gives; one of somebody else's may give the parameters alone."""
-    return Regressed(found) if isinstance(found, Tensor) else found
+    if isinstance(found, Regressed):
+        return found
+    if isinstance(found, Tensor):
+        return Regressed(found)
+    raise TypeError('a localization network must give parameters (N, G * P), or a Regressed of '
+                    f'timm_stn.modules.localization, got {type(found).__name__}.')

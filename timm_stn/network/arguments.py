@@ -149,7 +149,9 @@ class StnArguments:
         try:
             return TransformerSettings(**cast(dict[str, Any], {**common, **resolved, **self.stages[stage]}))
         except ValueError as error:
-            raise ValueError(str(error) if str(error).startswith('stn_') else f'stn_{error}') from None
+            name = str(error).partition(' ')[0]
+            own = f'stn_stages: stage {stage!r}: ' if name in self.stages[stage] else 'stn_'
+            raise ValueError(f'{own}{error}') from None
 
     def input_transformer(self) -> InputTransformer | None:
         """What the transformer of the input is made with; ``stn_target='input'`` is one on features that learns."""

@@ -28,14 +28,18 @@ LEAST_MAP = 7  # sides of the smallest map whose places are worth looking at
 class Glance(NamedTuple):
     """How the backbone glances at the image: ``shared:<stage>``, ``saliency:<stage>`` and ``stn_target='input'``."""
     stage: int  # index into the backbone's feature_info
-    size: tuple[int, int] | None  # of what it is shown; None: as large as the streams
+    size: tuple[int, int] | None  # of what it is shown, for the config; None: as large as the streams
     learns: bool  # gradients reach the backbone (Finnveden et al. 2020); else it is asked as in evaluation
     is_stream: bool  # the network sees the whole image anyway (`stn_whole`)
+
+    def shown(self, x: Tensor, streams: tuple[int, int]) -> Tensor:
+        """Images (N, C, H, W) as the backbone is shown them: as large as the streams where it is one of them."""
+        return shrink(x, streams if self.is_stream else self.size or streams)
 
     def maps(self, backbone: TimmModel, x: Tensor, streams: tuple[int, int]) -> Tensor:
         """The stage's features (N, C', h, w) of images (N, C, H, W); ``streams`` is the size of the streams."""
         ask = partial(
-            backbone.forward_intermediates, shrink(x, self.size or streams), indices=[self.stage],
+            backbone.forward_intermediates, self.shown(x, streams), indices=[self.stage],
             intermediates_only=True, stop_early=True)
         features = ask() if self.learns else _as_in_evaluation(backbone, x, ask)
         return cast(list[Tensor], features)[0]
@@ -48,7 +52,7 @@ class Glance(NamedTuple):
             **kwargs: object,
     ) -> tuple[Tensor, Nest]:
         """Those, and the last features, of one pass: where the whole image is a stream anyway, in evaluation."""
-        found = backbone.forward_intermediates(shrink(x, streams), indices=[self.stage], **kwargs)
+        found = backbone.forward_intermediates(self.shown(x, streams), indices=[self.stage], **kwargs)
         final, maps = cast(tuple[Nest, list[Tensor]], found)
         return maps[0].detach(), final
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = [
     'CHILD', 'CLASSIFIER', 'as_tuple', 'base_name', 'is_classifiers', 'is_transformers', 'is_whole', 'pattern_here',
-    'prefix_of', 'prefixed', 'split_backbone']
+    'prefix_of', 'prefixed', 'split_backbone', 'within_backbone']
 
 CHILD = 'stn'
 CLASSIFIER = 'classifier.'
@@ -44,6 +44,12 @@ def base_name(key: str) -> str:
     """timm's own name of a backbone's parameter; empty for a transformer's and for the joined classifier's."""
     match = re.match(IS_BACKBONE, key)
     return key[match.end():] if match and not is_transformers(key) else ''
+
+
+def within_backbone(key: str) -> str:
+    """A key as the state dict of a backbone alone has it, transformers at stages included; empty for others."""
+    match = re.match(IS_BACKBONE, key)
+    return key[match.end():] if match else ''
 
 
 def split_backbone(state_dict: dict[str, Tensor], tower: int) -> dict[str, Tensor]:

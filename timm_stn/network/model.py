@@ -38,7 +38,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
 
     Args:
         backbone: A timm model, or a feature extractor that timm made of one.
-        arguments: Checked ``stn_`` arguments.
+        arguments: Of :func:`timm_stn.network.arguments.stn_arguments`.
         input_size: (C, H, W) of what enters, before the input transformer.
         towers: Further backbones, one for each stream after the first, for ``stn_towers='separate'``.
         name: Architecture to record. Default: ``stn_`` and the backbone's.
@@ -271,7 +271,8 @@ class SpatialTransformerNetwork(StreamsNetwork):
 
         seen, theta = stn.look(x, localize)
         stn.remember(theta)
-        glimpses = self.each(lambda b, image: b.forward_features(image, **kwargs), self._glimpses_of(seen), first=1)
+        images = self._glimpses_of(seen)  # (N, G, C, h, w)
+        glimpses = self.each_stream(lambda b, image: b.forward_features(image, **kwargs), images, first=1)
         return map_tensors(_first_of_streams, finals[0], glimpses)
 
     def forward(self, x: Tensor, **kwargs: object) -> Any:
@@ -301,7 +302,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         kwargs.update(
             indices=indices, norm=norm, stop_early=stop_early, output_fmt=output_fmt,
             intermediates_only=intermediates_only)
-        return self.each(lambda b, image: b.forward_intermediates(image, **kwargs), self._see(x))
+        return self.each_stream(lambda b, image: b.forward_intermediates(image, **kwargs), self._see(x))
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script takes in its place."""

@@ -34,7 +34,7 @@ class StreamsNetwork(TimmWrapper):
     classifier: nn.Module  # a child only where streams are joined: else it is the backbone's
     # Defaults on the class make these our own, even if the backbone has attributes of the same names.
     streams: int = 1
-    join: str = 'mean'
+    stream_join: str = 'mean'
     _dd: Placement = {'device': None, 'dtype': None}
     joined: bool = False  # one classifier over all streams
     _classifier_name: str = ''  # of the backbone's classifier that it replaces
@@ -50,7 +50,7 @@ class StreamsNetwork(TimmWrapper):
             **before: nn.Module | None,
     ) -> None:
         super().__init__(backbone, towers, **before)
-        self.streams, self.join, self._dd = streams, join, dd or self._dd
+        self.streams, self.stream_join, self._dd = streams, join, dd or self._dd
         self.joined = _needs_classifier(backbone, streams, join)
 
     def join_classifiers(self, num_classes: int | None = None) -> None:
@@ -107,7 +107,7 @@ class StreamsNetwork(TimmWrapper):
         """Width of what the classifier takes; joined over the streams."""
         own = hasattr(self.backbone, 'head_hidden_size')
         width = self.backbone.head_hidden_size if own else self.backbone.num_features
-        return width * self.streams if self.join == 'concat' else width
+        return width * self.streams if self.stream_join == 'concat' else width
 
     @if_backbone_can
     def get_classifier(self) -> nn.Module:
@@ -125,7 +125,7 @@ class StreamsNetwork(TimmWrapper):
             like = next(self.parameters())
             self.classifier = self._make_classifier(num_classes).to(device=like.device, dtype=like.dtype)
 
-    def each(self, fn: Callable[[TimmModel, Any], Nest], x: Nest, first: int = 0) -> Nest:
+    def each_stream(self, fn: Callable[[TimmModel, Any], Nest], x: Nest, first: int = 0) -> Nest:
         """Run ``fn(backbone, x)`` over the streams of x, (N, S, ...) or nests of such; so is what comes out.
 
         Args:
@@ -145,23 +145,23 @@ class StreamsNetwork(TimmWrapper):
     def forward(self, x: Tensor, **kwargs: object) -> Any:
         if self.streams == 1:
             return self.backbone(x, **kwargs)
-        return self._logits(self.each(lambda backbone, image: backbone(image, **kwargs), x))
+        return self._logits(self.each_stream(lambda backbone, image: backbone(image, **kwargs), x))
 
     def forward_features(self, x: Tensor, **kwargs: object) -> Any:
         """Unpooled features of the backbone; (N, S, ...) with streams."""
-        return self.each(lambda backbone, image: backbone.forward_features(image, **kwargs), x)
+        return self.each_stream(lambda backbone, image: backbone.forward_features(image, **kwargs), x)
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
         """Features to logits, or to what the classifier takes."""
         if self.streams == 1:
             return self.backbone.forward_head(x, pre_logits=pre_logits)
-        out = self.each(lambda backbone, f: backbone.forward_head(f, pre_logits=pre_logits or self.joined), x)
+        out = self.each_stream(lambda backbone, f: backbone.forward_head(f, pre_logits=pre_logits or self.joined), x)
         return self._join(out) if pre_logits else self._logits(out)
 
     def _join(self, x: Nest) -> Tensor:
         """Features (N, S, ...) of all streams to the mean, or to all channels side by side."""
         x = cast(Tensor, x)
-        if self.join == 'mean':
+        if self.stream_join == 'mean':
             return x.mean(1)
         if x.ndim == 3:
             return x.flatten(1)  # (N, S, C) to (N, S * C)

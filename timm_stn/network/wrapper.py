@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .keys import base_name, is_classifiers, is_transformers, is_whole, pattern_here, prefix_of
+from .keys import base_name, is_classifiers, is_transformers, is_whole, pattern_here, prefix_of, within_backbone
 from .timm_model import TimmModel
 
 __all__ = ['TimmWrapper', 'if_backbone_can']
@@ -133,8 +133,9 @@ def _load_plain(net: TimmWrapper, state_dict: dict[str, Tensor], prefix: str, *a
     adapted, used = net.adapt_plain(plain)
     found = {name: value for name, value in net.state_dict().items() if _is_own(name)}
     for name in net.state_dict():
-        if base_name(name) in plain:
-            found[name] = plain[base_name(name)]
-            used.add(base_name(name))
+        key = within_backbone(name)  # also of a transformer at a stage, if the backbone's own state dict was saved
+        if key in plain:
+            found[name] = plain[key]
+            used.add(key)
     unused = {n: v for n, v in plain.items() if n not in used}
     state_dict.update({prefix + n: v for n, v in {**found, **adapted, **unused}.items()})
