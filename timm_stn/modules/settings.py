@@ -66,8 +66,8 @@ class TransformerSettings:
         + '; `tps:5x5` for another lattice; `a+b`')
     scale: float | Sequence[float] = argument(
         1.0, ANY,
-        'base scale of each glimpse: theta = base o T(params), so zero parameters give the base; with '
-        '`saliency:<stage>` also two numbers, least and largest', most=1e6)
+        'size of a glimpse as a share of the image, before anything is learned: 0.5 starts with half its width and '
+        'height; with `saliency:<stage>` also two numbers, least and largest', most=1e6)
     bound: bool | str = argument(
         'auto', one_of(True, False, 'auto')._replace(accepted="True, False or 'auto'"),
         'keep glimpses inside the image, by a smooth bound: True, False, `auto` (True where the base scale is below 1)')
@@ -93,8 +93,8 @@ class TransformerSettings:
         'bound on each step of theta; may change between runs')
     penalty: float = argument(
         0.0, Kind(lambda v: is_number(v) and v >= 0, 'a number, 0 or more'),
-        'adds a gradient to theta, in training mode, that keeps glimpses inside the image and apart; over a batch it '
-        "is at most this many times theta's usual gradient norm; see [training](docs/training.md)")
+        "in training, pulls glimpses back into the image and apart, at most this many times as strongly as the loss's "
+        'own gradient usually moves theta; see [training](docs/training.md)')
     freeze_steps: int = argument(
         0, Kind(lambda v: v == 0 or is_count(v), 'an integer, 0 or more'),
         'number of first backward passes in which the transformers get zero gradients; counted in the checkpoint',

@@ -64,8 +64,8 @@ class StnArguments:
         'features, as in the paper, before a linear classifier')
     whole: bool = argument(
         False, BOOL,
-        'adds the whole image, shrunk to `stn_size`, as a first stream; with `shared:<stage>` the same features tell '
-        'where to look and are computed once')
+        'adds the whole image, shrunk to `stn_size`, as a first stream; if its features also tell where to look '
+        '(`shared:`, `saliency:`), evaluation computes them once')
     size: int | Sequence[int] | None = argument(
         None, IMAGE_SIZE,
         'output size of the input transformer; the backbone is built for it', most=8192, shown='as the input')
