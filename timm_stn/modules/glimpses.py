@@ -35,11 +35,17 @@ def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     The centre c may reach L = 1 - (half of the glimpse's extent). With base centre o = t0 L0 and raw centre c = o + d
     it becomes L tanh(atanh(t0) + d / (L (1 - t0^2))): o at d = 0, slope 1 there, every position within L reached. A
     glimpse that has no room to move, to within ``eps``, is centred, with a gradient of zero to where it would be.
+
+    Args:
+        theta: Absolute matrices of N * G glimpses, (N * G, d, d + 1) or (N * G, 3, 3).
+        base: Where they start, (N * G, d, d + 1).
+        eps: Least room.
     """
     d = base.shape[1]
-    center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]
-    corners = torch.cartesian_prod(*[theta.new_tensor([-1.0, 1.0])] * d)
-    half = map_points_matrix(_shifted(theta, center, torch.zeros_like(center)), corners).abs().amax(1)
+    center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]  # (N * G, d)
+    corners = torch.cartesian_prod(*[theta.new_tensor([-1.0, 1.0])] * d)  # (2 ** d, d)
+    centred = _shifted(theta, center, torch.zeros_like(center))
+    half = map_points_matrix(centred, corners).abs().amax(1)  # (N * G, d)
     room = (1 - half).clamp_min(eps)
     start_room = (1 - base[:, range(d), range(d)]).clamp_min(eps)
     t0 = (start / start_room).clamp(-0.95, 0.95)

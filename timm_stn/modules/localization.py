@@ -234,10 +234,10 @@ class Localization(nn.Module):
     def forward(self, x: Tensor) -> Regressed:
         """(N, C, H, W), any size, to parameters (N, P), float32."""
         found = self.body(shrink(x, self.size))  # (N, F)
-        features = self.standardize(found)
+        features = self.standardize(found)  # (N, F)
         if has_values(features):
             self.last_features = features.detach()
-        return Regressed(self.standardize.track(self.regression(features), found))
+        return Regressed(self.standardize.track(self.regression(features), found))  # (N, P)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         state_dict.update(without_statistics(state_dict, prefix + 'regression.weight'))

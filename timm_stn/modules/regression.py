@@ -60,7 +60,7 @@ class ThetaRegression(nn.Module):
         """Features (N, F) to parameters (N, P), in float32 (float64 for float64 weights) whatever the autocast."""
         dtype = coordinate_dtype(self.weight.dtype)
         with full_precision(x):
-            weight = _gain(self.weight.to(dtype), self.lr_scale / self.in_features)
+            weight = _gain(self.weight.to(dtype), self.lr_scale / self.in_features)  # (P, F)
             return F.linear(x.to(dtype), weight, _gain(self.bias.to(dtype), self.lr_scale))
 
     def effective_weight(self) -> Tensor:

@@ -81,7 +81,7 @@ class Standardize(nn.Module):
         x = x.to(coordinate_dtype(x.dtype))
         if self.training and x.requires_grad:
             x = _with_gradient_of_batch_norm(x)
-        mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+        mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)  # (F,)
         x = (x - mean) * (var + FLOOR * var.mean() + torch.finfo(torch.float32).tiny).rsqrt()
         x = torch.where(x.isfinite(), x.clamp(-MOST, MOST), x)  # NaN and infinity must stay visible to `guard`
         if self.relu:
