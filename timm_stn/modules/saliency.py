@@ -57,7 +57,7 @@ class Saliency(Localization):
         center, scale = (found.flatten(0, 1) for found in self.find(x))  # (N * G, 2) and (N * G, 1)
         linear = scale.unsqueeze(-1) * torch.eye(2, device=scale.device, dtype=scale.dtype)
         base = torch.cat([linear, center.unsqueeze(-1)], -1)  # (N * G, 2, 3)
-        return super().forward(x)._replace(start=pose_at(base, self.transform))
+        return Regressed(super().forward(x).params, pose_at(base, self.transform))
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Centres (N, G, 2) and scales (N, G, 1) for feature maps (N, C, H, W)."""

@@ -191,7 +191,7 @@ class SpatialTransformer(nn.Module):
 
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
         """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
-        return self._unflatten(self._refine(x, localize or self.localization).theta)
+        return self._unflatten(self._refine(x, self.localization if localize is None else localize).theta)
 
     def look(self, x: Tensor, localize: Localize | None = None) -> tuple[Tensor, Tensor]:
         """What is seen, (N, C, *size) or (N, G, C, *size), and the theta that made it.
@@ -207,7 +207,7 @@ class SpatialTransformer(nn.Module):
             expected = '(N, C, H, W)' if self.transform.ndim == 2 else '(N, C, D, H, W)'
             got = f'shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'a {type(x).__name__}'
             raise ValueError(f'a spatial transformer looks at {expected}, got {got}')
-        pose = self._refine(x, localize or self.localization)
+        pose = self._refine(x, self.localization if localize is None else localize)
         return self._sample(x, pose), self._unflatten(pose.theta)
 
     def forward(self, x: Tensor) -> Tensor:

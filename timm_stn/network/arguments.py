@@ -147,7 +147,7 @@ class StnArguments:
             common['scale'] = FIELDS['scale'].default  # stn_scale is that of glimpses of the image
         resolved = {k: v for k, v in self.resolved.get(stage, {}).items() if common[k] == FIELDS[k].default}
         try:
-            return TransformerSettings(**cast(dict[str, Any], {**common, **resolved, **self.stages[stage]}))
+            return TransformerSettings(**cast('dict[str, Any]', {**common, **resolved, **self.stages[stage]}))
         except ValueError as error:
             name = str(error).partition(' ')[0]
             own = f'stn_stages: stage {stage!r}: ' if name in self.stages[stage] else 'stn_'
@@ -197,7 +197,7 @@ def stn_arguments(**given: object) -> StnArguments:
     for name, value in values.items():
         _check_most(name, value, ARGUMENTS[name].metadata['most'])
     stages, resolved = _parse_stages(values.pop('stn_stages'))
-    network = cast(dict[str, Any], {name: values[f'stn_{name}'] for name in NETWORK if name != 'stages'})
+    network = cast('dict[str, Any]', {name: values[f'stn_{name}'] for name in NETWORK if name != 'stages'})
     return StnArguments(stages, **network, transformers={n: values[f'stn_{n}'] for n in FIELDS}, resolved=resolved)
 
 

@@ -42,7 +42,7 @@ class Glance(NamedTuple):
             backbone.forward_intermediates, self.shown(x, streams), indices=[self.stage],
             intermediates_only=True, stop_early=True)
         features = ask() if self.learns else _as_in_evaluation(backbone, x, ask)
-        return cast(list[Tensor], features)[0]
+        return cast('list[Tensor]', features)[0]
 
     def maps_and_features(
             self,
@@ -53,7 +53,7 @@ class Glance(NamedTuple):
     ) -> tuple[Tensor, Nest]:
         """Those, and the last features, of one pass: where the whole image is a stream anyway, in evaluation."""
         found = backbone.forward_intermediates(self.shown(x, streams), indices=[self.stage], **kwargs)
-        final, maps = cast(tuple[Nest, list[Tensor]], found)
+        final, maps = cast('tuple[Nest, list[Tensor]]', found)
         return maps[0].detach(), final
 
 

@@ -108,7 +108,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         """The arguments, with what defaults came to; the size of a glance only where it does not follow the streams."""
         arguments = self.arguments
         for stage, transformer in self.spatial_transformers().items():
-            size = cast(tuple[int, int] | None, transformer.localization.size)
+            size = cast('tuple[int, int] | None', transformer.localization.size)
             if transformer is self.stn and self.glance is not None and not self.glance.learns:
                 size = self.glance.size
             sized = {} if size is None else dict(localization_size=size)
@@ -222,7 +222,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
 
     def _stream_size(self, x: Tensor) -> tuple[int, int]:
         """(H, W) of what the backbone sees of images x."""
-        return cast(tuple[int, int], as_sides(self.arguments.size or tuple(x.shape[2:])))
+        return cast('tuple[int, int]', as_sides(self.arguments.size or tuple(x.shape[2:])))
 
     def _localize(self, x: Tensor) -> Regressed:
         """Parameters of the input's transform from the backbone's own features."""

@@ -213,7 +213,7 @@ def map_tensors(fn: Callable[..., Tensor], *trees: Nest) -> Nest:
     if isinstance(first, Tensor):
         return fn(*trees)
     if isinstance(first, dict):
-        dicts = cast(tuple[dict[str, Nest], ...], trees)
+        dicts = cast('tuple[dict[str, Nest], ...]', trees)
         return {k: map_tensors(fn, *[d[k] for d in dicts]) for k in first}
-    mapped = [map_tensors(fn, *parts) for parts in zip(*cast(tuple[list[Nest], ...], trees))]
+    mapped = [map_tensors(fn, *parts) for parts in zip(*cast('tuple[list[Nest], ...]', trees))]
     return mapped if isinstance(first, list) else tuple(mapped)

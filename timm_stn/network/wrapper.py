@@ -61,7 +61,7 @@ class TimmWrapper(nn.Module):
     def backbones(self) -> list[TimmModel]:
         """The backbone, and the towers beside it."""
         towers = list(self.towers.values()) if self.has_towers else []
-        return [self.backbone, *cast(list[TimmModel], towers)]
+        return [self.backbone, *cast('list[TimmModel]', towers)]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -94,7 +94,7 @@ class TimmWrapper(nn.Module):
         matcher = self.backbone.group_matcher(coarse=coarse)
         if callable(matcher):
             return lambda name: matcher(base_name(name)) if base_name(name) else float('inf')
-        patterns = cast(dict[str, object], matcher)
+        patterns = cast('dict[str, object]', matcher)
         return {group: pattern_here(pattern) for group, pattern in patterns.items()}
 
     @if_backbone_can
