@@ -475,7 +475,7 @@ def test_a_training_pass_is_that_of_float64_on_the_cpu(device, case, dtype):
     assert moves == ('stn_freeze_steps' not in NETWORKS[case][1])
 
 
-@pytest.mark.parametrize('arch', PLAIN)
+@pytest.mark.parametrize('arch', [arch for arch in PLAIN if timm.is_model(arch)])  # older versions of timm lack some
 def test_untouched_transformers_leave_logits_as_they_are(device, arch):
     """As contract.py: to 1e-4 of the logits' range, in float64 where float32 itself is not that exact."""
     sized = dict(img_size=160) if arch in FIXED else dict(pretrained_cfg_overlay=dict(input_size=(3, 64, 64)))
