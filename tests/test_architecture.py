@@ -90,6 +90,7 @@ print(time.perf_counter() - start, *sorted(set(sys.modules) - before))'''
     loaded = runs[0][1:]
     assert not [name for name in loaded if name.startswith(('timm_stn.view', 'timm_stn.publish', 'timm_stn.cli'))]
     assert 'timm_stn.network.model' not in loaded and 'timm_stn.names.registry' in loaded
+    assert not [name for name in loaded if name.startswith('timm_stn.modules.')], 'whose hooks stand around optimizers'
     assert min(float(run[0]) for run in runs) < 0.25
 
 

@@ -1,9 +1,15 @@
 """Sides, counts and numbers as arguments give them."""
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-__all__ = ['are_sides', 'as_sides', 'is_count', 'is_number', 'sides_of']
+__all__ = ['Kind', 'are_sides', 'as_sides', 'is_count', 'is_number', 'sides_of']
+
+
+class Kind(NamedTuple):
+    """The values that an argument, or a field of a config, may have."""
+    accepts: Callable[[Any], bool]
+    accepted: str  # as errors name them
 
 
 def is_count(value: Any) -> bool:

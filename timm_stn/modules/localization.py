@@ -72,6 +72,8 @@ def _numel(size: Any) -> int:
 
 ON_FEATURES = ('shared', 'saliency')
 WITH_NAME = ('timm', *ON_FEATURES)
+
+
 class Body(NamedTuple):
     """The layers of a localization network before its regression."""
     build: Callable[..., tuple[nn.Module, int]]  # (in_chans, size, **settings, device, dtype) to layers, their width
@@ -212,9 +214,10 @@ class Localization(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start the layers before the regression as He et al. 2015 do (arXiv:1502.01852); not those of a timm model."""
-        own = not parse_source(self.kind).is_timm
+        if parse_source(self.kind).is_timm:
+            return
         for m in self.body.modules():
-            if own and isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear):
+            if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear):
                 nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)

@@ -1,21 +1,15 @@
 """What a spatial transformer is made with. Each argument's default, meaning, type and limit is here, and only here."""
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..geometry.sampler import MODES, PADDING_MODES
-from ..geometry.sizes import is_count, is_number
+from ..geometry.sizes import Kind, is_count, is_number
 from ..geometry.transforms import get_transform, transform_names
 
 __all__ = [
-    'BOOL', 'FIELDS', 'POSITIVE_INTEGER', 'RATE', 'Kind', 'TransformerSettings', 'argument', 'check_kind',
+    'ANY', 'BOOL', 'FIELDS', 'POSITIVE_INTEGER', 'RATE', 'TransformerSettings', 'argument', 'check_kind',
     'check_settings', 'one_of']
-
-
-class Kind(NamedTuple):
-    """The values that an argument may have."""
-    accepts: Callable[[Any], bool]
-    accepted: str  # as errors name them
 
 
 def one_of(*values: Any) -> Kind:

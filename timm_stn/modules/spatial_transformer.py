@@ -9,13 +9,13 @@ from ..geometry.functional import unwarp
 from ..geometry.grid import coordinate_dtype, has_values
 from ..geometry.pose import Pose, family_of_theta, pose_at, pose_of
 from ..geometry.sampler import Sampling
-from ..geometry.sizes import are_sides, is_number, sides_of
+from ..geometry.sizes import Kind, are_sides, is_number, sides_of
 from ..geometry.transforms import Transform, get_transform, map_points_matrix
 from .glimpses import keep_inside, tile_offsets
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .localization import Localization, Regressed
 from .scripting import trace
-from .settings import POSITIVE_INTEGER, Kind, TransformerSettings, check_kind, check_settings
+from .settings import POSITIVE_INTEGER, TransformerSettings, check_kind, check_settings
 
 __all__ = ['SpatialTransformer']
 

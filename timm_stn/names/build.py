@@ -7,7 +7,6 @@ image size.
 import inspect
 from contextlib import nullcontext
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +25,7 @@ from ..geometry.layout import size_that_enters
 from ..geometry.sizes import as_sides
 from ..modules.gradients import without_counts
 from ..modules.standardize import without_statistics
-from ..network.arguments import DEFAULTS, StnArguments, split_arguments, stn_arguments
+from ..network.arguments import DEFAULTS, StnArguments, hint, split_arguments, stn_arguments
 from ..network.features import StnFeatures, usual_indices
 from ..network.keys import CLASSIFIER, as_tuple, is_classifiers, is_transformers, is_whole, prefix_of, split_backbone
 from ..network.model import SpatialTransformerNetwork
@@ -153,12 +152,10 @@ def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> Spatial
         raise TypeError(f'model must be a timm model (an nn.Module with a pretrained_cfg), got {type(model).__name__}.')
     if settings.get('towers') == 'separate':
         raise ValueError("towers='separate' needs a network made by timm.create_model, which builds all towers.")
-    accepted = [name.removeprefix('stn_') for name in DEFAULTS if name != 'stn_stages']
+    accepted = [name.removeprefix('stn_') for name in DEFAULTS]
     for name in settings:
         if name not in accepted:
-            near, = get_close_matches(name.removeprefix('stn_'), ['stages', *accepted], 1, cutoff=0)
-            raise TypeError(
-                f'unknown setting {name!r}. Did you mean {near!r}? Accepted: stages, {", ".join(accepted)}.')
+            raise TypeError(f'unknown setting {name!r}.{hint(name.removeprefix("stn_"), accepted)}')
     arguments = stn_arguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
     like = next(model.parameters())
     net = SpatialTransformerNetwork(

@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from reprlib import Repr
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from timm.models import PretrainedCfg
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..network.arguments import stn_arguments
+from ..geometry.sizes import Kind
 
 __all__ = ['Budget', 'check_config', 'config_location']
 
@@ -37,12 +37,6 @@ FACTORIES = {
 }
 brief = Repr()
 brief.maxlevel, brief.maxstring, brief.maxother, brief.maxlong = 2, 60, 60, 40
-
-
-class Kind(NamedTuple):
-    """The accepted values of a field."""
-    accepts: Callable[[Any], bool]
-    accepted: str
 
 
 def _integer(low: int, high: int) -> Callable[[Any], bool]:
@@ -126,6 +120,7 @@ def check_config(
         _check_plain(where, name, args)
         _check_fields(where, name, args, MODEL_ARGS)
     _check_fields(where, 'pretrained_cfg', _check_keys(where, cfg), FIELDS)
+    from ..network.arguments import stn_arguments  # with the layers that it names: only for a config
     try:
         stn_arguments(**{k: v for k, v in (model_args or {}).items() if k.startswith('stn_')})
     except (TypeError, ValueError) as error:

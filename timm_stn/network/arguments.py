@@ -7,27 +7,28 @@ from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, cast
 
-from ..geometry.sizes import are_sides, as_sides
+from ..geometry.sizes import Kind, are_sides, as_sides
 from ..modules.localization import Source, parse_source
 from ..modules.settings import (
+    ANY,
     BOOL,
     FIELDS,
     POSITIVE_INTEGER,
-    Kind,
     TransformerSettings,
     argument,
     check_kind,
     one_of,
 )
 
-__all__ = ['DEFAULTS', 'InputTransformer', 'StnArguments', 'argument_table', 'split_arguments', 'stn_arguments']
+__all__ = [
+    'DEFAULTS', 'InputTransformer', 'StnArguments', 'argument_table', 'hint', 'split_arguments',
+    'stn_arguments']
 
 INPUT = 'input'
 RESOLVED = 'resolved'  # among a stage's settings: what its defaults came to
 STAGES, CHARACTERS = 128, 200  # at most, so that no config.json makes a network that exhausts memory or time
 IMAGE_SIZE = Kind(
     lambda value: value is None or are_sides(as_sides(value), 2), 'a positive integer, or two of them (height, width)')
-ANY_STAGES = Kind(lambda value: True, 'stages')  # checked where they are read
 STAGES_TAKE = "stn_stages takes 'input', feature indices or module names, got {!r}."
 
 
@@ -49,7 +50,7 @@ class StnArguments:
     all transformers where a stage has none of its own.
     """
     stages: Mapping[int | str, Mapping[str, object]] = argument(
-        (INPUT,), ANY_STAGES,
+        (INPUT,), ANY,
         "any of `'input'`, feature indices (negative too), module names; or a mapping from stage to settings that "
         'override the other arguments (as JSON: `[[stage, settings], ...]`)')
     glimpses: int = argument(
@@ -210,7 +211,7 @@ def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     ours = {k: v for k, v in kwargs.items() if k.startswith('stn_')}
     for key in ours:
         if key not in DEFAULTS:
-            raise TypeError(f'unknown argument {key!r}.{_hint(key, DEFAULTS)}')
+            raise TypeError(f'unknown argument {key!r}.{hint(key, DEFAULTS)}')
     return ours, {k: v for k, v in kwargs.items() if k not in ours}
 
 
@@ -272,7 +273,7 @@ def _split_settings(stage: int | str, settings: object) -> tuple[dict[str, objec
         raise ValueError(f'stn_stages: {RESOLVED} of stage {stage!r} must have settings, got {resolved!r}.')
     for key, value in (*own.items(), *resolved.items()):
         if key not in FIELDS:
-            raise TypeError(f'stn_stages: unknown setting {key!r} of stage {stage!r}.{_hint(key, FIELDS)}')
+            raise TypeError(f'stn_stages: unknown setting {key!r} of stage {stage!r}.{hint(key, FIELDS)}')
         _check_most(f'stn_stages: {key} of stage {stage!r}', value, FIELDS[key].metadata['most'])
     return own, dict(resolved)
 
@@ -290,6 +291,7 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _hint(key: object, accepted: Iterable[str]) -> str:
+def hint(key: object, accepted: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest one, and all that are accepted."""
     near, = get_close_matches(str(key), accepted, 1, cutoff=0)
     return f" Did you mean {near!r}? Accepted: {', '.join(accepted)}."

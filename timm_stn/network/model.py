@@ -228,9 +228,8 @@ class SpatialTransformerNetwork(StreamsNetwork):
         """Parameters of the input's transform from the backbone's own features."""
         glance, stn = cast(Glance, self.glance), cast(SpatialTransformer, self.stn)
         # A whole image that is a stream has the size of the images; else a later look, at a glimpse, asks as the first.
-        usual = tuple(x.shape[2:]) if glance.is_stream else self._input_size[1:]
-        found = stn.localization(glance.maps(self.backbone, x, as_sides(self.arguments.size or usual)))
-        return cast(Regressed, found)
+        streams = self._stream_size(x) if glance.is_stream else self._backbone_size[1:]
+        return cast(Regressed, stn.localization(glance.maps(self.backbone, x, streams)))
 
     def _see(self, x: Tensor) -> Tensor:
         """What the backbone sees: an image, or (N, S, C, H, W) with S > 1 streams, the whole image first."""

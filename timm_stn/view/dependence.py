@@ -127,8 +127,7 @@ class _Tally:
         self.low, self.high = (torch.tensor(s * math.inf, device='cpu') for s in (1, -1))  # 0-d: no features yet
 
     def add(self, stn: SpatialTransformer, theta: Tensor, features: Tensor | None) -> None:
-        flat = theta.flatten(0, 1) if stn.glimpses > 1 else theta
-        points = stn.map_points(flat, lattice_of_glimpse(stn.transform.ndim, flat))
+        points = stn.pose_of(theta).map_points(lattice_of_glimpse(stn.transform.ndim, theta))
         points = points.detach().reshape(len(theta), -1).cpu().double()
         mean, total = points.mean(0), self.count + len(points)
         apart, share = mean - self.mean, len(points) / total
