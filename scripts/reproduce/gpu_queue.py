@@ -65,7 +65,7 @@ def table1() -> Iterator[Job]:
                         name = f'st-{name}-{transform}'
                     command = train_mnist('--model', model, '--model-kwargs', *kwargs, '--set', kind, *recipe,
                                           '--seed', str(seed))
-                    yield Job(f'table1-{kind}-{name}-{seed}', command, 90, ('mnist',))
+                    yield Job(f'table1-{kind}-{name}-{seed}', command, 60 if transform == 'none' else 165, ('mnist',))
 
 
 def tune() -> Iterator[Job]:
