@@ -27,7 +27,7 @@ def test_where_the_whole_image_tells_where_to_look_its_features_are_computed_onc
     small = nn.functional.interpolate(x, (32, 32), mode='bilinear', antialias=True)
     views = [small, *model.look(x)[0].unbind(1)]
     hidden = [model.backbone.forward_head(model.backbone.forward_features(v), pre_logits=True) for v in views]
-    torch.testing.assert_close(logits, model.classifier(torch.stack(hidden).mean(0)))
+    torch.testing.assert_close(logits, model.backbone.fc(torch.stack(hidden).mean(0)))
 
 
 @pytest.mark.parametrize('localization', ['saliency:5', 'shared:5'])

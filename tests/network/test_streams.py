@@ -93,7 +93,7 @@ def test_a_plain_checkpoint_joins_its_classifier_whichever_way_it_is_loaded(tmp_
     early = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')), **kwargs)
     late = create(checkpoint_path=str(tmp_path / 'plain.pth'), **kwargs)
     torch.testing.assert_close(late(images()), early(images()))
-    other = create(num_classes=3, **kwargs)
+    other = create(num_classes=3, stn_join='concat', **kwargs)
     before = other.classifier.weight.clone()
     other.load_state_dict(plain.state_dict())
     assert torch.equal(other.classifier.weight, before)
@@ -107,7 +107,7 @@ def test_a_plain_checkpoint_joins_its_classifier_whichever_way_it_is_loaded(tmp_
     lambda sd: sd.update({'foo.weight': torch.zeros(1)}),
 ])
 def test_an_incomplete_or_foreign_checkpoint_of_glimpses_is_refused(tmp_path, change):
-    kwargs = dict(stn_glimpses=2, stn_scale=0.5)
+    kwargs = dict(stn_glimpses=2, stn_scale=0.5, stn_join='concat')
     state_dict = create(**kwargs).state_dict()
     change(state_dict)
     torch.save(state_dict, tmp_path / 'whole.pth')
@@ -117,7 +117,7 @@ def test_an_incomplete_or_foreign_checkpoint_of_glimpses_is_refused(tmp_path, ch
 
 def test_a_checkpoint_of_shared_towers_does_not_fit_separate_ones(tmp_path):
     save_for_hf(create(stn_glimpses=2, stn_scale=0.5), tmp_path)
-    with pytest.raises(RuntimeError, match=r"does not fit.*Missing: \['towers.1"):
+    with pytest.raises(RuntimeError, match=r"does not fit.*Missing: .*'towers.1"):
         timm.create_model(f'local-dir:{tmp_path}', pretrained=True, stn_towers='separate')
 
 
@@ -131,3 +131,46 @@ def test_glimpses_of_networks_whose_features_are_lists(name, size, towers):
         assert isinstance(features, (list, tuple)) and all(f.shape[:2] == (1, 2) for f in features)
         torch.testing.assert_close(model.forward_head(features), model(x))
         assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
+
+
+JOINS = [dict(), dict(stn_join='concat'), dict(stn_towers='separate'), dict(stn_whole=True, stn_join='concat')]
+
+
+@pytest.mark.parametrize('more', JOINS)
+@pytest.mark.parametrize('name,head', [('test_resnet', 'fc'), ('test_efficientnet', 'classifier'), ('test_vit', 'head')])
+def test_the_classifier_is_read_and_replaced_under_its_own_name(name, head, more):
+    model = create('stn_' + name, stn_glimpses=2, stn_scale=0.5, stn_localization='conv', **more)
+    x = images(size=model.pretrained_cfg['input_size'][-1])
+    assert getattr(model, head) is model.get_classifier() is model.get_submodule(head)
+    for way in (setattr, type(model).add_module, nn.Module.set_submodule):
+        new = nn.Linear(getattr(model, head).in_features, 5)
+        way(model, head, new)
+        assert model.get_classifier() is new and model(x).shape == (2, 5)
+    model.reset_classifier(3)
+    assert getattr(model, head).out_features == 3 and model(x).shape == (2, 3)
+    model.eval().load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize('more', JOINS)
+def test_a_nested_classifier_is_replaced_or_the_error_says_where_it_is(more):
+    model = create('stn_test_convnext', stn_glimpses=2, stn_scale=0.5, stn_localization='conv', **more)
+    x = images(size=160)
+    if not model.joined:
+        model.head.fc = nn.Linear(model.head.fc.in_features, 5)
+        assert model(x).shape == (2, 5)
+        return
+    with pytest.raises(AttributeError, match='in_features here: the classifier over all streams is net.classifier'):
+        model.head.fc.in_features
+    assert not hasattr(model.head.fc, 'weight')
+    model.head.fc = nn.Linear(model.num_features, 5)
+    with pytest.raises(ValueError, match=r'head.fc: .* one classifier over all streams, net.classifier: replace that'):
+        model(x)
+    model.reset_classifier(5, global_pool='max')
+    assert model(x).shape == (2, 5)
+
+
+def test_averaged_logits_are_those_of_averaged_features():
+    model = move_theta(create(stn_glimpses=2, stn_scale=0.5))
+    features = model.forward_features(images())
+    expected = model.fc(model.forward_head(features, pre_logits=True))
+    torch.testing.assert_close(model(images()), expected, rtol=1e-5, atol=1e-6)

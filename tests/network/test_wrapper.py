@@ -8,6 +8,7 @@ from makers import create, images
 from torch import nn
 
 import timm_stn
+from timm_stn.network.keys import is_transformers
 from timm_stn.network.model import SpatialTransformerNetwork
 
 NAMES = (
@@ -63,6 +64,82 @@ def test_a_head_named_classifier_is_the_backbones():
     model = create('stn_test_efficientnet')
     model.classifier = nn.Linear(model.classifier.in_features, 7)
     assert model.backbone.classifier.out_features == 7 and model(images()).shape == (2, 7)
+
+
+KINDS = [('stn_test_resnet', {}), ('stn_test_efficientnet', dict(stn_glimpses=2, stn_scale=0.5)),
+         ('stn_test_resnet', dict(stn_stages=['input', 1])), ('stn_test_vit', {})]
+
+
+@pytest.mark.parametrize('name,kwargs', KINDS)
+def test_freezing_and_unfreezing_are_as_for_the_backbone(name, kwargs):
+    model, plain = create(name, **kwargs), create(name.removeprefix('stn_'))
+    children = [n for n, _ in plain.named_children()]
+    for change in (timm.utils.freeze, timm.utils.unfreeze):
+        for net in (model, plain):
+            change(net, children[:3])
+        kinds = [(type(m), [p.requires_grad for p in m.parameters(recurse=False)]) for m in plain.modules()]
+        ours = [m for n, m in model.backbone.named_modules() if not is_transformers(n + '.')]
+        assert kinds == [(type(m), [p.requires_grad for p in m.parameters(recurse=False)]) for m in ours]
+        assert not {*children[:3]} & {*model._modules} - {'classifier'}
+    timm.utils.freeze(model)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_children_tensors_and_values_are_written_where_the_backbone_has_them():
+    model = create()
+    backbone, norm, x = model.backbone, nn.BatchNorm2d(model.bn1.num_features), images()
+    model.add_module('bn1', norm)
+    assert backbone.bn1 is norm and 'bn1' not in model._modules
+    model.register_module('bn1', nn.Identity())
+    assert type(backbone.bn1) is nn.Identity
+    model.set_submodule('layer1.0.bn1', nn.Identity())
+    assert type(backbone.layer1[0].bn1) is nn.Identity and model(x).shape[0] == 2
+    del model.fc
+    assert not hasattr(backbone, 'fc') and not hasattr(model, 'fc')
+    model.fc = nn.Identity()
+    assert type(backbone.fc) is nn.Identity and 'fc' not in model._modules
+    vit = create('stn_test_vit')
+    vit.cls_token = nn.Parameter(torch.ones_like(vit.cls_token))
+    vit.register_parameter('pos_embed', nn.Parameter(torch.ones_like(vit.pos_embed)))
+    assert vit.backbone.cls_token.max() == vit.backbone.pos_embed.min() == 1 and not vit._parameters
+    assert {'fc', 'conv1', 'glimpses'} <= set(dir(create())) and 'towers' not in dir(create())
+
+
+@pytest.mark.parametrize('name,kwargs', KINDS)
+@pytest.mark.parametrize('walk', [
+    lambda model, fn: model.apply(fn), lambda model, fn: [fn(m) for m in model.modules()],
+    lambda model, fn: [fn(m) for m in reversed(list(model.modules()))]])
+def test_what_is_written_to_every_module_lands_on_each_itself(name, kwargs, walk):
+    model = create(name, **kwargs)
+    modules = list(model.modules())
+    names = {m: n for n, m in model.named_modules()}
+
+    def write(module):
+        module._of_mine = names[module]
+        module.register_buffer('mine', torch.ones(1), persistent=False)
+        module.add_module('none_of_mine', None)
+
+    walk(model, write)
+    assert [vars(m)['_of_mine'] for m in modules] == [names[m] for m in modules]
+    assert all('mine' in m._buffers and 'none_of_mine' in m._modules for m in modules)
+    model.apply(lambda module: delattr(module, '_of_mine'))
+    assert not any('_of_mine' in vars(m) for m in modules)
+
+
+def test_plain_values_reach_all_towers():
+    model = create(stn_glimpses=2, stn_scale=0.5, stn_towers='separate')
+    model.drop_rate = 0.25
+    assert [b.drop_rate for b in model.backbones()] == [0.25, 0.25] and model.drop_rate == 0.25
+
+
+def test_the_unwrapped_forward_is_the_forward():
+    for kwargs in (dict(), dict(stn_glimpses=2, stn_scale=0.5)):
+        model, x = create(**kwargs), images()
+        assert torch.equal(inspect.unwrap(model.forward)(model, x), model(x))
+        unwrapped = model.forward.__wrapped__  # as accelerate's unwrap_model does
+        expected = model(x)
+        model.forward = unwrapped.__get__(model)
+        assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize('name', ['fuse', 'reparameterize', '__getitem__'])

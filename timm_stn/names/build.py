@@ -109,7 +109,8 @@ def _assemble(
         feature_args['out_indices'] = usual_indices(base, rest)
     num_classes = rest.get('num_classes', cfg.num_classes)
     num_classes = None if num_classes < 0 else num_classes
-    if whole and any(map(is_classifiers, state_dict or ())):  # over all streams
+    behind_join = arguments.join == 'concat' or arguments.towers == 'separate'
+    if whole and behind_join and any(map(is_classifiers, state_dict or ())):  # one over all streams
         rest['num_classes'] = 0
     bases = [
         _build_base(base, cfg, rest, pretrained, _part(state_dict, tower, whole), cache_dir, model_args)

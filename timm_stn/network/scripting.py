@@ -9,8 +9,12 @@ from .attach import StageTransformer, hooked, unhook
 __all__ = ['ScriptableNetwork', 'scriptable', 'traced_signature']
 
 
-def traced_signature(net: nn.Module, x: Tensor) -> None:
-    """torch.fx cannot pass on ``**kwargs``: where ``forward.__wrapped__`` is this, it traces a call with an image."""
+def traced_signature(net: nn.Module, x: Tensor) -> Any:
+    """torch.fx cannot pass on ``**kwargs``: where ``forward.__wrapped__`` is this, it traces a call with an image.
+
+    Others take off what wraps a forward, and call what they find: that is the forward.
+    """
+    return type(net).forward(net, x)
 
 
 class ScriptableNetwork(nn.Module):

@@ -17,9 +17,9 @@ __all__ = ['StreamsNetwork', 'map_tensors']
 class StreamsNetwork(TimmWrapper):
     """Backbone(s) that see S images of each input, and one classifier over what they make of them.
 
-    For a linear classifier, averaging features equals averaging logits, so it moves behind the join. Other classifiers
-    stay in the backbone, and their logits are averaged. A subclass calls :meth:`join_classifiers` when all that draws
-    random numbers before it is made.
+    Logits are averaged; of a linear classifier they are those of averaged features. Several backbones, or features side
+    by side, share one classifier behind the join, ``classifier``, which is also read and written under timm's name for
+    it (``net.fc``). A subclass calls :meth:`join_classifiers` when all that draws random numbers before it is made.
 
     Args:
         backbone, towers, **before: See :class:`TimmWrapper`; with towers each stream has a backbone of its own.
@@ -51,7 +51,7 @@ class StreamsNetwork(TimmWrapper):
     ) -> None:
         super().__init__(backbone, towers, **before)
         self.streams, self.stream_join, self._dd = streams, join, dd or self._dd
-        self.joined = _needs_classifier(backbone, streams, join)
+        self.joined = _needs_classifier(backbone, streams, join, bool(towers))
 
     def join_classifiers(self, num_classes: int | None = None) -> None:
         """Put one classifier behind the join, if one is needed, for ``num_classes``. Default: the backbone's.
@@ -63,14 +63,23 @@ class StreamsNetwork(TimmWrapper):
         old = self.backbone.get_classifier()
         self._classifier_name = next(name for name, m in self.backbone.named_modules() if m is old)
         self._num_classes = self.backbone.num_classes if num_classes is None else num_classes
-        for backbone in self.backbones():
-            backbone.reset_classifier(0)
+        self._leave_classifiers_out()
         classifier = self._make_classifier(self._num_classes)
         nn.Module.__setattr__(self, 'classifier', classifier)  # even if the backbone has one
         state: dict[str, Tensor] = old.state_dict()
         if 'weight' in state and not state['weight'].is_meta and isinstance(classifier, nn.Linear):
             start = _over_streams(state['weight'], state.get('bias'), classifier)
             classifier.load_state_dict(start, strict=bool(start))
+
+    def _leave_classifiers_out(self, *pool: str) -> None:
+        for backbone in self.backbones():
+            backbone.reset_classifier(0, *pool)
+            holder, _, name = self._classifier_name.rpartition('.')
+            if type(getattr(backbone.get_submodule(holder), name, None)) is nn.Identity:
+                setattr(backbone.get_submodule(holder), name, _Elsewhere())
+
+    def _named_here(self, name: str) -> str:
+        return 'classifier' if self.joined and name == self._classifier_name else name
 
     def _make_classifier(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.head_hidden_size, num_classes, **self._dd) if num_classes > 0 else nn.Identity()
@@ -117,10 +126,12 @@ class StreamsNetwork(TimmWrapper):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for other classes; 0 for none. ``global_pool`` None keeps the pooling."""
         pool = () if global_pool is None else (global_pool,)
-        if not self.joined or pool:
+        if not self.joined:
             for backbone in self.backbones():
-                backbone.reset_classifier(0 if self.joined else num_classes, *pool)
-        if self.joined:
+                backbone.reset_classifier(num_classes, *pool)
+        else:
+            if pool:
+                self._leave_classifiers_out(*pool)
             self._num_classes = num_classes
             like = next(self.parameters())
             self.classifier = self._make_classifier(num_classes).to(device=like.device, dtype=like.dtype)
@@ -145,6 +156,7 @@ class StreamsNetwork(TimmWrapper):
     def forward(self, x: Tensor, **kwargs: object) -> Any:
         if self.streams == 1:
             return self.backbone(x, **kwargs)
+        self._check_left_out()
         return self._logits(self.each_stream(lambda backbone, image: backbone(image, **kwargs), x))
 
     def forward_features(self, x: Tensor, **kwargs: object) -> Any:
@@ -155,6 +167,7 @@ class StreamsNetwork(TimmWrapper):
         """Features to logits, or to what the classifier takes."""
         if self.streams == 1:
             return self.backbone.forward_head(x, pre_logits=pre_logits)
+        self._check_left_out()
         out = self.each_stream(lambda backbone, f: backbone.forward_head(f, pre_logits=pre_logits or self.joined), x)
         return self._join(out) if pre_logits else self._logits(out)
 
@@ -174,13 +187,29 @@ class StreamsNetwork(TimmWrapper):
             return cast(Tensor, self.classifier(self._join(out)))
         return map_tensors(_mean, out) if hasattr(self.backbone, 'reset_classifier') else out
 
+    def _check_left_out(self) -> None:
+        if self.joined and any(isinstance(backbone.get_classifier(), nn.Linear) for backbone in self.backbones()):
+            raise ValueError(
+                f'{self._classifier_name}: this network has one classifier over all streams, {_Elsewhere.advice}')
 
-def _needs_classifier(backbone: TimmModel, streams: int, join: str) -> bool:
+
+class _Elsewhere(nn.Identity):
+    """What a backbone has in place of a classifier that is behind the join."""
+    advice = 'net.classifier: replace that, or call net.reset_classifier(num_classes).'
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(f'no {name} here: the classifier over all streams is {self.advice}') from None
+
+
+def _needs_classifier(backbone: TimmModel, streams: int, join: str, has_towers: bool) -> bool:
     if streams == 1 or not hasattr(backbone, 'reset_classifier'):
         return False
     old = backbone.get_classifier()
     if join == 'mean':
-        return isinstance(old, nn.Linear | nn.Identity)
+        return has_towers and isinstance(old, nn.Linear | nn.Identity)
     if not isinstance(old, nn.Module):
         raise ValueError(f"stn_join='concat' needs a backbone with one classifier; {type(backbone).__name__} has "
                          "several: use stn_join='mean'.")

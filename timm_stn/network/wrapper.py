@@ -32,8 +32,10 @@ class if_backbone_can:
 class TimmWrapper(nn.Module):
     """One or several timm models of one architecture, and whatever a subclass puts beside them.
 
-    Reading an attribute that is not here reads the backbone's, and writing one that only the backbone has writes it
-    there: ``net.patch_embed``, ``net.grad_checkpointing = True``.
+    What the backbone had when it was wrapped, and is not here, is read from there, written to there and deleted there,
+    in each of torch's ways: ``net.patch_embed``, ``net.grad_checkpointing = True``, ``net.add_module('bn1', norm)``.
+    All else is the network's own. Plain values are written to the towers, too; modules and tensors to the first
+    backbone alone.
 
     Args:
         backbone: A timm model, or a feature extractor that timm made of one.
@@ -44,12 +46,14 @@ class TimmWrapper(nn.Module):
 
     backbone: TimmModel
     towers: nn.ModuleDict
+    _of_backbone: frozenset[str] = frozenset()  # names of its attributes, but for those of its class
 
     def __init__(self, backbone: TimmModel, towers: Sequence[nn.Module] = (), **before: nn.Module | None) -> None:
         super().__init__()
         for name, module in before.items():
             setattr(self, name, module)
         self.backbone = backbone
+        self._of_backbone = frozenset(backbone.__dict__).union(*_tables(backbone))
         if towers:
             self.towers = nn.ModuleDict({str(i): tower for i, tower in enumerate(towers, 1)})
         self.register_load_state_dict_pre_hook(_load_plain)  # type: ignore[no-untyped-call]
@@ -63,21 +67,56 @@ class TimmWrapper(nn.Module):
         towers = list(self.towers.values()) if self.has_towers else []
         return [self.backbone, *cast('list[TimmModel]', towers)]
 
+    def _is_backbones(self, name: str) -> bool:
+        """Whether the backbone had an attribute of this name when it was wrapped, or its class has."""
+        there = self.__dict__.get('_modules', {}).get('backbone')
+        return there is not None and not _is_reserved(name) and (
+            name in self._of_backbone or hasattr(type(there), name))
+
+    def _is_own(self, name: str) -> bool:
+        """Whether an attribute of this name is written to the network itself."""
+        here = name in self.__dict__ or any(name in table for table in _tables(self))
+        return here or hasattr(type(self), name) or not self._is_backbones(name)
+
+    def _named_here(self, name: str) -> str:
+        """The name, here, of what a backbone alone has under a name."""
+        return name
+
     def __getattr__(self, name: str) -> Any:
+        name = self._named_here(name)
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith('__') or name in NOT_READ_THROUGH or 'backbone' not in self.__dict__.get('_modules', {}):
+            if not self._is_backbones(name):
                 raise
             return getattr(self.backbone, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        own = name in self.__dict__ or hasattr(type(self), name) or 'backbone' not in self.__dict__.get('_modules', {})
-        own = own or name in NOT_READ_THROUGH or name in self._modules or name in self._buffers
-        if own or not hasattr(self.backbone, name):
+        name = self._named_here(name)
+        if self._is_own(name):
             super().__setattr__(name, value)
-        else:
-            setattr(self.backbone, name, value)
+            return
+        for backbone in [self.backbone] if isinstance(value, nn.Module | Tensor) else self.backbones():
+            setattr(backbone, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        name = self._named_here(name)
+        super().__delattr__(name) if self._is_own(name) else delattr(self.backbone, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(name for name in dir(self.backbone) if self._is_backbones(name))})
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        name = self._named_here(name)
+        super().add_module(name, module) if self._is_own(name) else self.backbone.add_module(name, module)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        holder = super() if self._is_own(name) else self.backbone
+        holder.register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        holder = super() if self._is_own(name) else self.backbone
+        holder.register_buffer(name, tensor, persistent)
 
     def adapt_plain(self, plain: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
         """What a plain checkpoint gives to modules beside the backbone, and the keys of it that are then used."""
@@ -106,7 +145,7 @@ class TimmWrapper(nn.Module):
         for backbone in self.backbones():
             if hasattr(backbone, 'init_weights'):
                 backbone.init_weights(*args, **kwargs)
-        own: list[Any] = [m for name, m in self.named_modules() if name and _is_own(name + '.')]
+        own: list[Any] = [m for name, m in self.named_modules() if name and _is_own_key(name + '.')]
         for module in reversed(own):  # a localization network after its layers, to which it gives other starts
             for initialize in ('reset_parameters', 'init_non_persistent_buffers'):
                 if hasattr(module, initialize):
@@ -120,7 +159,16 @@ class TimmWrapper(nn.Module):
                 module.init_non_persistent_buffers()
 
 
-def _is_own(key: str) -> bool:
+def _tables(module: nn.Module) -> list[dict[str, Any]]:
+    """Where torch keeps what is not in the dict of an object."""
+    return [module.__dict__.get(table, {}) for table in ('_modules', '_parameters', '_buffers')]
+
+
+def _is_reserved(name: str) -> bool:
+    return name.startswith('__') or name in NOT_READ_THROUGH
+
+
+def _is_own_key(key: str) -> bool:
     return is_transformers(key) or is_classifiers(key)
 
 
@@ -131,7 +179,7 @@ def _load_plain(net: TimmWrapper, state_dict: dict[str, Tensor], prefix: str, *a
         return
     plain = {n: state_dict.pop(prefix + n) for n in names}
     adapted, used = net.adapt_plain(plain)
-    found = {name: value for name, value in net.state_dict().items() if _is_own(name)}
+    found = {name: value for name, value in net.state_dict().items() if _is_own_key(name)}
     for name in net.state_dict():
         key = within_backbone(name)  # also of a transformer at a stage, if the backbone's own state dict was saved
         if key in plain:
