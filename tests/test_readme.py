@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of the README, and of pages that say so, run as they stand."""
 import re
 from pathlib import Path
 
@@ -6,17 +6,20 @@ import pytest
 
 from timm_stn.network.arguments import DEFAULTS
 
-README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
-EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / 'README.md').read_text()
+PAGES = ('README.md', 'docs/surgery.md')
+EXAMPLES = [
+    (page, code) for page in PAGES for code in re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)]
 
 
 def test_there_are_five():
     assert len(EXAMPLES) >= 5
 
 
-@pytest.mark.parametrize('code', EXAMPLES, ids=lambda code: code.splitlines()[2][:30])
-def test_example(code):
-    exec(compile(code, 'README.md', 'exec'), {})
+@pytest.mark.parametrize('page,code', EXAMPLES, ids=lambda text: (text.splitlines() * 3)[2][:30])
+def test_example(page, code):
+    exec(compile(code, page, 'exec'), {})
 
 
 def test_the_table_has_every_argument():
@@ -29,4 +32,4 @@ def test_the_table_has_every_argument():
 
 @pytest.mark.parametrize('path', re.findall(r'\]\((?!http)([^)]+)\)', README))
 def test_what_it_shows_is_there(path):
-    assert (Path(__file__).resolve().parents[1] / path).is_file()
+    assert (ROOT / path).is_file()

@@ -16,18 +16,20 @@ if TYPE_CHECKING:
     from .modules.spatial_transformer import SpatialTransformer
     from .names.build import wrap
     from .names.registry import register_twin
+    from .network.keys import base_name
     from .network.model import SpatialTransformerNetwork
     from .publish.push import push_to_hub
 
 __all__ = [
-    'SpatialTransformer', 'SpatialTransformerNetwork', '__version__', 'map_points', 'push_to_hub', 'register_twin',
-    'sample', 'unwarp', 'warp', 'wrap',
+    'SpatialTransformer', 'SpatialTransformerNetwork', '__version__', 'base_name', 'map_points', 'push_to_hub',
+    'register_twin', 'sample', 'unwarp', 'warp', 'wrap',
 ]
 
 _PLACES = dict(
     SpatialTransformer='modules.spatial_transformer', SpatialTransformerNetwork='network.model',
-    map_points='geometry.functional', push_to_hub='publish.push', register_twin='names.registry',
-    sample='geometry.sampler', unwarp='geometry.functional', warp='geometry.functional', wrap='names.build',
+    base_name='network.keys', map_points='geometry.functional', push_to_hub='publish.push',
+    register_twin='names.registry', sample='geometry.sampler',
+    unwarp='geometry.functional', warp='geometry.functional', wrap='names.build',
 )
 
 _registry.register_twins()

@@ -137,7 +137,8 @@ JOINS = [dict(), dict(stn_join='concat'), dict(stn_towers='separate'), dict(stn_
 
 
 @pytest.mark.parametrize('more', JOINS)
-@pytest.mark.parametrize('name,head', [('test_resnet', 'fc'), ('test_efficientnet', 'classifier'), ('test_vit', 'head')])
+@pytest.mark.parametrize(
+    'name,head', [('test_resnet', 'fc'), ('test_efficientnet', 'classifier'), ('test_vit', 'head')])
 def test_the_classifier_is_read_and_replaced_under_its_own_name(name, head, more):
     model = create('stn_' + name, stn_glimpses=2, stn_scale=0.5, stn_localization='conv', **more)
     x = images(size=model.pretrained_cfg['input_size'][-1])
@@ -160,7 +161,7 @@ def test_a_nested_classifier_is_replaced_or_the_error_says_where_it_is(more):
         assert model(x).shape == (2, 5)
         return
     with pytest.raises(AttributeError, match='in_features here: the classifier over all streams is net.classifier'):
-        model.head.fc.in_features
+        print(model.head.fc.in_features)
     assert not hasattr(model.head.fc, 'weight')
     model.head.fc = nn.Linear(model.num_features, 5)
     with pytest.raises(ValueError, match=r'head.fc: .* one classifier over all streams, net.classifier: replace that'):

@@ -1,5 +1,7 @@
 """A network has the methods that its backbone has."""
 import inspect
+import warnings
+from contextlib import contextmanager
 
 import pytest
 import timm
@@ -172,3 +174,67 @@ def test_a_state_dict_of_its_backbone_alone_loads_with_the_transformers_at_stage
     other.load_state_dict(trained.backbone.state_dict())
     for backbone in other.backbones():
         assert all(torch.equal(p, q) for p, q in zip(backbone.parameters(), trained.backbone.parameters()))
+
+
+ON_META = [
+    dict(), dict(stn_stages=('input', 2)), dict(stn_localization='shared:2', stn_scale=0.5),
+    dict(stn_glimpses=2, stn_scale=0.5), dict(stn_glimpses=2, stn_scale=0.5, stn_towers='separate', stn_join='concat'),
+    dict(stn_localization='timm:test_resnet'), dict(stn_transform='tps', stn_penalty=0.1, stn_freeze_steps=3)]
+
+
+@contextmanager
+def empty_weights(monkeypatch):
+    """As accelerate's init_empty_weights: parameters go to the meta device as they are registered, buffers do not."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module, name, param):
+        register(module, name, None if param is None else nn.Parameter(param.to('meta'), param.requires_grad))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, 'register_parameter', on_meta)
+        yield
+
+
+@pytest.mark.parametrize('kwargs', ON_META)
+@pytest.mark.parametrize('way', ['meta', 'empty'])
+def test_a_network_without_memory_takes_weights(kwargs, way, monkeypatch):
+    whole = create(**kwargs)
+    with torch.no_grad():
+        for p in whole.parameters():
+            p.add_(torch.randn_like(p), alpha=0.01)
+    plain = create('test_resnet').state_dict()
+    started = create(**kwargs)
+    started.load_state_dict(plain)
+    without_counts = {k: v for k, v in whole.state_dict().items() if 'backward_passes' not in k}
+    for weights, expected in ((whole.state_dict(), whole), (without_counts, whole), (plain, started)):
+        with torch.device('meta') if way == 'meta' else empty_weights(monkeypatch):
+            model = timm.create_model('stn_test_resnet', **kwargs)
+        assert any(p.is_meta for p in model.parameters())
+        model.load_state_dict(weights, assign=True)
+        assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+        torch.testing.assert_close(model.eval()(images()), expected(images()))
+
+
+def test_a_transformer_in_a_net_of_ones_own_leaves_the_meta_device():
+    def make():
+        return nn.Sequential(timm_stn.SpatialTransformer(3, (32, 32), penalty=0.1), nn.Conv2d(3, 4, 3)).eval()
+
+    whole, x = make(), torch.rand(2, 3, 32, 32)
+    with torch.device('meta'):
+        net = make()
+    net.load_state_dict(whole.state_dict(), assign=True)
+    torch.testing.assert_close(net(x), whole(x))
+
+
+def test_a_network_that_learns_nothing_says_so():
+    model = create()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith('fc')
+    with pytest.warns(UserWarning, match=r"begin with 'backbone.'; timm_stn.base_name\('backbone.fc.weight'\)"):
+        model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = timm_stn.base_name(name).startswith('fc')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model.train().eval()
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ['backbone.fc.weight', 'backbone.fc.bias']

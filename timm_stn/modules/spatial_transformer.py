@@ -131,6 +131,7 @@ class SpatialTransformer(nn.Module):
             usual = torch.zeros((), dtype=torch.float32, device=device)
             self.register_buffer('usual_gradient', usual, persistent=False)
         self.last_theta: Tensor | None = None
+        self.register_load_state_dict_post_hook(_leave_meta)  # type: ignore[no-untyped-call]
 
     def _make_base(self, device: Any = None) -> Tensor:
         """(G, d, d + 1) in float32, whatever the default: scale and tile offset of each glimpse."""
@@ -149,12 +150,15 @@ class SpatialTransformer(nn.Module):
             self.usual_gradient = torch.zeros_like(self.base[0, 0, 0]) if usual.is_meta else usual.to(self.base.device)
         return self
 
-    def init_non_persistent_buffers(self) -> None:
-        """Restore the base after the module left the meta device, and forget how large gradients were."""
-        with torch.no_grad():
-            self.base.copy_(self._make_base(self.base.device))
-            if self.penalty:
-                self.usual_gradient.zero_()
+    def init_non_persistent_buffers(self, device: Any = None) -> None:
+        """Restore the base after the module left the meta device, and forget how large gradients were.
+
+        Args:
+            device: Where they are then. Default: where they are.
+        """
+        self.base = self._make_base(device or self.base.device)
+        if self.penalty:
+            self.usual_gradient = torch.zeros_like(self.base[0, 0, 0])
 
     def reset_parameters(self) -> None:
         """Start counting backward passes anew; the localization network has its own."""
@@ -170,7 +174,8 @@ class SpatialTransformer(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Checkpoints with and without a count of backward passes load, whether or not there is one here."""
         if self.freeze_steps:
-            state_dict.setdefault(prefix + COUNT, self.backward_passes)
+            count = self.backward_passes
+            state_dict.setdefault(prefix + COUNT, torch.zeros_like(count, device='cpu') if count.is_meta else count)
         else:
             state_dict.pop(prefix + COUNT, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -320,6 +325,13 @@ class SpatialTransformer(nn.Module):
     def extra_repr(self) -> str:
         settings = dict(size=self.size, glimpses=self.glimpses, scale=self.scale, bound=self.bound)
         return ', '.join([f'transform={self.transform.name}', *(f'{k}={v}' for k, v in settings.items())])
+
+
+def _leave_meta(module: SpatialTransformer, keys: object) -> None:
+    """After a state dict is loaded with ``assign=True``: what is not in it follows from the meta device."""
+    devices = [t.device for t in (*module.parameters(), *module.buffers()) if not t.is_meta]
+    if module.base.is_meta and devices:
+        module.init_non_persistent_buffers(devices[0])
 
 
 def _regressed(found: Any) -> Regressed:

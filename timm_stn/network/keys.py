@@ -41,7 +41,10 @@ def prefix_of(tower: int) -> str:
 
 
 def base_name(key: str) -> str:
-    """timm's own name of a backbone's parameter; empty for a transformer's and for the joined classifier's."""
+    """timm's own name of a backbone's parameter or module: ``fc.weight`` for ``backbone.fc.weight``.
+
+    Empty for those of a transformer, and of one classifier over several streams.
+    """
     match = re.match(IS_BACKBONE, key)
     return key[match.end():] if match and not is_transformers(key) else ''
 

@@ -1,8 +1,10 @@
 """A timm model around timm models: parameter names get a prefix, all else is read from and written to the backbone."""
+import warnings
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from .keys import base_name, is_classifiers, is_transformers, is_whole, pattern_here, prefix_of, within_backbone
@@ -14,6 +16,9 @@ __all__ = ['TimmWrapper', 'if_backbone_can']
 NOT_READ_THROUGH = (
     'backbone', 'towers', 'stn', 'fuse', 'reparameterize', 'default_cfg', 'pretrained_cfg', 'pretrained_model_args',
     '_traits', 'get_intermediate_layers')
+
+
+Wrapper = TypeVar('Wrapper', bound='TimmWrapper')
 
 
 class if_backbone_can:
@@ -67,6 +72,16 @@ class TimmWrapper(nn.Module):
         towers = list(self.towers.values()) if self.has_towers else []
         return [self.backbone, *cast('list[TimmModel]', towers)]
 
+    def train(self: Wrapper, mode: bool = True) -> Wrapper:
+        """Set the mode; warns where nothing would learn."""
+        super().train(mode)
+        if mode and not any(p.requires_grad for p in self.parameters()):
+            warnings.warn(
+                'no parameter requires a gradient, so nothing will learn. If parameters were chosen by name: here, '
+                "those of the backbone begin with 'backbone.'; timm_stn.base_name('backbone.fc.weight') is 'fc.weight'.",
+                stacklevel=2)
+        return self
+
     def _is_backbones(self, name: str) -> bool:
         """Whether the backbone had an attribute of this name when it was wrapped, or its class has."""
         there = self.__dict__.get('_modules', {}).get('backbone')
@@ -104,19 +119,20 @@ class TimmWrapper(nn.Module):
         super().__delattr__(name) if self._is_own(name) else delattr(self.backbone, name)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *(name for name in dir(self.backbone) if self._is_backbones(name))})
+        own: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
+        return sorted({*own, *(name for name in dir(self.backbone) if self._is_backbones(name))})
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         name = self._named_here(name)
         super().add_module(name, module) if self._is_own(name) else self.backbone.add_module(name, module)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        holder = super() if self._is_own(name) else self.backbone
-        holder.register_parameter(name, param)
+        own = self._is_own(name)
+        super().register_parameter(name, param) if own else self.backbone.register_parameter(name, param)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        holder = super() if self._is_own(name) else self.backbone
-        holder.register_buffer(name, tensor, persistent)
+        register = super().register_buffer if self._is_own(name) else self.backbone.register_buffer
+        register(name, tensor, persistent)
 
     def adapt_plain(self, plain: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
         """What a plain checkpoint gives to modules beside the backbone, and the keys of it that are then used."""
@@ -145,11 +161,24 @@ class TimmWrapper(nn.Module):
         for backbone in self.backbones():
             if hasattr(backbone, 'init_weights'):
                 backbone.init_weights(*args, **kwargs)
-        own: list[Any] = [m for name, m in self.named_modules() if name and _is_own_key(name + '.')]
-        for module in reversed(own):  # a localization network after its layers, to which it gives other starts
+        self._start(self._own_modules())
+
+    def _own_modules(self) -> list[Any]:
+        return [module for name, module in self.named_modules() if name and _is_own_key(name + '.')]
+
+    def _start(self, modules: list[Any]) -> None:
+        for module in reversed(modules):  # a localization network after its layers, to which it gives other starts
             for initialize in ('reset_parameters', 'init_non_persistent_buffers'):
                 if hasattr(module, initialize):
                     getattr(module, initialize)()
+
+    def leave_meta(self, device: torch.device) -> None:
+        """Initialise what is beside the backbone(s), if it is on the meta device, on another one."""
+        own = self._own_modules() if device.type != 'meta' else []
+        absent = [m for m in own if any(t.is_meta for t in (*m.parameters(False), *m.buffers(False)))]
+        for module in absent:
+            module.to_empty(device=device, recurse=False)
+        self._start(own if absent else [])
 
     def init_non_persistent_buffers(self) -> None:
         """Restore what is not in the state dict, after the model left the meta device."""
@@ -178,6 +207,7 @@ def _load_plain(net: TimmWrapper, state_dict: dict[str, Tensor], prefix: str, *a
     if not names or is_whole(names):
         return
     plain = {n: state_dict.pop(prefix + n) for n in names}
+    net.leave_meta(plain[names[0]].device)
     adapted, used = net.adapt_plain(plain)
     found = {name: value for name, value in net.state_dict().items() if _is_own_key(name)}
     for name in net.state_dict():
