@@ -77,8 +77,8 @@ class TimmWrapper(nn.Module):
         super().train(mode)
         if mode and not any(p.requires_grad for p in self.parameters()):
             warnings.warn(
-                'no parameter requires a gradient, so nothing will learn. If parameters were chosen by name: here, '
-                "those of the backbone begin with 'backbone.'; timm_stn.base_name('backbone.fc.weight') is 'fc.weight'.",
+                'no parameter requires a gradient, so nothing will learn. If parameters were chosen by name: '
+                "here, they begin with 'backbone.'; timm_stn.base_name('backbone.fc.weight') is 'fc.weight'.",
                 stacklevel=2)
         return self
 
