@@ -175,3 +175,12 @@ def test_averaged_logits_are_those_of_averaged_features():
     features = model.forward_features(images())
     expected = model.fc(model.forward_head(features, pre_logits=True))
     torch.testing.assert_close(model(images()), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('more', JOINS)
+def test_a_backbone_that_removes_what_holds_its_classifier(more):
+    model = create('stn_efficientvit_m0', num_classes=7, stn_localization='conv', **{**dict(stn_whole=True), **more})
+    x = images(size=224)
+    assert model(x).shape == (2, 7)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)

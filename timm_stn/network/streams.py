@@ -74,9 +74,8 @@ class StreamsNetwork(TimmWrapper):
     def _leave_classifiers_out(self, *pool: str) -> None:
         for backbone in self.backbones():
             backbone.reset_classifier(0, *pool)
-            holder, _, name = self._classifier_name.rpartition('.')
-            if type(getattr(backbone.get_submodule(holder), name, None)) is nn.Identity:
-                setattr(backbone.get_submodule(holder), name, _Elsewhere())
+            if type(dict(backbone.named_modules()).get(self._classifier_name)) is nn.Identity:
+                backbone.set_submodule(self._classifier_name, _Elsewhere())
 
     def _named_here(self, name: str) -> str:
         return 'classifier' if self.joined and name == self._classifier_name else name
@@ -188,7 +187,8 @@ class StreamsNetwork(TimmWrapper):
         return map_tensors(_mean, out) if hasattr(self.backbone, 'reset_classifier') else out
 
     def _check_left_out(self) -> None:
-        if self.joined and any(isinstance(backbone.get_classifier(), nn.Linear) for backbone in self.backbones()):
+        """Raise where the backbone has a classifier again: what it gives is not what the joined one takes."""
+        if self.joined and any(_has_linear(backbone, self._classifier_name) for backbone in self.backbones()):
             raise ValueError(
                 f'{self._classifier_name}: this network has one classifier over all streams, {_Elsewhere.advice}')
 
@@ -224,6 +224,14 @@ def _over_streams(weight: Tensor, bias: Tensor | None, classifier: nn.Linear) ->
         return {}
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     return dict(weight=weight.repeat(1, repeats) / repeats, bias=bias)
+
+
+def _has_linear(module: nn.Module, name: str) -> bool:
+    """Whether a module has a linear layer of this name; some timm models remove what holds their classifier, too."""
+    found: Any = module
+    for part in name.split('.'):
+        found = getattr(found, part, None)
+    return isinstance(found, nn.Linear)
 
 
 def _stack(*streams: Tensor) -> Tensor:
