@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 # Attributes of torch.nn.Module without a public equivalent.
-MODULE_NAMES = ('_apply', '_buffers', '_forward_hooks', '_load_from_state_dict', '_modules')
+MODULE_NAMES = ('_apply', '_buffers', '_forward_hooks', '_load_from_state_dict', '_modules', '_parameters')
 
 
 def after_backward(callback: Callable[[], None]) -> None:
