@@ -1,7 +1,10 @@
 """Files that are there whole, or as they were before, with nothing left beside them."""
+import os
+import tempfile
+
 import pytest
 
-from timm_stn.whole_file import write_files, write_text, write_whole
+from timm_stn.whole_file import check_place, write_files, write_text, write_whole
 
 
 def broken(path):
@@ -32,3 +35,37 @@ def test_files_are_moved_when_all_are_there(tmp_path):
     write_files(tmp_path, save)
     found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob('*') if path.is_file()}
     assert found == {'a': 'new', 'kept': 'kept', 'below/b': 'b'}
+
+
+def test_places_where_a_file_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'old').write_text('old')
+    for place in (tmp_path / 'a', tmp_path / 'new' / 'deep' / 'a', tmp_path / 'old', type(tmp_path)('a')):
+        check_place(place)
+    assert [path.name for path in tmp_path.iterdir()] == ['old'] and (tmp_path / 'old').read_text() == 'old'
+
+
+@pytest.mark.parametrize('name', [
+    'folder', 'file/a', 'file/deep/a', 'gone/a', f'{"x" * 252}.png', f'{"x" * 300}/a.png', 'itself/a'])
+def test_places_where_none_can_are_told_as_writing_would(name, tmp_path):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'gone').symlink_to('nowhere')
+    (tmp_path / 'itself').symlink_to('itself')
+    for write in (check_place, lambda place: write_text(place, 'text')):
+        with pytest.raises(OSError):
+            write(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder', 'gone', 'itself']
+
+
+def test_a_folder_that_takes_no_files(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, 'Not for you', f'{dir}/tmp')
+
+    monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
+    with pytest.raises(PermissionError, match='Not for you'):
+        check_place(tmp_path / 'new' / 'a')
+    if os.path.isdir('/proc'):  # where nobody may write
+        monkeypatch.undo()
+        with pytest.raises(OSError):
+            check_place(type(tmp_path)('/proc/look.png'))

@@ -33,7 +33,7 @@ RENAMED: dict[str, tuple[str, ...]] = {  # module -> where what was in it is now
     'spatial_transformer': ('modules.spatial_transformer', 'modules.glimpses'),
     'tracing': ('network.scripting', 'modules.scripting'),
     'training': ('modules.gradients',),
-    'visualize': ('view.draw',),
+    'visualize': ('view.draw', 'view.caption'),
     'zoo': ('names.zoo', 'names.registry'),
 }
 PACKAGES = ('kernels', 'transforms')

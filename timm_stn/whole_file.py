@@ -1,22 +1,40 @@
 """A file that is there whole, or not at all, or as it was before. Python's own library only."""
+import errno
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ['write_files', 'write_text', 'write_whole']
+__all__ = ['check_place', 'write_files', 'write_text', 'write_whole']
+
+
+def check_place(path: Path) -> None:
+    """Raise an OSError if `write_whole` could not write there. Nothing is left behind."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(_beside(path))  # its name may be too long
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
     """Let `save` write a file beside its place, in a folder that is made, and move it there once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.tmp')
+    beside = _beside(path)
     try:
         save(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f'.{path.name}.tmp')
 
 
 def write_text(path: Path, text: str) -> None:

@@ -148,7 +148,8 @@ def main() -> None:
     pictures = [sorted(p.iterdir())[0] for p in classes[::33][:6]]
 
     def add(folder: Path) -> None:
-        save_picture(sheet_of(model.eval(), pictures, args.name), folder / 'look.jpg')
+        picture, _ = sheet_of(model.eval(), pictures, args.name)
+        save_picture(picture, folder / 'look.jpg')
         (folder / 'README.md').write_text(CARD.format(
             name=args.name, accuracy=trained[0]['top1'] / 100, what=NAMES[args.best],
             glance=glance(model), localization=arguments['stn_localization'], note=args.note,

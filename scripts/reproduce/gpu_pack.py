@@ -90,10 +90,11 @@ def birds_test(sources: Sources, folder: Path) -> None:
 
 def signs(sources: Sources, folder: Path) -> None:
     """One picture of all signs of a split; no JPEG block (8 x 8 pixels) has pixels of two signs."""
+    from measure_learning import picture
     from PIL import Image
     for split in ('train', 'test'):
         with tarfile.open(sources.find('data', 'gtsrb32', f'{split}.tar')) as tar:
-            found = {m.name: Image.open(tar.extractfile(m)).convert('RGB') for m in tar if m.isfile()}
+            found = {m.name: picture(tar, m) for m in tar if m.isfile()}
         every = Image.new('RGB', (SIDE * COLUMNS, SIDE * -(-len(found) // COLUMNS)))
         for i, image in enumerate(found.values()):
             every.paste(image, place(i)[:2])

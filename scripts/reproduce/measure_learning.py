@@ -40,6 +40,7 @@ import timm_stn  # noqa: F401
 from timm_stn import warp
 from timm_stn.data import distort, load_mnist
 from timm_stn.view.dependence import witnessing
+from timm_stn.view.images import BadImage, open_image
 
 PAGE = ROOT / 'docs' / 'training.md'
 MOMENTUM = 0.9
@@ -108,6 +109,14 @@ def members(path: Path) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
+def picture(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> Image.Image:
+    """A member of a tar in RGB; one that cannot be read ends the script, by its name."""
+    try:
+        return open_image(tar.extractfile(member))[0]
+    except BadImage as error:
+        raise SystemExit(f'{tar.name}: {getattr(member, "name", member)}: {error}') from error
+
+
 def pictures(path: Path, side: int, parts: list[list[str]]) -> Images:
     """Images (N, 3, side, side), normalised for lite0, and their classes, from one list of members per class."""
     names = [name for part in parts for name in part]
@@ -115,8 +124,7 @@ def pictures(path: Path, side: int, parts: list[list[str]]) -> Images:
     with tarfile.open(path) as tar:
         for member in tar:  # in its order: a packed one cannot be read backwards
             if member.name in images:
-                image = Image.open(tar.extractfile(member)).convert('RGB')
-                image = image.resize((side, side), Image.Resampling.BICUBIC)
+                image = picture(tar, member).resize((side, side), Image.Resampling.BICUBIC)
                 pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
                 images[member.name] = pixels.permute(2, 0, 1).float() / 127.5 - 1
     return torch.stack([images[name] for name in names]), torch.tensor([i for i, p in enumerate(parts) for _ in p])

@@ -10,7 +10,8 @@ from timm_stn.cli import digits
 from timm_stn.cli.digits import wrong_answers
 from timm_stn.data import test_set as distorted_test_set
 from timm_stn.names.zoo import weights_of
-from timm_stn.view.draw import COLORS, GOOD
+from timm_stn.view.caption import GOOD
+from timm_stn.view.draw import COLORS
 
 SCRIPT = ROOT / 'scripts' / 'release' / 'make_examples.py'
 

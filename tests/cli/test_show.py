@@ -8,8 +8,10 @@ import pytest
 import timm
 import torch
 from commands import MODEL, has_color, refused
+from PIL import Image
 
 from timm_stn import cli
+from timm_stn.view.caption import GOOD, WRONG
 from timm_stn.view.draw import COLORS
 
 
@@ -86,8 +88,12 @@ def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path
     (['more/..', *MODEL[:1], 'stn_test_resnt'], "unknown model 'stn_test_resnt', the nearest are stn_test_resnet"),
     (['a.png', '--model', 'test_resnet'], 'test_resnet has no spatial transformer; stn_test_resnet has'),
     (['a.png', '--model', 'stn_mnist_fcn'], 'no trained weights; give --checkpoint FILE or --no-pretrained'),
-    (['notes.txt', *MODEL], 'UnidentifiedImageError'),
+    (['notes.txt', *MODEL], 'no image can be read; notes.txt: not an image of these formats: PNG, JPEG'),
+    (['x' * 300, *MODEL], 'IMAGE: no file or folder'),
+    (['empty', *MODEL], "IMAGE: no pictures in the folder 'empty'"),
     (['a.png', *MODEL, '--output', 'look.xyz'], "--output: takes the name of a picture, as look.png, got 'look.xyz'"),
+    (['a.png', *MODEL, '--output', 'look.psd'], "--output: takes the name of a picture, as look.png, got 'look.psd'"),
+    (['a.png', *MODEL, '--output', 'a.png'], "--output: 'a.png' is one of the images"),
     (['a.png', *MODEL, '--stage', '3'], "--stage: there are transformers at input, got '3'"),
     (['a.png', *MODEL, '--model-kwargs', 'stn_glimpse=2'], "Did you mean 'stn_glimpses'?"),
     (['a.png', *MODEL, '--model-kwargs', 'glimpses'], "--model-kwargs: takes KEY=VALUE, got 'glimpses'"),
@@ -102,5 +108,80 @@ def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path
 ])
 def test_show_refuses(photos, capsys, monkeypatch, argv, message):
     monkeypatch.chdir(photos)
+    Path('empty').mkdir()
     assert message in refused(capsys, 'show', *argv)
     assert not (photos / 'look.png').exists()
+
+
+@pytest.mark.parametrize('output', ['notes.txt/look.png', 'more.png', f'{"x" * 255}.png', 'gone/look.png'])
+@pytest.mark.parametrize('command', ['show', 'demo'])
+def test_a_picture_that_could_not_be_written_is_refused_before_any_model(photos, capsys, monkeypatch, command, output):
+    monkeypatch.chdir(photos)
+    Path('more').rename('more.png')
+    Path('gone').symlink_to('nowhere')
+    before = sorted(Path().rglob('*'))
+    monkeypatch.setattr(timm, 'create_model', None)
+    message = refused(capsys, command, *(['a.png', *MODEL] if command == 'show' else []), '--output', output)
+    assert f"argument --output: {output!r} cannot be written: " in message and sorted(Path().rglob('*')) == before
+
+
+def classes_folder(folder, classes, each):
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f'{i}.png')
+    return folder
+
+
+def test_show_takes_images_of_all_classes(tmp_path, capsys):
+    """One of each, in timm's order of classes, and says which answers are right."""
+    data = classes_folder(tmp_path / 'data', ['jay', '10', '2', 'owl'], 3)
+    argv = [*MODEL, '--model-kwargs', 'num_classes=4', '--output', data / 'look.png', '--count']
+    lines = show(capsys, data, *argv, 4)
+    assert [line['class'] for line in lines] == ['2', '10', 'jay', 'owl']
+    assert all(line['right'] == (line['answer'] == line['class'] == Path(line['file']).parent.name) for line in lines)
+    assert has_color(data / 'look.png', WRONG) and {line['answer'] for line in lines} <= {'2', '10', 'jay', 'owl'}
+    assert has_color(data / 'look.png', GOOD) == any(line['right'] for line in lines)
+    lines = show(capsys, data, *argv, 6)
+    assert [line['class'] for line in lines] == ['2', '2', '10', '10', 'jay', 'owl']
+    assert len(show(capsys, data, *argv, 99)) == 12, 'without the picture that is there from before'
+    lines = show(capsys, *sorted(data.glob('*/*.png')), *argv, 4)
+    assert [line['class'] for line in lines] == ['10', '2', 'jay', 'owl'], 'also of files, in the order that they have'
+    lines = show(capsys, data, data / 'jay' / '2.png', *argv, 3)
+    assert lines[-1]['file'] == str(data / 'jay' / '2.png'), 'a file that is named is among them'
+
+
+def test_show_knows_classes_by_name_and_else_not_at_all(tmp_path, capsys):
+    data = classes_folder(tmp_path / 'data', ['jay', 'owl'], 1)
+    argv = [*MODEL, '--output', tmp_path / 'look.png', '--model-kwargs', 'num_classes=3']
+    assert all('class' not in line and line['answer'] in '012' for line in show(capsys, data, *argv))
+    (tmp_path / 'labels.txt').write_text('owl\ntit\njay\n')
+    for given in ([data], [data / 'owl', data / 'jay'], [data / 'owl' / '0.png', data / 'jay' / '0.png']):
+        lines = show(capsys, *given, *argv, '--labels', tmp_path / 'labels.txt')
+        assert sorted(line['class'] for line in lines) == ['jay', 'owl']
+
+
+def test_show_skips_and_names_what_is_no_image(photos, tmp_path, capsys):
+    (photos / 'cut.png').write_bytes((photos / 'a.png').read_bytes()[:500])
+    for i in range(6):
+        (photos / f'{i}.jpg').write_text('')
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16).save(photos / 'deep.png')
+    (photos / 'paper.pdf').write_text('%PDF')
+    assert cli.main(['show', str(photos), *MODEL, '--output', str(tmp_path / 'look.png')]) == 0
+    output = capsys.readouterr()
+    assert [Path(json.loads(line)['file']).name for line in output.out.splitlines()] == [
+        'a.png', 'b.jpg', 'deep.png', 'c.png']
+    assert 'look.png: 4 images, 7 skipped that cannot be read' in output.err and 'paper' not in output.err
+    assert output.err.count('timm-stn: skipped ') == 5 and f'skipped {photos / "0.jpg"}: empty' in output.err
+    assert 'divided by 257' in output.err and ': deep.png' in output.err
+
+
+def test_a_picture_is_there_even_if_nobody_reads_the_lines(photos, tmp_path, monkeypatch):
+    def close(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr('builtins.print', close)
+    monkeypatch.setattr('os.dup2', lambda *args: None)
+    assert cli.main(['show', str(photos), *MODEL, '--output', str(tmp_path / 'look.png')]) == 141
+    assert (tmp_path / 'look.png').is_file()

@@ -1,8 +1,10 @@
 """A run of timm's train.py, read back from its files and pushed."""
 import argparse
 import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from pushing import REPO, WRITE, load, refused
 
 import timm_stn
 from timm_stn import cli
+from timm_stn.publish.run_record import read_run
 from timm_stn.run import TIMM_SCRIPTS
 
 
@@ -94,6 +97,47 @@ def test_checkpoint_without_more(hub, tmp_path):
     held['args'].model_ema_force_cpu = True  # then train.py measures the weights that are not pushed
     torch.save({**held, 'state_dict_ema': held['state_dict']}, path)
     assert '87.5' not in timm_stn.push_to_hub(path, REPO, images=[], dry_run=True).card
+
+
+def test_the_classes_of_a_run_have_the_names_of_its_folders_or_of_its_class_map(tmp_path, monkeypatch, capsys):
+    path, _ = run_folder(tmp_path)
+    data = tmp_path / 'secret' / 'birds'
+    argv = ['show', str(data / 'val'), '--checkpoint', str(path), '--output', str(tmp_path / 'look.png')]
+
+    def named():
+        assert cli.main(argv) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return read_run(path).class_names(), [line.get('class') for line in lines]
+
+    assert named() == ([], ['jay', 'owl']), 'the folders shown, since there is no folder of training'
+    shutil.copytree(data / 'val', data / 'train')
+    assert named() == (['jay', 'owl'], ['jay', 'owl'])
+    shutil.copytree(data / 'val' / 'jay', data / 'train' / 'tit')
+    assert named()[0] == [], 'of other classes'
+    for content, found in (('owl\njay\n', ['owl', 'jay']), ('owl\n', [])):
+        (data / 'train' / 'map.txt').write_text(content)
+        held = torch.load(path, weights_only=False)
+        held['args'].class_map = 'map.txt'
+        torch.save(held, path)
+        assert named()[0] == found
+    held['args'].class_map, held['args'].dataset = None, 'torch/cifar10'
+    torch.save(held, path)
+    (path.parent / 'args.yaml').unlink()
+    assert named()[0] == []
+
+
+def test_images_of_a_run_are_of_all_classes_and_some_may_be_bad(hub, tmp_path):
+    path, _ = run_folder(tmp_path)
+    folder = tmp_path / 'secret' / 'birds' / 'val'
+    shutil.copyfile(folder / 'jay' / 'a.png', folder / 'jay' / 'b.png')
+    (folder / 'owl' / 'a.png').write_bytes(b'')
+    (folder / 'owl' / 'a.pdf').write_text('%PDF')
+    images = [image.relative_to(folder).as_posix() for image in read_run(path).images(1)]
+    assert images == ['jay/a.png', 'owl/a.png', 'jay/b.png']
+    pushed = timm_stn.push_to_hub(path, REPO, dry_run=True)
+    assert 'look.png' in pushed.sent and any('owl/a.png: empty' in line for line in pushed.advice)
+    with pytest.raises(ValueError, match=r'images: .*owl/a.png: empty'):
+        timm_stn.push_to_hub(path, REPO, images=[folder / 'jay' / 'a.png', folder / 'owl' / 'a.png'], dry_run=True)
 
 
 class Evil:

@@ -6,13 +6,14 @@ import tarfile
 
 import numpy as np
 import pytest
-from gpu_files import read, write
+from gpu_files import add, read, write
 from gpu_pack import DIGITS, SIDE, Load, Missing, Sources, lacking, loads, pack, report, thin, unpack
 from gpu_queue import Job, queue
 from gpu_tiny import images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import write_mnist
+from measure_learning import pictures
 from PIL import Image
 from records import read as read_lines
 
@@ -106,6 +107,17 @@ def test_a_sign_loses_what_jpeg_takes_of_it_alone(tmp_path):
             alone = io.BytesIO()
             Image.open(io.BytesIO(content)).save(alone, 'JPEG', quality=92, subsampling=0)
             assert (np.asarray(Image.open(io.BytesIO(after[name]))) == np.asarray(Image.open(alone))).all()
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    images(tmp_path / 'a.tar', classes=1, count=2, side=16, kind='png')
+    every = contents(tmp_path / 'a.tar')
+    cut = list(every)[1]
+    with tarfile.open(tmp_path / 'cut.tar', 'w') as tar:
+        for name, content in every.items():
+            add(tar, name, content[:-100] if name == cut else content)
+    with pytest.raises(SystemExit, match=f'cut.tar: {cut}: .*truncated'):
+        pictures(tmp_path / 'cut.tar', 16, [list(every)])
 
 
 def test_what_is_missing_is_named(tmp_path):

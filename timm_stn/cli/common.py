@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from ..view.draw import picture_format
+from ..whole_file import check_place
 
 __all__ = ['Refused', 'attempt', 'check_output', 'positive']
 
@@ -28,5 +29,11 @@ def positive(text: str) -> int:
 
 
 def check_output(path: str) -> None:
-    if Image.registered_extensions().get(Path(path).suffix.lower()) is None:
-        raise Refused(f'argument --output: takes the name of a picture, as look.png, got {path!r}')
+    """Refuse the name of a picture that could not be written, before there is anything to draw."""
+    try:
+        picture_format(Path(path))
+        check_place(Path(path))
+    except ValueError as error:
+        raise Refused(f'argument --output: takes the name of a picture, as look.png, got {path!r}') from error
+    except OSError as error:
+        raise Refused(f'argument --output: {path!r} cannot be written: {error.strerror or error}') from error

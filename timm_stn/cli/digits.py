@@ -16,7 +16,7 @@ from ..data import DISTORTIONS, load_mnist, test_set
 from ..data.mnist import DATA_VARIABLE
 from ..names.zoo import card_folder, weights_of, zoo_names
 from ..view.dependence import tell, witnessing
-from ..view.draw import GOOD, WRONG, Caption, draw_look, save_picture
+from ..view.draw import Caption, draw_look, save_picture
 from ..view.observe import observe
 from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive
@@ -43,8 +43,7 @@ def demo(args: argparse.Namespace) -> int:
     look = observe(model, shown)
     answers = attempt(f'--model {DEMO}', best_answers, look.logits, '0123456789')
     right = [int(a[0][0]) == t for a, t in zip(answers, truth)]
-    captions = [
-        Caption(a, '' if ok else f'is a {t}', GOOD if ok else WRONG) for a, ok, t in zip(answers, right, truth)]
+    captions = [Caption(a, '', ok, '' if ok else f'is a {t}') for a, ok, t in zip(answers, right, truth)]
     picture = draw_look(shown, look.seen, look.outlines, captions, footer=(
         f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
         'looked, the dot the top left corner of what it saw.'))

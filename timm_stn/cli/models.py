@@ -64,9 +64,11 @@ def _load_run(args: argparse.Namespace) -> Any:
     if not args.checkpoint or args.model_kwargs:
         raise Refused("argument --model: it takes a name; only --checkpoint alone, of timm's train.py, needs none")
     hint = 'If it holds only weights, name the model: --model NAME, --model-kwargs KEY=VALUE'
-    model = attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint), hint=hint).model
-    args.model = model.pretrained_cfg['architecture']
-    return model
+    run = attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint), hint=hint)
+    if not run.model.pretrained_cfg.get('label_names'):
+        run.model.pretrained_cfg['label_names'] = attempt('--checkpoint: class names', run.class_names)
+    args.model = run.model.pretrained_cfg['architecture']
+    return run.model
 
 
 def create_model(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

@@ -29,6 +29,7 @@ from .run_record import Run, read_run
 __all__ = ['PushError', 'Pushed', 'push_to_hub']
 
 CARD, CONFIG, PICTURE = 'README.md', 'config.json', 'look.png'
+SHOWN = 6  # images of a run in the card's picture
 PICKLES = ('.bin', '.pt', '.pth', '.tar', '.pkl', '.pickle', '.ckpt')
 
 
@@ -41,7 +42,7 @@ class Pushed(NamedTuple):
     same: list[str]  # files that the repository had already
     kept_card: bool  # the repository had another card, which was kept
     card: str
-    advice: list[str] = []  # a line for each stage whose theta is the same for all images of the card's picture
+    advice: list[str] = []  # lines on the images of the card's picture, and on stages whose theta is the same for all
 
 
 def push_to_hub(
@@ -167,23 +168,29 @@ def _write(
     _try(f'local-dir:{folder}', x, logits)
     advice: list[str] = []
     if with_card:
-        advice = _draw(model, run.images() if images is None else images, images is None, folder / PICTURE)
+        advice = _draw(model, run.images(SHOWN) if images is None else images, images is None, folder / PICTURE)
         text = write_card(model, at, run, license, PICTURE if (folder / PICTURE).is_file() else None)
         (folder / CARD).write_text(text, encoding='utf-8')
     return x, logits, advice
 
 
 def _draw(model: Any, paths: list[Path], optional: bool, target: Path) -> list[str]:
-    """Draw where a network with transformers looks; returns advice if it looks at the same place in all images."""
+    """Draw where a network with transformers looks; returns lines on the images, and advice.
+
+    ``optional``: SHOWN of the images that can be read are enough, and there need be no picture.
+    """
     if not paths or not hasattr(model, 'spatial_transformers') or not model.num_classes:
         return []
+    lines: list[str] = []
     with witnessing() as witness:
         try:
-            save_picture(sheet_of(model, paths, model.pretrained_cfg['architecture']), target)
-        except (ValueError, OSError) as error:  # not an image, or a network that takes no images
+            name = model.pretrained_cfg['architecture']
+            picture, lines = sheet_of(model, paths, name, SHOWN if optional else None)
+            save_picture(picture, target)
+        except (ValueError, OSError) as error:  # no image that can be read, or a network that takes no images
             if not optional:
                 raise ValueError(f'images: {error}') from error
-    return witness.advice()
+    return lines + witness.advice()
 
 
 def _answer(model: Any, x: Tensor | None = None) -> tuple[Tensor, Tensor]:

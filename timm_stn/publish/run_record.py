@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import yaml
-from PIL import Image
 from timm.data import resolve_data_config
 from timm.models import clean_state_dict
 
 from ..names.weights import options_allowed
+from ..view.images import find_images, folder_name, in_turn, natural
 
 __all__ = ['Run', 'read_run']
-
-SHOWN = 6  # images in the card's picture
 
 
 class Run(NamedTuple):
@@ -27,16 +25,32 @@ class Run(NamedTuple):
     metrics: dict[str, float] = {}  # of these weights on the validation split: loss, top1, top5
     averaged: bool = False  # the weights are the run's moving average
 
-    def images(self) -> list[Path]:
-        """Some validation images of the run, one per class, if they are still in its folder."""
-        root = self.args.get('data_dir') or self.args.get('data')
-        folder = Path(root) / str(self.args.get('val_split') or 'validation') if root else None
-        if folder is None or not folder.is_dir():
+    def images(self, count: int) -> list[Path]:
+        """Validation images of the run, of ``count`` classes first, if they are still in its folder."""
+        folder = self._folder('val_split', 'validation')
+        found = list(find_images(folder, [])) if folder and folder.is_dir() else []
+        return [found[i] for i in in_turn([folder_name(path) for path in found], count)]
+
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of the classifier: from the run's class map, else its training folders.
+
+        They are [] if these are not there any more, or not as many as the network's classes.
+        """
+        folder, names = self._folder('train_split', 'train'), []
+        if folder is None or '/' in str(self.args.get('dataset') or ''):  # then the data set is no folder of images
             return []
-        known = Image.registered_extensions()
-        classes = sorted(p for p in folder.iterdir() if p.is_dir())
-        found = (sorted(p for p in c.iterdir() if p.suffix.lower() in known)[:1] for c in classes)
-        return [path for paths in found for path in paths][:SHOWN]
+        given = str(self.args.get('class_map') or '')
+        if given.endswith('.txt'):
+            file = next((path for path in (Path(given), folder / given) if path.is_file()), None)
+            names = [line.strip() for line in file.read_text('utf-8').splitlines()] if file else []
+        elif not given and folder.is_dir():
+            found = {folder_name(path) for path in find_images(folder, []) if path.parent != folder}
+            names = sorted(found, key=natural)
+        return names if len(names) == self.model.num_classes else []
+
+    def _folder(self, option: str, default: str) -> Path | None:
+        root = self.args.get('data_dir') or self.args.get('data')
+        return Path(root) / str(self.args.get(option) or default) if root else None
 
 
 def read_run(path: Path) -> Run:

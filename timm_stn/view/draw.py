@@ -7,32 +7,26 @@ import math
 import os
 from collections.abc import Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..modules.spatial_transformer import SpatialTransformer
 from ..whole_file import write_whole
+from .caption import FAINT, RULE, SCALE, Caption, draw_caption, width_of, wrap, write
 
-__all__ = ['COLORS', 'GOOD', 'WRONG', 'Caption', 'draw_look', 'draw_outlines', 'heat', 'outline', 'save_picture']
+__all__ = [
+    'COLORS', 'Caption', 'draw_look', 'draw_outlines', 'heat', 'outline', 'picture_format', 'save_picture']
 
 COLORS = ('#FFB000', '#22B8F0', '#F0529C', '#7BD651', '#A78BFA', '#FF7A45')  # colours of the glimpses, in turn
-PAPER, INK, FAINT, RULE = '#FFFFFF', '#1F2430', '#70788A', '#E4E7EC'
-GOOD, WRONG = '#138A4B', '#D0312D'
+PAPER = '#FFFFFF'
 HEAT = ((0.09, 0.10, 0.22), (0.72, 0.29, 0.36), (1.0, 0.89, 0.60))  # low, middle, high
-SCALE = 2  # pixels of the picture for each unit of its layout
 MARGIN, GAP, ARROW, BLOCK_GAP, ROW_GAP = 22, 10, 20, 34, 12
 ASPECT = 1.6  # target width / height of the picture
-
-
-class Caption(NamedTuple):
-    """The answer for one image: names with probabilities, best first; ``note`` is a line below."""
-    answers: Sequence[tuple[str, float]]
-    note: str = ''
-    color: str = INK
 
 
 class Frame(NamedTuple):
@@ -129,14 +123,14 @@ def draw_look(
         raise ValueError('images, seen, outlines and captions must be of one length, at least 1; got '
                          f'{len(images)}, {n}, {len(outlines)}, {len(captions)}.')
     frame = _frame(n, t, tile, captions, blocks)
-    below = _wrap(footer, 13, frame.width - 2 * MARGIN)
+    below = wrap(footer, 13, frame.width - 2 * MARGIN)
     bottom = frame.corner(frame.rows - 1)[1] + tile + 14
     height = bottom + 18 * len(below) + 12
     picture = Image.new('RGB', (frame.width * SCALE, height * SCALE), PAPER)
     draw = ImageDraw.Draw(picture)
     _titles(draw, frame, titles)
     for k, line in enumerate(below):
-        _text(draw, (MARGIN, bottom + 18 * k), line, 13, FAINT, frame.width)
+        write(draw, (MARGIN, bottom + 18 * k), line, 13, FAINT, frame.width)
     reach = float((1.04 * outlines.abs().amax()).clamp(1.06, 1.5))
     framed = range(t) if glimpse_of is None else glimpse_of
     for i in range(n):
@@ -145,7 +139,7 @@ def draw_look(
         _arrow(draw, x + tile, y + tile // 2)
         for k, g in enumerate(framed):
             picture.paste(_framed(seen[i, k], tile * SCALE, g), ((x + frame.tile_x(k)) * SCALE, y * SCALE))
-        _answer(draw, x + frame.tile_x(t) + 6, y, frame, captions[i])
+        draw_caption(draw, x + frame.tile_x(t) + 6, y, frame.answer, frame.tile, captions[i])
     return picture
 
 
@@ -177,17 +171,28 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write a picture in the format that the name ends in: beside its place, then moved there once it is whole.
 
     Raises:
-        ValueError: Pillow knows no such format.
+        ValueError: Pillow writes no such format.
     """
     path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(f'path must end in the name of a picture format, as .png, got {str(path)!r}.')
-    write_whole(path, partial(picture.save, format=kind, optimize=True))
+    write_whole(path, partial(picture.save, format=picture_format(path), optimize=True))
+
+
+def picture_format(path: Path) -> str:
+    """The format that a file's name ends in.
+
+    Raises:
+        ValueError: Pillow, as it is installed, writes no such pictures.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower(), '')
+    try:
+        Image.new('RGB', (1, 1)).save(BytesIO(), kind)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f'path must end in a format of pictures, as .png, got {str(path)!r}.') from error
+    return kind
 
 
 def _frame(n: int, tiles: int, tile: int, captions: Sequence[Caption], blocks: int | None) -> Frame:
-    answer = 62 if all(_is_short(c) for c in captions) else 190
+    answer = width_of(captions)
 
     def arranged(count: int) -> Frame:
         return Frame(tile, tiles, answer, count, -(-n // count))
@@ -198,81 +203,16 @@ def _frame(n: int, tiles: int, tile: int, captions: Sequence[Caption], blocks: i
     return arranged(blocks) if blocks else min((arranged(b) for b in range(1, n + 1)), key=away)
 
 
-def _is_short(caption: Caption) -> bool:
-    return len(caption.answers) == 1 and len(caption.answers[0][0]) <= 2
-
-
 def _titles(draw: ImageDraw.ImageDraw, frame: Frame, titles: Sequence[str]) -> None:
     names = list(titles[1:-1])
     if len(names) == 1 and frame.tiles > 1:
         names += [''] * (frame.tiles - 1)
     for block in range(frame.blocks):
         x, y = frame.corner(block * frame.rows)
-        _text(draw, (x, y - 22), titles[0], 14, FAINT, frame.tile + ARROW)
+        write(draw, (x, y - 22), titles[0], 14, FAINT, frame.tile + ARROW)
         for k, name in enumerate(names):
-            _text(draw, (x + frame.tile_x(k), y - 22), name, 14, FAINT, frame.tile)
-        _text(draw, (x + frame.tile_x(frame.tiles) + 6, y - 22), titles[-1], 14, FAINT, frame.answer)
-
-
-def _answer(draw: ImageDraw.ImageDraw, x: int, y: int, frame: Frame, caption: Caption) -> None:
-    """Draw one short answer in large type, or several as lines with bars in proportion to their probabilities."""
-    if _is_short(caption):
-        name, probability = caption.answers[0]
-        top = y + frame.tile // 2 - 36
-        _text(draw, (x, top), name, 44, caption.color, frame.answer)
-        _text(draw, (x, top + 50), percent(probability), 13, FAINT, frame.answer)
-        _note(draw, x, top + 68, frame, caption)
-        return
-    top = y + max(0, (frame.tile - 40 * len(caption.answers) - (20 if caption.note else 0)) // 2)
-    for k, (name, probability) in enumerate(caption.answers):
-        color = caption.color if k == 0 else FAINT
-        length = frame.answer - 12
-        _text(draw, (x, top), name, 16, color, length - 52)
-        _text(draw, (x + length, top + 2), percent(probability), 13, FAINT, 60, anchor='ra')
-        for end, shade in ((length, RULE), (round(length * probability), color)):
-            draw.rectangle([SCALE * v for v in (x, top + 24, x + end, top + 28)], fill=shade)
-        top += 40
-    _note(draw, x, top, frame, caption)
-
-
-def _note(draw: ImageDraw.ImageDraw, x: int, y: int, frame: Frame, caption: Caption) -> None:
-    _text(draw, (x, y), caption.note, 13, FAINT if caption.color == INK else caption.color, frame.answer)
-
-
-def percent(probability: float) -> str:
-    """A probability in percent, rounded down above 50 % so that 99.97 % does not become 100 %."""
-    value = 100 * probability
-    return f'{math.floor(value * 10) / 10 if value > 50 else value:.1f} %'
-
-
-def _text(
-        draw: ImageDraw.ImageDraw,
-        at: tuple[float, float],
-        text: str,
-        size: int,
-        color: str,
-        width: float,
-        anchor: str = 'la',
-) -> None:
-    """Draw one line of text, truncated to ``width``."""
-    font: Any = ImageFont.load_default(size * SCALE)
-    kept, shown = text, text
-    while kept and font.getlength(shown) > width * SCALE:
-        kept = kept[:-1]
-        shown = kept.rstrip() + '...'
-    draw.text((at[0] * SCALE, at[1] * SCALE), shown, font=font, fill=color, anchor=anchor)
-
-
-def _wrap(text: str, size: int, width: float) -> list[str]:
-    font: Any = ImageFont.load_default(size * SCALE)
-    lines: list[str] = []
-    for word in text.split():
-        longer = f'{lines[-1]} {word}' if lines else ''
-        if longer and font.getlength(longer) <= width * SCALE:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
+            write(draw, (x + frame.tile_x(k), y - 22), name, 14, FAINT, frame.tile)
+        write(draw, (x + frame.tile_x(frame.tiles) + 6, y - 22), titles[-1], 14, FAINT, frame.answer)
 
 
 def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:

@@ -1,34 +1,68 @@
 """Draws where a network looks in image files, and its answers."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
 from ..geometry.layout import size_that_enters
+from .classes import Classes, classes_of
 from .draw import Caption, draw_look, heat
+from .images import BadImage, folder_name, natural, open_image
 from .observe import Look, observe
 
-__all__ = ['best_answers', 'class_names', 'data_config', 'draw', 'sheet_of', 'read_images', 'short_name']
+__all__ = [
+    'Pictures', 'best_answers', 'captions', 'data_config', 'draw', 'read_images', 'sheet_of', 'short_name', 'some']
 
 FEW = 10  # with at most this many classes, only the best answer is shown
 
 
-def sheet_of(model: Any, paths: Sequence[Path], name: str) -> Image.Image:
+class Pictures(NamedTuple):
+    """Images that were read: inputs (N, C, H, W), and the index of each among the paths.
+
+    ``bad`` has a line for each file that could not be read, ``notes`` for what is not shown as it is in its file.
+    """
+    pixels: Tensor
+    chosen: list[int]
+    bad: list[str]
+    notes: list[str]
+
+
+def sheet_of(
+        model: Any,
+        paths: Sequence[Path],
+        name: str,
+        count: int | None = None,
+) -> tuple[Image.Image, list[str]]:
     """A picture of where the first transformer of a network (in eval mode) looks in image files, with the answers.
 
+    Args:
+        model: The network.
+        paths: The files.
+        name: Name of the network, for the picture.
+        count: Draw so many, the first that can be read. Default: all.
+
+    Returns:
+        The picture, and lines on files that were skipped or are not shown as they are.
+
     Raises:
-        ValueError: The network takes neither 1 nor 3 channels, or its logits are not finite.
-        OSError: A file is not an image.
+        ValueError: The network takes neither 1 nor 3 channels, its logits are not finite, no file is an image that can
+            be read, or without ``count`` one is not.
     """
     config = data_config(model)
-    images = read_images(paths, config)
-    look = observe(model, images)
-    answers = best_answers(look.logits, class_names(model))
-    return draw(images, look, [Caption(a, short_name(p.name)) for a, p in zip(answers, paths)], config, name)
+    pictures = read_images(paths, config, count=count)
+    if count is None and pictures.bad:
+        raise BadImage(some(pictures.bad))
+    look = observe(model, pictures.pixels)
+    files = [paths[i] for i in pictures.chosen]
+    folders = [folder_name(path) for path in files]
+    classes = classes_of(model, sorted(set(folders), key=natural))
+    truths = [classes.of_folder.get(folder) for folder in folders]
+    picture = draw(pictures.pixels, look, captions(look.logits, classes, files, truths), config, name)
+    return picture, pictures.bad + pictures.notes
 
 
 def draw(images: Tensor, look: Look, captions: Sequence[Caption], config: dict[str, Any], name: str) -> Image.Image:
@@ -60,16 +94,50 @@ def data_config(model: Any) -> dict[str, Any]:
     return config
 
 
-def read_images(paths: Sequence[Path], config: dict[str, Any]) -> Tensor:
-    """Read images and transform them to the network's input (N, C, H, W)."""
+def read_images(
+        paths: Sequence[Path],
+        config: dict[str, Any],
+        order: Iterable[int] | None = None,
+        count: int | None = None,
+) -> Pictures:
+    """Read images and transform them to the network's input. Files that cannot be read are skipped.
+
+    Args:
+        paths: The files.
+        config: timm's data config.
+        order: Indices of ``paths`` in the order to read them. Default: all, as they are.
+        count: Read so many. Default: all.
+
+    Raises:
+        BadImage: None can be read.
+    """
     transform = create_transform(**config)
     mode = 'L' if config['input_size'][0] == 1 else 'RGB'
+    pixels: dict[int, Tensor] = {}
+    bad: list[str] = []
+    notes: dict[str, list[str]] = {}
+    for i in range(len(paths)) if order is None else order:
+        if len(pixels) == count:
+            break
+        try:
+            picture, said = open_image(paths[i], mode)
+        except BadImage as error:
+            bad.append(f'{paths[i]}: {error}')
+            continue
+        pixels[i] = transform(picture)
+        for note in said:
+            notes.setdefault(note, []).append(paths[i].name)
+    if not pixels:
+        raise BadImage(f'no image can be read; {some(bad)}')
+    chosen = sorted(pixels)
+    lines = [f'{note}: {some(names, ", ")}' for note, names in notes.items()]
+    return Pictures(torch.stack([pixels[i] for i in chosen]), chosen, bad, lines)
 
-    def read(path: Path) -> Tensor:
-        with Image.open(path) as image:
-            return transform(image.convert(mode))
 
-    return torch.stack([read(path) for path in paths])
+def some(lines: Sequence[str], between: str = '; ', most: int = 5) -> str:
+    """The first lines in one, and how many more there are."""
+    more = [f'{len(lines) - most} more'] if len(lines) > most else []
+    return between.join([*lines[:most], *more])
 
 
 def _denormalize(x: Tensor, config: dict[str, Any]) -> Tensor:
@@ -86,16 +154,28 @@ def best_answers(logits: Tensor, names: Sequence[str]) -> list[list[tuple[str, f
     return [[(names[c] if c < len(names) else str(c), p) for c, p in zip(*row)] for row in rows]
 
 
-def class_names(model: Any) -> list[str]:
-    """Class names from the model's cfg; else ImageNet's if the number of classes matches; else numbers."""
-    names = model.pretrained_cfg.get('label_names')
-    if names and len(names) == model.num_classes:
-        return list(names)
-    subset = infer_imagenet_subset(model)
-    if subset:
-        info = ImageNetInfo(subset)
-        return [info.index_to_description(i).partition(',')[0] for i in range(model.num_classes)]
-    return [str(i) for i in range(model.num_classes)]
+def captions(
+        logits: Tensor,
+        classes: Classes,
+        paths: Sequence[Path],
+        truths: Sequence[int | None],
+) -> list[Caption]:
+    """What is said of each image: the best answers, the file, and whether they are right.
+
+    Args:
+        logits: (N, classes).
+        classes: Names of the classes.
+        paths: The N files.
+        truths: Their classes; None where it is not known.
+
+    Raises:
+        ValueError: A logit is not a finite number.
+    """
+    best = logits.amax(1)
+    right = [None if c is None else bool(logits[i, c] == best[i]) for i, c in enumerate(truths)]
+    return [
+        Caption(answers, short_name(path.name), ok, f'is {classes.names[c]}' if c is not None and not ok else '')
+        for answers, path, ok, c in zip(best_answers(logits, classes.names), paths, right, truths)]
 
 
 def short_name(name: str, length: int = 26) -> str:
