@@ -2,6 +2,7 @@
 
 What is listed here is public, and loads when it is first used; all else may move.
 """
+from . import _ending as _ending  # first, since what follows takes seconds
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,8 +1,7 @@
 """Model arguments of all commands, and `timm-stn list`."""
 import argparse
 import ast
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import torch
 from timm.models import load_checkpoint
 from torch import nn
 
+from ..names.registry import nearest, unknown
 from ..names.zoo import weights_of, zoo_names
 from ..publish.run_record import read_run
 from .common import Refused, attempt
 
 __all__ = [
-    'FROM_CONFIG', 'check_transformers', 'create_model', 'list_arguments', 'list_models', 'load_model',
+    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'list_arguments', 'list_models', 'load_model',
     'model_arguments']
 
 FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
@@ -75,11 +75,14 @@ def create_model(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Modu
         return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
+def check_known(name: str) -> None:
+    if unknown(name):
+        raise Refused(f'argument --model: {unknown(name)}')
+
+
 def _check_name(name: str, pretrained: bool) -> None:
+    check_known(name)
     arch = name.partition('.')[0]
-    if not timm.is_model(arch):
-        near = _nearest(arch, timm.list_models())
-        raise Refused(f'argument --model: unknown model {name!r}{near}; see `timm-stn list`')
     if pretrained and weights_of(name) is None and arch not in zoo_names():  # their error says how to train them
         raise Refused(f'argument --model: {name} has no trained weights; give --checkpoint FILE or --no-pretrained')
 
@@ -88,11 +91,6 @@ def check_transformers(name: str) -> None:
     arch = name.partition('.')[0]
     if not name.startswith(FROM_CONFIG) and timm.is_model(f'stn_{arch}') and not arch.startswith('stn_'):
         raise Refused(f'argument --model: {name} has no spatial transformer; stn_{name} has')
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, names, 3, cutoff=0.5)
-    return f', the nearest are {", ".join(near)}' if near else ''
 
 
 def list_arguments(add: Callable[..., Any]) -> None:
@@ -108,7 +106,7 @@ def list_models(args: argparse.Namespace) -> int:
     if args.own and args.pretrained:
         found = [n for n in found if weights_of(n)]
     if not found:
-        raise Refused(f'argument FILTER: no model matches {args.filter!r}{_nearest(args.filter, names)}')
+        raise Refused(f'argument FILTER: no model matches {args.filter!r}{nearest(args.filter, names)}')
     for name in found:
         print(f'{name:<20} {weights_of(name) or "not trained yet"}' if args.own else name)
     return 0
