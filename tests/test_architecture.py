@@ -12,7 +12,7 @@ import timm_stn
 from timm_stn._renamed import RENAMED
 
 PACKAGE = Path(timm_stn.__file__).parent
-LEAVES = {'_timm', '_torch', 'version', 'whole_file'}  # which import nothing of ours
+LEAVES = {'_ending', '_timm', '_torch', 'version', 'whole_file'}  # which import nothing of ours
 BELOW = {  # each folder or file, and what it may import beside itself and the leaves
     'geometry': set(),
     'modules': {'geometry'},
@@ -22,8 +22,8 @@ BELOW = {  # each folder or file, and what it may import beside itself and the l
     'view': {'modules', 'geometry'},  # of a network it asks `spatial_transformers()`, and no class
     'names': {'network', 'modules', 'geometry'},
     'publish': {'names', 'view', 'network', 'geometry'},
-    'run': {'view'},
-    'cli': {'publish', 'names', 'view', 'modules', 'geometry', 'data', 'run'},
+    'run': {'names', 'view'},
+    'cli': {'publish', 'names', 'view', 'network', 'modules', 'geometry', 'data', 'run'},
 }
 FOREIGN = {  # what else the lower ones may import, beside the standard library
     'geometry': {'torch'},

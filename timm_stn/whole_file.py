@@ -1,11 +1,43 @@
 """A file that is there whole, or not at all, or as it was before. Python's own library only."""
+import argparse
+import errno
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ['write_files', 'write_text', 'write_whole']
+__all__ = ['check_place', 'place_of_file', 'place_of_folder', 'write_files', 'write_text', 'write_whole']
+
+
+def check_place(path: Path) -> None:
+    """Raise now the OSError that writing a file at `path`, in folders that are made, would raise after much work."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(above)) from None
+
+
+def place_of_file(text: str) -> Path:
+    """A file to be written, as a `type` of argparse, which refuses what could not be."""
+    return _place(text, Path(text))
+
+
+def place_of_folder(text: str) -> Path:
+    """A folder in which files are to be written, likewise."""
+    return _place(text, Path(text) / 'file')
+
+
+def _place(text: str, file: Path) -> Path:
+    try:
+        check_place(file)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f'cannot write {text!r}: {error.strerror}') from None
+    return Path(text)
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:

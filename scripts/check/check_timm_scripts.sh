@@ -26,9 +26,14 @@ if [[ ! -f ${TIMM_SCRIPTS:-}/train.py ]]; then
     exit 2
 fi
 
+if [[ $MARKDOWN ]] && ! : >"$MARKDOWN.part"; then
+    echo "argument --markdown: cannot write $MARKDOWN" >&2
+    exit 2
+fi
+
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/check_timm_scripts.XXXXXX")
-trap 'rm -rf "$WORK"' EXIT
+trap 'rm -rf "$WORK" ${MARKDOWN:+"$MARKDOWN.part"}' EXIT
 COUNT=0 FAILED=0 PLAIN='' NAME='' ROWS=()
 RUNNER=("$PYTHON" -m timm_stn.run)
 COMMON=(--data-dir "$WORK/data" --device "$DEVICE" --img-size 64 --num-classes 3 -b 8 -j 1)

@@ -6,7 +6,9 @@ from typing import Any
 
 from PIL import Image
 
-__all__ = ['Refused', 'attempt', 'check_output', 'positive']
+from ..whole_file import check_place
+
+__all__ = ['Refused', 'attempt', 'check_output', 'positive', 'refusal']
 
 
 class Refused(Exception):
@@ -18,7 +20,11 @@ def attempt(argument: str, run: Callable[..., Any], *values: Any, hint: str = ''
     try:
         return run(*values)
     except Exception as error:
-        raise Refused(f'argument {argument}: {type(error).__name__}: {error} {hint}'.rstrip()) from error
+        raise refusal(argument, error, hint) from error
+
+
+def refusal(argument: str, error: Exception, hint: str = '') -> Refused:
+    return Refused(f'argument {argument}: {type(error).__name__}: {error} {hint}'.rstrip())
 
 
 def positive(text: str) -> int:
@@ -28,5 +34,10 @@ def positive(text: str) -> int:
 
 
 def check_output(path: str) -> None:
+    """Before anything is computed: `path` names a picture, and can be written."""
     if Image.registered_extensions().get(Path(path).suffix.lower()) is None:
         raise Refused(f'argument --output: takes the name of a picture, as look.png, got {path!r}')
+    try:
+        check_place(Path(path))
+    except OSError as error:
+        raise Refused(f'argument --output: cannot write {path!r}: {error.strerror}') from None

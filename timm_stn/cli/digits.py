@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ..data import DISTORTIONS, load_mnist, test_set
 from ..data.mnist import DATA_VARIABLE
+from ..names.registry import unknown
 from ..names.zoo import card_folder, weights_of, zoo_names
 from ..view.dependence import tell, witnessing
 from ..view.draw import GOOD, WRONG, Caption, draw_look, save_picture
 from ..view.observe import observe
 from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive
-from .models import FROM_CONFIG, create_model, load_model, model_arguments
+from .models import FROM_CONFIG, create_model, kwargs_argument, load_model, model_arguments
 
 __all__ = ['demo', 'demo_arguments', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
 
@@ -105,11 +106,13 @@ def evaluate(args: argparse.Namespace) -> int:
     model = load_model(args, **({} if as_it_is else _digit_kwargs(args.model, args.set)))
     for name, value, needed in (('in_chans', getattr(model, 'in_chans', 1), 1), ('num_classes', model.num_classes, 10)):
         if value != needed:
-            raise Refused(f'argument --model: digits need {name}={needed}, and {args.model} has {value}')
+            argument = kwargs_argument(args) if name in dict(args.model_kwargs) else '--model'
+            raise Refused(f'argument {argument}: digits need {name}={needed}, and {args.model} has {value}')
     images, labels = _digits(args.set, args.data, args.download)
     start = time.perf_counter()
     with witnessing() as witness:
-        what = f'--model {args.model} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
+        given = f' {kwargs_argument(args)}' if args.model_kwargs else ''
+        what = f'--model {args.model}{given} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
         wrong = attempt(what, wrong_answers, model, images, labels, args.device)
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')
@@ -119,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _digit_kwargs(name: str, kind: str) -> dict[str, Any]:
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.partition('.')[0]) else None
+    cfg = timm.get_pretrained_cfg(name) if not unknown(name) else None
     fixed = cfg is not None and cfg.fixed_input_size and name not in zoo_names()
     return {'in_chans': 1, 'num_classes': 10, **({'img_size': DISTORTIONS[kind].size} if fixed else {})}
 

@@ -2,6 +2,7 @@
 import argparse
 import ast
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from torch import nn
 from ..names.registry import nearest, unknown
 from ..names.zoo import weights_of, zoo_names
 from ..publish.run_record import read_run
-from .common import Refused, attempt
+from .common import Refused, attempt, refusal
 
 __all__ = [
-    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'list_arguments', 'list_models', 'load_model',
-    'model_arguments']
+    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'kwargs_argument', 'list_arguments',
+    'list_models', 'load_model', 'model_arguments']
 
 FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
@@ -51,8 +52,7 @@ def load_model(args: argparse.Namespace, **defaults: Any) -> Any:
     pretrained = not args.checkpoint and not args.no_pretrained
     if not args.model.startswith(FROM_CONFIG):
         _check_name(args.model, pretrained)
-    kwargs = {**defaults, **dict(args.model_kwargs)}
-    model = attempt(f'--model {args.model}', create_model, args.model, pretrained, kwargs)
+    model = _create(args, pretrained, defaults)
     if args.checkpoint:
         hint = 'Was the model built with other arguments? Give them: --model-kwargs KEY=VALUE'
         attempt(f'--checkpoint {args.checkpoint}', load_checkpoint, model, args.checkpoint, hint=hint)
@@ -61,12 +61,36 @@ def load_model(args: argparse.Namespace, **defaults: Any) -> Any:
 
 def _load_run(args: argparse.Namespace) -> Any:
     """The model of a train.py checkpoint; sets `args.model` to its name."""
-    if not args.checkpoint or args.model_kwargs:
+    if args.checkpoint and args.model_kwargs:
+        raise Refused(f'argument {kwargs_argument(args)}: needs --model NAME, too')
+    if not args.checkpoint:
         raise Refused("argument --model: it takes a name; only --checkpoint alone, of timm's train.py, needs none")
     hint = 'If it holds only weights, name the model: --model NAME, --model-kwargs KEY=VALUE'
     model = attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint), hint=hint).model
     args.model = model.pretrained_cfg['architecture']
     return model
+
+
+def _create(args: argparse.Namespace, pretrained: bool, defaults: dict[str, Any]) -> nn.Module:
+    """The model. An error is that of --model-kwargs where there is a model without them."""
+    given = dict(args.model_kwargs)
+    try:
+        return create_model(args.model, pretrained, {**defaults, **given})
+    except Exception as error:
+        of_kwargs = given and not isinstance(error, OSError) and _is_made(args.model, pretrained, defaults)
+        raise refusal(kwargs_argument(args) if of_kwargs else f'--model {args.model}', error) from error
+
+
+def _is_made(name: str, pretrained: bool, kwargs: dict[str, Any]) -> bool:
+    with suppress(Exception):
+        create_model(name, pretrained, kwargs)
+        return True
+    return False
+
+
+def kwargs_argument(args: argparse.Namespace) -> str:
+    """--model-kwargs as it was given."""
+    return ' '.join(['--model-kwargs', *(f'{key}={value}' for key, value in args.model_kwargs)])
 
 
 def create_model(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
