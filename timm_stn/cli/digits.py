@@ -23,9 +23,11 @@ from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive
 from .models import FROM_CONFIG, create_model, kwargs_argument, load_model, model_arguments
 
-__all__ = ['demo', 'demo_arguments', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
+__all__ = ['demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
 
 DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
+FOOTER = (f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
+          'looked, the dot the top left corner of what it saw.')
 EXAMPLES = 'examples.png'  # in the card's folder: held-out digits, as scripts/release/make_examples.py writes them
 
 
@@ -40,22 +42,24 @@ def demo(args: argparse.Namespace) -> int:
     check_output(args.output)
     model = attempt(f'--model {DEMO}', create_model, DEMO, True, {}).eval()
     images, labels, source = _demo_digits(args.data, args.download)
-    shown, truth = images[:args.count], labels[:args.count].tolist()
-    look = observe(model, shown)
-    answers = attempt(f'--model {DEMO}', best_answers, look.logits, '0123456789')
-    right = [int(a[0][0]) == t for a, t in zip(answers, truth)]
-    captions = [
-        Caption(a, '' if ok else f'is a {t}', GOOD if ok else WRONG) for a, ok, t in zip(answers, right, truth)]
-    picture = draw_look(shown, look.seen, look.outlines, captions, footer=(
-        f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
-        'looked, the dot the top left corner of what it saw.'))
+    picture, right = attempt(f'--model {DEMO}', draw_digits, model, images[:args.count], labels[:args.count])
     attempt(f'--output {args.output}', save_picture, picture, args.output)
     wrong = wrong_answers(model, images, labels)
     print(f'weights   {weights_of(model)}')
     print(f'digits    {source}')
-    print(f'picture   {args.output}: {sum(right)} of {len(right)} right')
+    print(f'picture   {args.output}: {right} of {len(images[:args.count])} right')
     print(f'all       {_error(wrong, len(labels))}')
     return 0
+
+
+def draw_digits(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Image.Image, int]:
+    """A picture of where a network looks in digits (N, 1, S, S), with its answers; and how many of them are right."""
+    look = observe(model, images)
+    answers, truth = best_answers(look.logits, '0123456789'), labels.tolist()
+    right = [int(a[0][0]) == t for a, t in zip(answers, truth)]
+    captions = [
+        Caption(a, '' if ok else f'is a {t}', GOOD if ok else WRONG) for a, ok, t in zip(answers, right, truth)]
+    return draw_look(images, look.seen, look.outlines, captions, footer=FOOTER), sum(right)
 
 
 def _demo_digits(data: str | None, download: bool) -> tuple[Tensor, Tensor, str]:
