@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Draw docs/demo.png anew, the picture that `timm-stn demo` makes: `python scripts/release/make_demo_picture.py`.
 
-Its PNG text chunk `made from` has the SHA-256 of the weights and of the digits. A test compares both with the files of the
-checkout, and the picture with one that it draws.
+Its PNG text chunk `made from` has the SHA-256 of the weights and of the digits. A test compares both with the files of
+the checkout, and the picture with one that it draws.
 """
 import argparse
 import hashlib

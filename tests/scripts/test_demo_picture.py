@@ -18,7 +18,7 @@ def script():
 
 
 def distance(a, b, side=16):
-    """Largest difference of the means of blocks of pixels: a slightly thicker line does not count, another word does."""
+    """Largest difference of the means of blocks of pixels: a little of one line does not count, another word does."""
     if a.size != b.size:
         return 255
     a, b = (np.asarray(x.convert('RGB'), float)[:x.height // side * side, :x.width // side * side] for x in (a, b))
