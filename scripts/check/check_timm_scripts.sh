@@ -22,7 +22,7 @@ while (($#)); do
     esac
 done
 if [[ ! -f ${TIMM_SCRIPTS:-}/train.py ]]; then
-    echo 'TIMM_SCRIPTS must name a checkout: git clone https://github.com/huggingface/pytorch-image-models' >&2
+    echo "TIMM_SCRIPTS must name a checkout: $("$PYTHON" -c 'from timm_stn.run import clone_command; print(clone_command())')" >&2
     exit 2
 fi
 
