@@ -1,4 +1,5 @@
 """The command line: what it prints, what it draws, and how it refuses."""
+import os
 import subprocess
 import sys
 
@@ -30,6 +31,14 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(photos, capsys, mon
         assert f"argument --output: cannot write '{output}': {why}" in refused(capsys, *command, '--output', output)
     assert 'takes the name of a picture' in refused(capsys, *command, '--output', 'look')
     assert sorted(path.name for path in photos.iterdir()) == ['a.png', 'b.jpg', 'folder.png', 'more', 'notes.txt']
+
+
+def test_names_without_letters_on_the_terminal(tmp_path):
+    env = {**os.environ, 'PYTHONIOENCODING': 'ascii', 'TIMM_STN_DATA': ''}
+    argv = [sys.executable, '-m', 'timm_stn', 'demo', '--count', '1', '--output', str(tmp_path / 'ä ß' / 'ü.png')]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and r'\xe4 \xdf/\xfc.png: 1 of 1 right' in done.stdout, done.stderr
+    assert (tmp_path / 'ä ß' / 'ü.png').is_file()
 
 
 def test_as_a_command():

@@ -1,5 +1,6 @@
 """The command `timm-stn`. A wrong argument gives one line on stderr and exit status 2."""
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,6 +40,8 @@ def _run(argv: list[str]) -> int:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
         args.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # names of files that a terminal has no letters for
     return _try(args.parser, partial(args.run, args))
 
 
