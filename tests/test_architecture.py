@@ -2,8 +2,11 @@
 import ast
 import importlib
 import pkgutil
+import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import timm_stn
 from timm_stn._renamed import RENAMED
 
 PACKAGE = Path(timm_stn.__file__).parent
-LEAVES = {'_timm', '_torch', 'version', 'whole_file'}  # which import nothing of ours
+LEAVES = {'_ending', '_timm', '_torch', 'version', 'whole_file'}  # which import nothing of ours
 BELOW = {  # each folder or file, and what it may import beside itself and the leaves
     'geometry': set(),
     'modules': {'geometry'},
@@ -22,8 +25,8 @@ BELOW = {  # each folder or file, and what it may import beside itself and the l
     'view': {'modules', 'geometry'},  # of a network it asks `spatial_transformers()`, and no class
     'names': {'network', 'modules', 'geometry'},
     'publish': {'names', 'view', 'network', 'geometry'},
-    'run': {'view'},
-    'cli': {'publish', 'names', 'view', 'modules', 'geometry', 'data', 'run'},
+    'run': {'names', 'view'},
+    'cli': {'publish', 'names', 'view', 'network', 'modules', 'geometry', 'data', 'run'},
 }
 FOREIGN = {  # what else the lower ones may import, beside the standard library
     'geometry': {'torch'},
@@ -95,9 +98,10 @@ print(time.perf_counter() - start, *sorted(set(sys.modules) - before))'''
 
 
 def test_public_names():
-    assert set(timm_stn.__all__) <= set(dir(timm_stn))
-    for name in timm_stn.__all__:
+    assert set(timm_stn.__all__) | {'data'} == set(dir(timm_stn))
+    for name in dir(timm_stn):
         assert getattr(timm_stn, name) is not None
+        assert name == '__version__' or re.search(rf'\b{name}\b', timm_stn.__doc__), 'help(timm_stn) starts with them'
     with pytest.raises(AttributeError, match="module 'timm_stn' has no attribute 'nothing'"):
         timm_stn.nothing  # noqa: B018
 
@@ -110,12 +114,17 @@ OLD_NAMES = (  # of classes and functions that a pickle of a whole network, made
     'transforms.compose.Chain', 'transforms.tps.ThinPlateSpline', 'zoo.stn_mnist_cnn_rts')
 
 
+OLD = 'ignore:.* the old name goes in version:DeprecationWarning'
+
+
+@pytest.mark.filterwarnings(OLD)
 @pytest.mark.parametrize('name', OLD_NAMES)
 def test_old_names_lead_to_what_they_named(name):
     found = pkgutil.resolve_name(f'timm_stn.{name}')
     assert found.__name__ == name.rpartition('.')[2]
 
 
+@pytest.mark.filterwarnings(OLD)
 def test_old_modules_lead_to_modules():
     for old, places in RENAMED.items():
         importlib.import_module(f'timm_stn.{old}')
@@ -129,3 +138,36 @@ def test_old_modules_lead_to_modules():
         timm_stn.sampler.check_options  # noqa: B018
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module('timm_stn.nothing')
+
+
+@pytest.mark.parametrize('line', [
+    'import timm_stn.functional', 'from timm_stn import functional', 'from timm_stn.functional import warp',
+    'import timm_stn; timm_stn.functional', 'import importlib; importlib.import_module("timm_stn.functional")',
+    'import pkgutil; pkgutil.resolve_name("timm_stn.functional.warp")', 'import timm_stn.transforms.affine',
+    'import pickle; pickle.loads(b"ctimm_stn.functional\\nwarp\\n.")', 'import timm_stn.localization',
+])
+def test_old_modules_warn_where_they_are_imported(tmp_path, monkeypatch, line):
+    """The line is named, and the new name, and when the old one goes; new names warn of nothing."""
+    (tmp_path / 'old.py').write_text(f'import timm_stn\n\n{line}\n')
+    for name in [n for n in sys.modules if n.split('.')[:1] == ['timm_stn'] and n.split('.')[1:2] and
+                 n.split('.')[1] in RENAMED]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(timm_stn, 'functional', raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        runpy.run_path(str(tmp_path / 'old.py'))
+    assert caught and all(w.category is DeprecationWarning for w in caught)
+    for w in caught:
+        assert (w.filename, w.lineno) == (str(tmp_path / 'old.py'), 3), w
+        found = re.match(r'timm_stn\.(\S+) is now (.+); the old name goes in version 0\.3 of timm_stn', str(w.message))
+        old, new = found.groups()
+        assert line.count(old.split('.')[0]) and all(importlib.import_module(place) for place in new.split(', '))
+
+
+def test_all_of_it_imports_without_a_warning():
+    """Also of timm and torch, as under PYTHONWARNINGS=error; no new module asks for an old name."""
+    names = sorted('.'.join(['timm_stn', *file.relative_to(PACKAGE).with_suffix('').parts]).removesuffix('.__init__')
+                   for file in PACKAGE.rglob('*.py') if file.name != '__main__.py')
+    code = f'import importlib\nfor name in {names}: importlib.import_module(name)'
+    done = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

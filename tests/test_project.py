@@ -5,6 +5,7 @@ Files are read; nothing of the package is imported.
 import ast
 import re
 import shlex
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_what_is_imported_but_only_an_extra_comes_with_timm():
 
 def test_it_is_typed():
     assert (ROOT / 'timm_stn' / 'py.typed').is_file() and 'Typing :: Typed' in PROJECT['classifiers']
+
+
+# what commands leave in a checkout
+
+MADE = ('demo.png', 'look.png', 'runs/birds/last.pth.tar', 'output/train/1/args.yaml', 'pytorch-image-models/train.py',
+        'sweep.jsonl', 'sweep.sizes.json', 'docs/architectures.jsonl', '.gpu/out/run.json', '.venv-dist/bin/python',
+        'dist/timm_stn.whl', 'build/timm-tests/a.py', 'data/mnist/t10k-labels-idx1-ubyte.gz')
+
+
+@pytest.mark.skipif(not (ROOT / '.git').exists(), reason='no checkout')
+def test_git_ignores_what_the_commands_of_makefile_and_texts_leave():
+    done = subprocess.run(['git', 'check-ignore', *MADE], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == list(MADE)
 
 
 # workflows, which run the Makefile

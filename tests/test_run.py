@@ -11,7 +11,7 @@ import timm
 import torch
 
 import timm_stn
-from timm_stn import cli, run
+from timm_stn import run
 
 ROOT = Path(__file__).parents[1]
 HOME = Path(timm.__file__).resolve().parents[1]
@@ -175,25 +175,22 @@ dist.destroy_process_group()
     assert done.stderr.count('timm-stn:') == 1
 
 
+@pytest.mark.parametrize(('error', 'names'), [
+    ('Unknown model (resnt50)', 'the nearest are resnet50, '),
+    ('Unknown model (stn_resnt50)', 'the nearest are stn_resnet50, '),
+    ('Invalid pretrained tag (a9_in1k) for stn_resnet18.', 'there are stn_resnet18.a1_in1k, '),
+])
+def test_errors_of_timm_about_names_get_the_nearest(here, error, names):
+    """Wherever a script got the name from: another option, a file, a model to learn from."""
+    script = here / 'script.py'
+    name = error.split('(')[1].partition(')')[0]
+    script.write_text(f'import timm\ntimm.create_model({"stn_resnet18." * ("tag" in error) + name!r})')
+    with pytest.raises(RuntimeError) as caught:
+        run.run_script(script, [])
+    assert str(caught.value).startswith(error) and names in str(caught.value)
+
+
 # --- the command line ---
-
-def test_command_hands_over_everything(here, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(run.TIMM_SCRIPTS, str(make_checkout(
-        tmp_path / 'checkout', **dict.fromkeys(cli.SCRIPTS, 'import sys; print(sys.argv)'))))
-    (here / 'train.py').write_text('raise AssertionError("another train.py")')
-    given = ['--help', '--model', 'x', '--', '-1', '--version']
-    for name in cli.SCRIPTS:
-        assert cli.main([name, *given]) == 0
-        assert capsys.readouterr().out == f'{[str(tmp_path / "checkout" / f"{name}.py"), *given]}\n'
-
-
-def test_command_without_checkout(here, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(['train', '--help'])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count('\n') == 1
-    assert error.startswith('timm-stn train: error: TIMM_SCRIPTS does not name') and 'git clone' in error
-
 
 def test_usage(here, monkeypatch, capsys):
     for argv, expected in (([], 'SCRIPT [args...]'), (['train'], 'git clone')):

@@ -7,11 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import timm
+import torch
 from hub_server import Hub, User
 from makers import ROOT, environment_of
 from PIL import Image
 
-from timm_stn.run import TIMM_SCRIPTS
+from timm_stn.run import TIMM_SCRIPTS, clone_command
 
 STORY = (ROOT / 'README.md').read_text().split('## From images to a published model')[1].split('\n## ')[0]
 COMMANDS = [
@@ -19,7 +21,7 @@ COMMANDS = [
     for line in block.replace('\\\n', ' ').splitlines()]
 TINY = dict(BIRDS='birds', MORE='more', ORG='acme', stn_resnet50='stn_test_resnet')
 TINY.update({'--num-classes 200': '--num-classes 2', '--num-classes 20': '--num-classes 3', '--epochs 12': '--epochs 1',
-             '--epochs 5': '--epochs 1', ' --pretrained --model-kwargs': ' --model-kwargs'})
+             '--epochs 5': '--epochs 1', ' --model-kwargs': ' --pretrained-path plain.pth --model-kwargs'})
 OPTIONS = ['--device', 'cpu', '--batch-size', '2', '--workers', '0']
 
 
@@ -46,6 +48,20 @@ def tell(command, folder, env):
     return done.stdout
 
 
+@pytest.mark.parametrize('file', ['README.md', 'docs/timm_scripts.md'])
+def test_what_is_cloned_is_what_the_error_says(file):
+    if '--branch' not in clone_command():
+        pytest.skip(f'timm {timm.__version__} is no release')
+    command, = re.findall(r'^ *(git clone .*pytorch-image-models)$', (ROOT / file).read_text(), re.MULTILINE)
+    version = command.replace("$(python -c 'import timm; print(timm.__version__)')", timm.__version__)
+    assert version == clone_command()
+
+
+def test_what_training_needs_is_said():
+    said = STORY.split('```')[0]
+    assert all(f'`{text}' in said for text in ('--device cpu`', '--pretrained`', '--pretrained-path ', TIMM_SCRIPTS))
+
+
 def test_it_is_short():
     assert len(STORY.strip().splitlines()) < 30
 
@@ -54,8 +70,10 @@ def test_it_is_short():
 def test_the_story(tmp_path):
     draw(tmp_path / 'birds', 2)
     draw(tmp_path / 'more', 3)
-    clone, train, show, login, push, load, train_on = COMMANDS
+    torch.save(timm.create_model('test_resnet').state_dict(), tmp_path / 'plain.pth')
+    clone, export, train, show, login, push, load, train_on = COMMANDS
     assert clone.startswith('git clone') and login == 'hf auth login'  # no network here; the token below stands for it
+    assert export.startswith(f'export {TIMM_SCRIPTS}=')
     with Hub() as hub:
         hub.users = {'hf_AnnWrites': User('ann', ('ann', 'acme'))}
         env = environment_of(hub, tmp_path / 'home', 'hf_AnnWrites')

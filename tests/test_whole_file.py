@@ -1,10 +1,11 @@
 """Files that are there whole, or as they were before, with nothing left beside them."""
+import argparse
 import os
 import tempfile
 
 import pytest
 
-from timm_stn.whole_file import check_place, write_files, write_text, write_whole
+from timm_stn.whole_file import check_place, place_of_file, place_of_folder, write_files, write_text, write_whole
 
 
 def broken(path):
@@ -69,3 +70,18 @@ def test_a_folder_that_takes_no_files(tmp_path, monkeypatch):
         monkeypatch.undo()
         with pytest.raises(OSError):
             check_place(type(tmp_path)('/proc/look.png'))
+
+
+def test_places_are_checked_before_anything_is_made(tmp_path):
+    (tmp_path / 'file').write_text('kept')
+    for path in (tmp_path / 'new' / 'ä b' / 'c', tmp_path / 'file'):
+        check_place(path)
+        assert place_of_file(str(path)) == path
+    assert place_of_folder(str(tmp_path)) == tmp_path
+    for wrong in (tmp_path, tmp_path / 'file' / 'a', tmp_path / 'file' / 'a' / 'b', '/proc/no such/a'):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"cannot write '{wrong}': "):
+            place_of_file(str(wrong))
+    for wrong in (tmp_path / 'file', '/proc/no such'):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"cannot write '{wrong}': "):
+            place_of_folder(str(wrong))
+    assert os.listdir(tmp_path) == ['file'] and (tmp_path / 'file').read_text() == 'kept'

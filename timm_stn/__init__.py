@@ -1,7 +1,19 @@
 """Spatial Transformers (Jaderberg et al. 2015) for every timm backbone: importing registers ``stn_<arch>`` names.
 
-What is listed here is public, and loads when it is first used; all else may move.
+``timm.create_model('stn_resnet18')`` makes a :class:`SpatialTransformerNetwork`. Public, too, and loaded when used:
+
+    wrap                 an existing timm model with transformers in it
+    SpatialTransformer   the transformer alone, a module
+    warp, unwarp         images or features through theta, and back
+    map_points           points through theta
+    sample               pixels at given coordinates
+    register_twin        the stn_ name of an architecture of your own
+    push_to_hub          a trained network to the Hugging Face Hub
+    timm_stn.data        the paper's distorted MNIST
+
+All else may move.
 """
+from . import _ending as _ending  # first, since what follows takes seconds
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +23,7 @@ from .names import registry as _registry
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from . import data as data
     from .geometry.functional import map_points, unwarp, warp
     from .geometry.sampler import sample
     from .modules.spatial_transformer import SpatialTransformer
@@ -37,14 +50,15 @@ _registry.register_twins()
 from .names import zoo as _zoo  # noqa: E402, F401  (names of its own come after the twins)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _renamed.RENAMED:
-        return importlib.import_module(f'.{name}', __name__)
-    if name not in _PLACES:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    found = globals()[name] = getattr(importlib.import_module(f'.{_PLACES[name]}', __name__), name)
-    return found
+if not TYPE_CHECKING:  # type checkers shall find wrong names
+    def __getattr__(name: str) -> Any:
+        if name == 'data' or name in _renamed.RENAMED:
+            return importlib.import_module(f'.{name}', __name__)
+        if name not in _PLACES:
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        found = globals()[name] = getattr(importlib.import_module(f'.{_PLACES[name]}', __name__), name)
+        return found
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, 'data'])

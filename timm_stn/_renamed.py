@@ -1,6 +1,7 @@
-"""Names that modules had in version 0.1, before they were in folders: others may import them still."""
+"""Names that modules had in version 0.1, before they were in folders: others may import them until version 0.3."""
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -37,6 +38,8 @@ RENAMED: dict[str, tuple[str, ...]] = {  # module -> where what was in it is now
     'zoo': ('names.zoo', 'names.registry'),
 }
 PACKAGES = ('kernels', 'transforms')
+GONE = '0.3'  # version without them
+BETWEEN = ('importlib', 'pickle', 'pkgutil', 'timm_stn', 'torch')  # whose lines are not those of who imports
 OTHERWISE = {'picture_of': 'sheet_of', 'dry_forward': 'trial_forward'}  # names of functions that are others now
 
 
@@ -54,6 +57,8 @@ class _Finder(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         places = _places(module.__name__)
+        _warn(f"{module.__name__} is now {', '.join(f'timm_stn.{place}' for place in places)}; the old name goes in "
+              f'version {GONE} of timm_stn.')
 
         def get(name: str) -> Any:
             found = [importlib.import_module(f'timm_stn.{place}') for place in places]
@@ -72,6 +77,16 @@ def _places(fullname: str) -> list[str]:
     package, _, rest = fullname.partition('.')
     old, dot, inner = rest.partition('.')
     return [place + dot + inner for place in RENAMED.get(old, ())] if package == 'timm_stn' else []
+
+
+def _warn(message: str) -> None:
+    """A DeprecationWarning that points at the line that imports the old name."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in BETWEEN:
+        frame = frame.f_back
+    registry = frame.f_globals.setdefault('__warningregistry__', {})
+    warnings.warn_explicit(message, DeprecationWarning, frame.f_code.co_filename, frame.f_lineno,
+                           frame.f_globals.get('__name__', ''), registry)
 
 
 sys.meta_path.insert(0, _Finder())

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import timm
 
+from ._ending import ends_quietly
+from .names.registry import unknown
 from .view.dependence import tell, witnessing
 
-__all__ = ['ScriptNotFound', 'TIMM_SCRIPTS', 'find_script', 'main', 'run_script']
+__all__ = ['ScriptNotFound', 'TIMM_SCRIPTS', 'clone_command', 'find_script', 'main', 'run_script']
 
 TIMM_SCRIPTS = 'TIMM_SCRIPTS'
 REPOSITORY = 'https://github.com/huggingface/pytorch-image-models'
 USAGE = 'usage: python -m timm_stn.run SCRIPT [args...]'
+NO_MODEL = re.compile(r'Unknown model \((.+)\)|Invalid pretrained tag \((.+)\) for (.+)\.')  # errors of timm
 NOISE = dict(validate=1, benchmark=math.inf, onnx_export=math.inf)  # number of first forward passes on noise
 
 
@@ -30,6 +33,11 @@ class ScriptNotFound(FileNotFoundError):
 
 def main() -> None:
     """Run the script named on the command line. Its exit status and exceptions become those of the process."""
+    with ends_quietly():
+        _main()
+
+
+def _main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
         print(__doc__, USAGE, sep='\n', file=sys.stdout if len(sys.argv) > 1 else sys.stderr)
         sys.exit(0 if len(sys.argv) > 1 else 2)
@@ -62,14 +70,16 @@ def find_script(name: str, here: bool = True) -> Path:
         where = f"there is no {file} here, and " if here else ''
         raise ScriptNotFound(
             f"{where}{TIMM_SCRIPTS} does not name a checkout with timm's scripts, which are not part of the installed "
-            f'timm: {_clone()} && export {TIMM_SCRIPTS}=$PWD/pytorch-image-models')
+            f'timm: {clone_command()} && export {TIMM_SCRIPTS}=$PWD/pytorch-image-models')
     path = Path(checkout).expanduser() / file
     if not path.is_file():
-        raise ScriptNotFound(f'{TIMM_SCRIPTS}={checkout} has no {file}; it names a folder as this makes it: {_clone()}')
+        raise ScriptNotFound(
+            f'{TIMM_SCRIPTS}={checkout} has no {file}; it names a folder as this makes it: {clone_command()}')
     return path
 
 
-def _clone() -> str:
+def clone_command() -> str:
+    """What fetches the scripts that belong to the installed timm."""
     released = re.fullmatch(r'[\d.]+', timm.__version__)
     return f'git clone {f"--branch v{timm.__version__} " if released else ""}{REPOSITORY}'
 
@@ -78,7 +88,7 @@ def run_script(script: Path, args: Sequence[str]) -> None:
     """Run a script as ``__main__`` with these arguments, the plugin loaded and the installed timm kept.
 
     At its end, even by an exception, a warning names transformers that did the same for all images: see
-    :mod:`timm_stn.view.dependence`.
+    :mod:`timm_stn.view.dependence`. timm's error about an unknown name of a model gets the names nearest to it.
     """
     _leave_current_folder()
     _add_folder(script.resolve().parent)
@@ -88,8 +98,18 @@ def run_script(script: Path, args: Sequence[str]) -> None:
     with witnessing(NOISE.get(script.stem, 0)) as witness:
         try:
             runpy.run_path(str(script), run_name='__main__')
+        except RuntimeError as error:
+            _add_names(error)
+            raise
         finally:
             tell(witness.advice())
+
+
+def _add_names(error: RuntimeError) -> None:
+    found = NO_MODEL.fullmatch(str(error))
+    if found:
+        arch, tag, tagged = found.groups()
+        error.args = (f"{error}: {unknown(arch or f'{tagged}.{tag}')}",)
 
 
 def _home() -> Path:

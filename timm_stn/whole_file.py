@@ -1,4 +1,5 @@
 """A file that is there whole, or not at all, or as it was before. Python's own library only."""
+import argparse
 import errno
 import os
 import tempfile
@@ -7,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ['check_place', 'write_files', 'write_text', 'write_whole']
+__all__ = ['check_place', 'place_of_file', 'place_of_folder', 'write_files', 'write_text', 'write_whole']
 
 
 def check_place(path: Path) -> None:
@@ -20,6 +21,24 @@ def check_place(path: Path) -> None:
     while not os.path.lexists(folder):
         folder = folder.parent
     tempfile.TemporaryFile(dir=folder).close()
+
+
+def place_of_file(text: str) -> Path:
+    """A file to be written, as a `type` of argparse, which refuses what could not be."""
+    return _place(text, Path(text))
+
+
+def place_of_folder(text: str) -> Path:
+    """A folder in which files are to be written, likewise."""
+    return _place(text, Path(text) / 'file')
+
+
+def _place(text: str, file: Path) -> Path:
+    try:
+        check_place(file)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f'cannot write {text!r}: {error.strerror}') from None
+    return Path(text)
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:

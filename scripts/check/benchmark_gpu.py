@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import timm_stn
-from timm_stn.whole_file import write_text
+from timm_stn.whole_file import place_of_file, write_text
 
 Side = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 Result = dict[str, Any]
@@ -336,7 +336,7 @@ def summary(result: Result) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help='cpu implies --smoke')
-    parser.add_argument('--output', type=Path, help='JSON file')
+    parser.add_argument('--output', type=place_of_file, help='JSON file')
     parser.add_argument('--smoke', action='store_true', help='tiny sizes: does it run?')
     parser.add_argument('--only', nargs='+', default=['*'], metavar='PATTERN', help="cases, as 'warp *float32*'")
     parser.add_argument('--after', type=Path, metavar='FILE', help='a record; what it has is measured last')

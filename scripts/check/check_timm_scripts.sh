@@ -22,13 +22,18 @@ while (($#)); do
     esac
 done
 if [[ ! -f ${TIMM_SCRIPTS:-}/train.py ]]; then
-    echo 'TIMM_SCRIPTS must name a checkout: git clone https://github.com/huggingface/pytorch-image-models' >&2
+    echo "TIMM_SCRIPTS must name a checkout: $("$PYTHON" -c 'from timm_stn.run import clone_command; print(clone_command())')" >&2
+    exit 2
+fi
+
+if [[ $MARKDOWN ]] && ! : >"$MARKDOWN.part"; then
+    echo "argument --markdown: cannot write $MARKDOWN" >&2
     exit 2
 fi
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/check_timm_scripts.XXXXXX")
-trap 'rm -rf "$WORK"' EXIT
+trap 'rm -rf "$WORK" ${MARKDOWN:+"$MARKDOWN.part"}' EXIT
 COUNT=0 FAILED=0 PLAIN='' NAME='' ROWS=()
 RUNNER=("$PYTHON" -m timm_stn.run)
 COMMON=(--data-dir "$WORK/data" --device "$DEVICE" --img-size 64 --num-classes 3 -b 8 -j 1)

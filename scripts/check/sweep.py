@@ -40,6 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_stn
 from timm_stn.network.stages import feature_infos
+from timm_stn.whole_file import place_of_file
 
 VERSIONS = {'timm': timm.__version__, 'torch': torch.__version__, 'timm_stn': timm_stn.__version__}
 INSTEAD = re.compile(r"use 'input' or another stage, for example '(\S+)'")
@@ -409,7 +410,7 @@ def _cell(text: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument('--output', type=Path, default=Path('sweep.jsonl'), help='JSON lines; appended to')
+    parser.add_argument('--output', type=place_of_file, default='sweep.jsonl', help='JSON lines; appended to')
     parser.add_argument('--filter', nargs='+', default=['*'], metavar='PATTERN', help='names of architectures')
     parser.add_argument('--jobs', type=int, default=1, help='processes at once')
     parser.add_argument('--order', choices=('size', 'name'), default='size', help='smallest or alphabetically first')
@@ -417,7 +418,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--memory', type=float, default=10, help='GiB for one process')
     parser.add_argument('--limit-params', type=float, default=1e9, help='larger networks are built on meta only')
     parser.add_argument('--retry', choices=('failed', 'all'), help='examine again what failed, or all')
-    parser.add_argument('--table', type=Path, metavar='FILE', help='write the table from the output, examine nothing')
+    parser.add_argument('--table', type=place_of_file, metavar='FILE',
+                        help='write the table from the output, examine nothing')
     parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.worker:

@@ -19,7 +19,7 @@ from pathlib import Path
 import timm
 import torch
 
-from timm_stn.whole_file import write_text
+from timm_stn.whole_file import place_of_file, write_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument('--tests', default='', help='expression that selects tests, as for pytest -k')
     parser.add_argument('--stages', default='', help='stn_stages of the twins, by comma; default: the input')
     parser.add_argument('--resume', action='store_true', help='run only what an interrupted run has left')
-    parser.add_argument('--output', type=Path, default=ROOT / 'docs' / 'timm_tests.md')
+    parser.add_argument('--output', type=place_of_file, default=str(ROOT / 'docs' / 'timm_tests.md'))
     args = parser.parse_args()
     args.given = [a for a in sys.argv[1:] if a != '--resume']
     models = args.models.split(',') if args.models else select(args.max_params)

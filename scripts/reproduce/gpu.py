@@ -34,7 +34,7 @@ from typing import Any
 
 import gpu_files
 import gpu_pack
-from checkout import ROOT, write_text
+from checkout import ROOT, place_of_folder, write_text
 from gpu_jobs import LAST, LEARNING, RECORD, Clock, Places, Queue, alone, kill, on_signals, remember, shared_gpu
 from gpu_queue import Job, queue
 from records import Line, read, replace
@@ -293,7 +293,7 @@ def main() -> int:
         help=f'to make anew, of {", ".join(gpu_pack.PARTS)} (default: all)')
     add = command('run', run)
     add('--budget', type=float, default=540.0, metavar='SECONDS', help='it ends after so long (default: 540)')
-    add('--output', type=Path, required=True, metavar='OUT', help='folder for what comes back')
+    add('--output', type=place_of_folder, required=True, metavar='OUT', help='folder for what comes back')
     add('--device', default='cuda', choices=('cuda', 'cpu'), help='cpu: for rehearsals, with --smoke')
     add('--sections', nargs='+', default=SECTIONS, choices=SECTIONS, help='to run (default: all)')
     add('--cores', type=int, help='that jobs share; default: all but one')

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from checkout import ROOT
+from checkout import ROOT, place_of_file
 from PIL import Image
 from records import key, read, replace
 from timm.optim import create_optimizer_v2
@@ -393,7 +393,7 @@ def main() -> None:
     add = parser.add_argument
     add('--data', metavar='DIR')
     add('--weights', metavar='FILE')
-    add('--output', type=Path, default=ROOT / 'docs' / 'learning.jsonl', metavar='FILE')
+    add('--output', type=place_of_file, default=str(ROOT / 'docs' / 'learning.jsonl'), metavar='FILE')
     add('--only', default='*', metavar='PATTERN', help='of the names of runs, GROUP/TASK/OPTIMIZER-LR/TRANSFORM')
     add('--seeds', type=int, default=5)
     add('--jobs', type=int, default=1)

@@ -19,6 +19,10 @@ if [[ ! -d $1/train || ! -d $1/test || ! -f $2 ]]; then
     echo "DATA $1 has no folders train and test, or there is no file WEIGHTS $2" >&2
     exit 2
 fi
+if ! mkdir -p "$3" || [[ ! -w $3 ]]; then
+    echo "OUTPUT $3 is no folder that can be written" >&2
+    exit 2
+fi
 DATA=$(realpath "$1") WEIGHTS=$(realpath "$2") OUTPUT=$(realpath -m "$3")
 shift 3
 names=()

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
 from timm_stn.data import DISTORTIONS, distort, load_mnist, test_set
-from timm_stn.whole_file import write_text, write_whole
+from timm_stn.whole_file import place_of_folder, write_text, write_whole
 
 MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph')  # between the starts of one run
 Digits = tuple[Tensor, Tensor]
@@ -44,7 +44,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--model', default='mnist_cnn', help='any registered timm model (default: %(default)s)')
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='arguments of the model')
     add('--set', default='RTS', choices=list(DISTORTIONS), help='distortion (default: %(default)s)')
-    add('--output', required=True, help='folder of the run; resumes where it holds a checkpoint')
+    add('--output', required=True, type=lambda text: str(place_of_folder(text)),
+        help='folder of the run; resumes where it holds a checkpoint')
     add('--data', help='folder with MNIST (default: the environment variable TIMM_STN_DATA)')
     add('--download', action='store_true', help='download MNIST to the data folder if it is not there')
     add('--epochs', type=int, default=20)

@@ -1,4 +1,5 @@
 """Models as the command line takes and lists them."""
+import pytest
 import timm
 import torch
 from commands import refused
@@ -19,6 +20,20 @@ def test_list(capsys):
     own = names('--own')
     assert [line.split()[0] for line in own] == zoo_names() and 'not trained' in own[-1]
     assert "no model matches 'resnet1818'" in refused(capsys, 'list', 'resnet1818')
+
+
+@pytest.mark.parametrize(('given', 'argument'), [
+    (['stn_test_resnet', '--model-kwargs', 'foo=1'], '--model-kwargs foo=1: TypeError'),
+    (['stn_test_resnet', '--model-kwargs', 'stn_glimpse=2'], '--model-kwargs stn_glimpse=2: TypeError'),
+    (['stn_test_resnet', '--model-kwargs', 'stn_scale=x', 'stn_size=8'], '--model-kwargs stn_scale=x stn_size=8: '),
+    (['test_resnet', '--model-kwargs', 'in_chans=many'], '--model-kwargs in_chans=many: '),
+    (['local-dir:nowhere', '--model-kwargs', 'num_classes=3'], '--model local-dir:nowhere: FileNotFoundError'),
+    (['stn_resnt18', '--model-kwargs', 'num_classes=3'], "--model: unknown model 'stn_resnt18', the nearest are "),
+    (['stn_resnet18.a9'], "--model: unknown weights 'a9' of stn_resnet18; there are stn_resnet18.a1_in1k, "),
+])
+def test_the_argument_that_is_wrong_is_named(capsys, given, argument):
+    message = refused(capsys, 'eval', '--set', 'RTS', '--no-pretrained', '--model', *given)
+    assert message.startswith(f'timm-stn eval: error: argument {argument}')
 
 
 def test_weights_alone_want_to_know_their_model(photos, tmp_path, capsys):

@@ -80,7 +80,7 @@ def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path
     line, = show(capsys, photos / 'a.png', '--checkpoint', tmp_path / 'c.pth.tar', '--output', tmp_path / 'f.png')
     assert line['stage'] == 'input' and (tmp_path / 'f.png').is_file()
     message = refused(capsys, 'show', photos / 'a.png', '--checkpoint', tmp_path / 'c.pth.tar', '--model-kwargs', 'a=1')
-    assert 'argument --model: it takes a name' in message
+    assert 'argument --model-kwargs a=1: needs --model NAME, too' in message
 
 
 @pytest.mark.parametrize('argv,message', [

@@ -8,6 +8,7 @@ import timm
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, list_modules, register_model
 
 import timm_stn
+from timm_stn.names.registry import unknown
 from timm_stn.names.zoo import zoo_names
 
 
@@ -34,6 +35,16 @@ def test_every_pretrained_tag_has_a_twin():
 def test_wrong_tag_is_refused():
     with pytest.raises(RuntimeError, match='Invalid pretrained tag'):
         timm.create_model('stn_resnet18.no_such_tag')
+
+
+def test_unknown_names_get_the_nearest():
+    assert unknown('stn_resnt50').startswith("unknown model 'stn_resnt50', the nearest are stn_resnet50, ")
+    assert unknown('resnt50.a1_in1k').startswith("unknown model 'resnt50.a1_in1k', the nearest are resnet50, ")
+    assert unknown('xyzzy') == "unknown model 'xyzzy'; see `timm-stn list`"
+    assert unknown('stn_resnet18.a9').startswith(
+        "unknown weights 'a9' of stn_resnet18; there are stn_resnet18.a1_in1k, ")
+    for known in ('stn_resnet50', 'resnet50.a1_in1k', 'stn_resnet50.a1_in1k', 'stn_mnist_cnn'):
+        assert unknown(known) == ''
 
 
 def test_the_listing_has_modules_of_its_own():

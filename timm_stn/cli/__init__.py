@@ -1,18 +1,18 @@
 """The command `timm-stn`. A wrong argument gives one line on stderr and exit status 2."""
 import argparse
-import os
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
-from ..run import ScriptNotFound, find_script, run_script
+from .._ending import ends_quietly
 from ..version import __version__
 from . import digits, doctor, models, push, show
 from .common import Refused
+from .scripts import SCRIPTS, run_timm_script
 
 __all__ = ['main']
-
-SCRIPTS = ('train', 'validate', 'inference', 'benchmark', 'onnx_export')  # timm's own, in the folder TIMM_SCRIPTS
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,19 +27,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: With status 2 for wrong arguments, 0 for ``--help`` and ``--version``.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0] in SCRIPTS:
-        return _script(*argv)
-    args = _parser().parse_args(argv)
-    parser: Parser = args.parser
+    with ends_quietly():
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv:
+        _parser().print_help(sys.stderr)
+        return 2
+    if argv[0] in SCRIPTS:
+        return _try(Parser(prog=f'timm-stn {argv[0]}'), partial(run_timm_script, *argv))
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # names of files that a terminal has no letters for
+    return _try(args.parser, partial(args.run, args))
+
+
+def _try(parser: Parser, run: Callable[[], int]) -> int:
     try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
+        return run()
     except Refused as error:
         parser.error(str(error))
-    except BrokenPipeError:  # the reader of stdout has exited, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _parser() -> Parser:
@@ -61,12 +71,3 @@ def _parser() -> Parser:
     for name in SCRIPTS:  # only for the list of commands: `main` runs the script
         commands.add_parser(name, help=f"timm's {name}.py, with all its arguments; TIMM_SCRIPTS names its folder")
     return parser
-
-
-def _script(name: str, *args: str) -> int:
-    try:
-        script = find_script(name, here=False)
-    except ScriptNotFound as error:
-        Parser(prog=f'timm-stn {name}').error(str(error))
-    run_script(script, args)
-    return 0

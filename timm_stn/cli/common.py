@@ -7,7 +7,7 @@ from typing import Any
 from ..view.draw import picture_format
 from ..whole_file import check_place
 
-__all__ = ['Refused', 'attempt', 'check_output', 'positive']
+__all__ = ['Refused', 'attempt', 'check_output', 'positive', 'refusal']
 
 
 class Refused(Exception):
@@ -19,7 +19,11 @@ def attempt(argument: str, run: Callable[..., Any], *values: Any, hint: str = ''
     try:
         return run(*values)
     except Exception as error:
-        raise Refused(f'argument {argument}: {type(error).__name__}: {error} {hint}'.rstrip()) from error
+        raise refusal(argument, error, hint) from error
+
+
+def refusal(argument: str, error: Exception, hint: str = '') -> Refused:
+    return Refused(f'argument {argument}: {type(error).__name__}: {error} {hint}'.rstrip())
 
 
 def positive(text: str) -> int:
@@ -36,4 +40,4 @@ def check_output(path: str) -> None:
     except ValueError as error:
         raise Refused(f'argument --output: takes the name of a picture, as look.png, got {path!r}') from error
     except OSError as error:
-        raise Refused(f'argument --output: {path!r} cannot be written: {error.strerror or error}') from error
+        raise Refused(f'argument --output: cannot write {path!r}: {error.strerror or error}') from error

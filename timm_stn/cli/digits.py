@@ -14,17 +14,20 @@ from torch import Tensor, nn
 
 from ..data import DISTORTIONS, load_mnist, test_set
 from ..data.mnist import DATA_VARIABLE
+from ..names.registry import unknown
 from ..names.zoo import card_folder, weights_of, zoo_names
 from ..view.dependence import tell, witnessing
 from ..view.draw import Caption, draw_look, save_picture
 from ..view.observe import observe
 from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive
-from .models import FROM_CONFIG, create_model, load_model, model_arguments
+from .models import FROM_CONFIG, create_model, kwargs_argument, load_model, model_arguments
 
-__all__ = ['demo', 'demo_arguments', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
+__all__ = ['demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
 
 DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
+FOOTER = (f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
+          'looked, the dot the top left corner of what it saw.')
 EXAMPLES = 'examples.png'  # in the card's folder: held-out digits, as scripts/release/make_examples.py writes them
 
 
@@ -39,21 +42,23 @@ def demo(args: argparse.Namespace) -> int:
     check_output(args.output)
     model = attempt(f'--model {DEMO}', create_model, DEMO, True, {}).eval()
     images, labels, source = _demo_digits(args.data, args.download)
-    shown, truth = images[:args.count], labels[:args.count].tolist()
-    look = observe(model, shown)
-    answers = attempt(f'--model {DEMO}', best_answers, look.logits, '0123456789')
-    right = [int(a[0][0]) == t for a, t in zip(answers, truth)]
-    captions = [Caption(a, '', ok, '' if ok else f'is a {t}') for a, ok, t in zip(answers, right, truth)]
-    picture = draw_look(shown, look.seen, look.outlines, captions, footer=(
-        f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
-        'looked, the dot the top left corner of what it saw.'))
+    picture, right = attempt(f'--model {DEMO}', draw_digits, model, images[:args.count], labels[:args.count])
     attempt(f'--output {args.output}', save_picture, picture, args.output)
     wrong = wrong_answers(model, images, labels)
     print(f'weights   {weights_of(model)}')
     print(f'digits    {source}')
-    print(f'picture   {args.output}: {sum(right)} of {len(right)} right')
+    print(f'picture   {args.output}: {right} of {len(images[:args.count])} right')
     print(f'all       {_error(wrong, len(labels))}')
     return 0
+
+
+def draw_digits(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Image.Image, int]:
+    """A picture of where a network looks in digits (N, 1, S, S), with its answers; and how many of them are right."""
+    look = observe(model, images)
+    answers, truth = best_answers(look.logits, '0123456789'), labels.tolist()
+    right = [int(a[0][0]) == t for a, t in zip(answers, truth)]
+    captions = [Caption(a, '', ok, '' if ok else f'is a {t}') for a, ok, t in zip(answers, right, truth)]
+    return draw_look(images, look.seen, look.outlines, captions, footer=FOOTER), sum(right)
 
 
 def _demo_digits(data: str | None, download: bool) -> tuple[Tensor, Tensor, str]:
@@ -104,11 +109,13 @@ def evaluate(args: argparse.Namespace) -> int:
     model = load_model(args, **({} if as_it_is else _digit_kwargs(args.model, args.set)))
     for name, value, needed in (('in_chans', getattr(model, 'in_chans', 1), 1), ('num_classes', model.num_classes, 10)):
         if value != needed:
-            raise Refused(f'argument --model: digits need {name}={needed}, and {args.model} has {value}')
+            argument = kwargs_argument(args) if name in dict(args.model_kwargs) else '--model'
+            raise Refused(f'argument {argument}: digits need {name}={needed}, and {args.model} has {value}')
     images, labels = _digits(args.set, args.data, args.download)
     start = time.perf_counter()
     with witnessing() as witness:
-        what = f'--model {args.model} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
+        given = f' {kwargs_argument(args)}' if args.model_kwargs else ''
+        what = f'--model {args.model}{given} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
         wrong = attempt(what, wrong_answers, model, images, labels, args.device)
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')
@@ -118,7 +125,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _digit_kwargs(name: str, kind: str) -> dict[str, Any]:
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.partition('.')[0]) else None
+    cfg = timm.get_pretrained_cfg(name) if not unknown(name) else None
     fixed = cfg is not None and cfg.fixed_input_size and name not in zoo_names()
     return {'in_chans': 1, 'num_classes': 10, **({'img_size': DISTORTIONS[kind].size} if fixed else {})}
 

@@ -1,8 +1,8 @@
 """Model arguments of all commands, and `timm-stn list`."""
 import argparse
 import ast
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import torch
 from timm.models import load_checkpoint
 from torch import nn
 
+from ..names.registry import nearest, unknown
 from ..names.zoo import weights_of, zoo_names
 from ..publish.run_record import read_run
-from .common import Refused, attempt
+from .common import Refused, attempt, refusal
 
 __all__ = [
-    'FROM_CONFIG', 'check_transformers', 'create_model', 'list_arguments', 'list_models', 'load_model',
-    'model_arguments']
+    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'kwargs_argument', 'list_arguments',
+    'list_models', 'load_model', 'model_arguments']
 
 FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
@@ -51,8 +52,7 @@ def load_model(args: argparse.Namespace, **defaults: Any) -> Any:
     pretrained = not args.checkpoint and not args.no_pretrained
     if not args.model.startswith(FROM_CONFIG):
         _check_name(args.model, pretrained)
-    kwargs = {**defaults, **dict(args.model_kwargs)}
-    model = attempt(f'--model {args.model}', create_model, args.model, pretrained, kwargs)
+    model = _create(args, pretrained, defaults)
     if args.checkpoint:
         hint = 'Was the model built with other arguments? Give them: --model-kwargs KEY=VALUE'
         attempt(f'--checkpoint {args.checkpoint}', load_checkpoint, model, args.checkpoint, hint=hint)
@@ -61,7 +61,9 @@ def load_model(args: argparse.Namespace, **defaults: Any) -> Any:
 
 def _load_run(args: argparse.Namespace) -> Any:
     """The model of a train.py checkpoint; sets `args.model` to its name."""
-    if not args.checkpoint or args.model_kwargs:
+    if args.checkpoint and args.model_kwargs:
+        raise Refused(f'argument {kwargs_argument(args)}: needs --model NAME, too')
+    if not args.checkpoint:
         raise Refused("argument --model: it takes a name; only --checkpoint alone, of timm's train.py, needs none")
     hint = 'If it holds only weights, name the model: --model NAME, --model-kwargs KEY=VALUE'
     run = attempt(f'--checkpoint {args.checkpoint}', read_run, Path(args.checkpoint), hint=hint)
@@ -71,17 +73,42 @@ def _load_run(args: argparse.Namespace) -> Any:
     return run.model
 
 
+def _create(args: argparse.Namespace, pretrained: bool, defaults: dict[str, Any]) -> nn.Module:
+    """The model. An error is that of --model-kwargs where there is a model without them."""
+    given = dict(args.model_kwargs)
+    try:
+        return create_model(args.model, pretrained, {**defaults, **given})
+    except Exception as error:
+        of_kwargs = given and not isinstance(error, OSError) and _is_made(args.model, pretrained, defaults)
+        raise refusal(kwargs_argument(args) if of_kwargs else f'--model {args.model}', error) from error
+
+
+def _is_made(name: str, pretrained: bool, kwargs: dict[str, Any]) -> bool:
+    with suppress(Exception):
+        create_model(name, pretrained, kwargs)
+        return True
+    return False
+
+
+def kwargs_argument(args: argparse.Namespace) -> str:
+    """--model-kwargs as it was given."""
+    return ' '.join(['--model-kwargs', *(f'{key}={value}' for key, value in args.model_kwargs)])
+
+
 def create_model(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
+def check_known(name: str) -> None:
+    if unknown(name):
+        raise Refused(f'argument --model: {unknown(name)}')
+
+
 def _check_name(name: str, pretrained: bool) -> None:
+    check_known(name)
     arch = name.partition('.')[0]
-    if not timm.is_model(arch):
-        near = _nearest(arch, timm.list_models())
-        raise Refused(f'argument --model: unknown model {name!r}{near}; see `timm-stn list`')
     if pretrained and weights_of(name) is None and arch not in zoo_names():  # their error says how to train them
         raise Refused(f'argument --model: {name} has no trained weights; give --checkpoint FILE or --no-pretrained')
 
@@ -90,11 +117,6 @@ def check_transformers(name: str) -> None:
     arch = name.partition('.')[0]
     if not name.startswith(FROM_CONFIG) and timm.is_model(f'stn_{arch}') and not arch.startswith('stn_'):
         raise Refused(f'argument --model: {name} has no spatial transformer; stn_{name} has')
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, names, 3, cutoff=0.5)
-    return f', the nearest are {", ".join(near)}' if near else ''
 
 
 def list_arguments(add: Callable[..., Any]) -> None:
@@ -110,7 +132,7 @@ def list_models(args: argparse.Namespace) -> int:
     if args.own and args.pretrained:
         found = [n for n in found if weights_of(n)]
     if not found:
-        raise Refused(f'argument FILTER: no model matches {args.filter!r}{_nearest(args.filter, names)}')
+        raise Refused(f'argument FILTER: no model matches {args.filter!r}{nearest(args.filter, names)}')
     for name in found:
         print(f'{name:<20} {weights_of(name) or "not trained yet"}' if args.own else name)
     return 0

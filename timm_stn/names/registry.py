@@ -1,6 +1,7 @@
 """Registers a twin, named ``stn_<arch>``, for every architecture of timm."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -16,7 +17,7 @@ from torch import nn
 
 from ..network.keys import prefixed
 
-__all__ = ['register_twin', 'register_twins', 'whole_network_cfg']
+__all__ = ['nearest', 'register_twin', 'register_twins', 'unknown', 'whole_network_cfg']
 
 PREFIX = 'stn_'
 default_cfgs: dict[str, DefaultCfg] = {}  # read by timm's register_model
@@ -58,6 +59,23 @@ def register_twins() -> None:
     for arch in list_models():
         if not arch.startswith(PREFIX):
             register_twin(arch)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about a name that there is not."""
+    near = get_close_matches(name, names, 3, cutoff=0.5)
+    return f', the nearest are {", ".join(near)}' if near else ''
+
+
+def unknown(name: str) -> str:
+    """What is wrong with the name of a model, and what it may have meant; empty where timm makes it."""
+    arch, tag = split_model_name_tag(name)
+    if not timm.is_model(arch):
+        return f'unknown model {name!r}{nearest(arch, list_models())}; see `timm-stn list`'
+    names = get_arch_pretrained_cfgs(arch)
+    if tag and names and name not in names:
+        return f'unknown weights {tag!r} of {arch}; there are {", ".join(names)}'
+    return ''
 
 
 def whole_network_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
