@@ -5,6 +5,7 @@ import logging
 import resource
 import shutil
 import struct
+import time
 import traceback
 
 import pytest
@@ -350,6 +351,45 @@ def test_other_precisions_load(folder, dtype):
     assert model.backbone.layer1.conv.weight.dtype == torch.float32
     saved = load_file(folder / WEIGHTS)[CONV]
     assert saved.dtype == dtype and torch.equal(model.state_dict()[CONV], saved.float())
+
+
+def many(count, name='x{}'):
+    return {name.format(i): torch.empty(0) for i in range(count)}
+
+
+@pytest.mark.parametrize('name,count,words', [
+    ('x{}', 100_000, 'holds 100,0.. tensors, and at most 32,768 are accepted'),
+    ('x' * 300 + '{}', 30_000, 'header has .* bytes, and at most 8,388,608 are accepted'),
+    ('x{}', 5000, 'and 4,992 more'), ('stn.x{}', 5000, 'and 4,992 more'), ('backbone.x{}', 5000, 'characters'),
+    ('x' * 300 + '{}', 5000, 'characters'), ('x{}', 2, r"unexpected: \['x0', 'x1'\]")])
+def test_names_of_many_tensors(folder, name, count, words):
+    rewrite(folder, lambda tensors: tensors.update(many(count, name)))
+    start = time.perf_counter()
+    with pytest.raises((RuntimeError, ValueError), match=words) as raised:
+        load(folder)
+    assert str(folder) in str(raised.value)
+    while raised is not None:  # a traceback shows the causes, too
+        assert len(str(error := getattr(raised, 'value', raised))) < 5000
+        raised = error.__cause__
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
+@pytest.mark.parametrize('most,words', [(1000, 'holds 2,0.. tensors, and at most 1,000'), (10_000, 'and 1,992 more')])
+def test_names_of_many_tensors_in_a_file_of_ones_own(folder, tmp_path, monkeypatch, suffix, most, words):
+    monkeypatch.setattr(weights, 'TENSORS', most)
+    file, tensors = tmp_path / f'mine{suffix}', {**load_file(folder / WEIGHTS), **many(2000)}
+    save_file(tensors, file) if suffix == '.safetensors' else torch.save(tensors, file)
+    with pytest.raises(RuntimeError, match=words) as raised:
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **ARGUMENTS)
+    assert str(file) in str(raised.value) and len(str(raised.value)) < 5000
+
+
+def test_many_long_arguments_of_a_config(folder):
+    change(folder, 'model_args', **{f'{i}' + 'x' * 900: 1 for i in range(2000)})
+    with pytest.raises(TypeError, match='with arguments') as raised:
+        load(folder)
+    assert len(str(raised.value)) < 10_000
 
 
 # other formats

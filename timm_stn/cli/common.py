@@ -7,6 +7,9 @@ from typing import Any
 from ..view.draw import picture_format
 from ..whole_file import check_place
 
+from ..names.brief import short
+from ..names.hub_token import token_fault
+
 __all__ = ['Refused', 'attempt', 'check_output', 'positive']
 
 
@@ -19,7 +22,9 @@ def attempt(argument: str, run: Callable[..., Any], *values: Any, hint: str = ''
     try:
         return run(*values)
     except Exception as error:
-        raise Refused(f'argument {argument}: {type(error).__name__}: {error} {hint}'.rstrip()) from error
+        fault = token_fault() if isinstance(error, UnicodeEncodeError) else None  # timm has asked the Hub
+        text = fault or f'{type(error).__name__}: {short(error)} {hint}'
+        raise Refused(f'argument {argument}: {text}'.rstrip()) from error
 
 
 def positive(text: str) -> int:

@@ -22,7 +22,7 @@ LOCATION = {'hf-hub': 'hf_hub_id', 'local-dir': 'file'}  # set by timm, not by t
 ELSEWHERE = ('url', 'file', 'hf_hub_id', 'hf_hub_filename', 'state_dict')
 RUNTIME = (  # arguments of timm's factory and of loading, which a config must not set
     'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_model_args', 'pretrained_strict',
-    'pretrained_filter_fn', 'pretrained_custom_load', 'checkpoint_path', 'cache_dir', 'features_only', 'out_indices',
+    'pretrained_filter_fn', 'pretrained_custom_load', 'pretrained_sha256', 'checkpoint_path', 'cache_dir', 'features_only', 'out_indices',
     'feature_cls', 'feature_cfg', 'model_name', 'model_cls', 'model_cfg', 'variant', 'kwargs_filter', 'pruned',
     'scriptable', 'exportable', 'no_jit', 'device', 'dtype', 'name', 'base',
 )
