@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..view.draw import picture_format
-from ..whole_file import check_place
-
 from ..names.brief import short
 from ..names.hub_token import token_fault
+from ..view.draw import picture_format
+from ..whole_file import check_place
 
 __all__ = ['Refused', 'attempt', 'check_output', 'positive']
 

@@ -126,6 +126,7 @@ def _assemble(
     if arguments.size is not None:
         net.pretrained_cfg['input_size'] = input_size
     net.pretrained_model_args = dict(model_args)
+    net.cfg_is_of_weights = pretrained  # else it speaks of weights that are not here
     if state_dict is not None:
         check_kinds(state_dict, (net if whole else net.backbone).state_dict(), place_of(cfg))
     if whole and state_dict is not None:

@@ -43,9 +43,9 @@ CONVERT = (
     'Only safetensors are read from the Hub and from folders. To convert a file that you trust: `model = '
     'timm.create_model(NAME, checkpoint_path=FILE); timm.models.save_for_hf(model, FOLDER, safe_serialization=True)`.')
 FOREIGN = (
-    '{where} is not the file that this version of timm_stn was published with, and is not loaded: somebody else may have '
-    'put it there. Its SHA-256 is {found}, not {sha256}. Update timm_stn; or, if you trust that repository, load it by '
-    "its own name: timm.create_model('hf-hub:{repo}', pretrained=True). It is in the cache as {cached}.")
+    '{where} is not the file that this version of timm_stn was published with, and is not loaded: somebody else may '
+    'have put it there. Its SHA-256 is {found}, not {sha256}. Update timm_stn; or, if you trust that repository, load '
+    "it by its own name: timm.create_model('hf-hub:{repo}', pretrained=True). It is in the cache as {cached}.")
 StateDict = dict[str, Tensor]
 
 
