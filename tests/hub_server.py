@@ -89,6 +89,7 @@ class Fault:
     pattern: str
     times: int
     status: int | None = None  # answer with this
+    text: str = 'Internal Error - We are working hard to fix this as soon as possible!'  # and that
     cut: int | None = None  # close the connection after so many bytes: of the body that comes in, or else goes out
     lost: bool = False  # do what is asked, and close the connection instead of answering
     silent: bool = False  # keep the connection, and never answer
@@ -206,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._hang_up()
         if flaw and flaw.status:
             self.body()
-            raise Refusal(flaw.status, 'Internal Error - We are working hard to fix this as soon as possible!')
+            raise Refusal(flaw.status, flaw.text)
         if flaw and flaw.cut is not None and self.command in ('POST', 'PUT'):
             self.rfile.read(min(flaw.cut, int(self.headers.get('Content-Length') or flaw.cut)))
             return self._hang_up()
@@ -262,7 +263,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _refuse(self, refusal: Refusal) -> None:
-        headers = {**refusal.headers, 'X_Error_Message': refusal.message}
+        headers = {**refusal.headers, 'X_Error_Message': refusal.message[:1000]}
         if refusal.code:
             headers['X_Error_Code'] = refusal.code
         self.answer({'error': refusal.message}, refusal.status, **headers)

@@ -1,5 +1,6 @@
 """Repositories of strangers: what a config.json or a model.safetensors may not do, and what errors say."""
 import argparse
+import inspect
 import json
 import logging
 import resource
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import timm_stn
+from timm_stn.cli import common
 from timm_stn.names import untrusted, weights
 from timm_stn.names.weights import WEIGHTS
 from timm_stn.network.arguments import DEFAULTS, stn_arguments
@@ -130,6 +132,35 @@ def test_model_args(folder, args, error, words):
     with pytest.raises(error, match=words if hasattr(timm.models, 'get_model_args') else None) as raised:
         load(folder)
     assert str(folder) in str(raised.value) and len(str(raised.value)) < 4000
+
+
+REPEATED = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')  # that timm gives by name itself
+
+
+@pytest.mark.parametrize('value', ['/tmp/theirs', None, True, {}])
+@pytest.mark.parametrize('key', REPEATED)
+def test_model_args_that_repeat_timms_own(folder, key, value, monkeypatch):
+    """Python refuses them in timm's own call, before this package is asked: nothing is read, and the commands say of
+    which repository it is."""
+    monkeypatch.setattr(weights, 'load_file', lambda file: pytest.fail('read'))
+    change(folder, 'model_args', **{key: value})
+    with pytest.raises(TypeError, match=f"multiple values for keyword argument '{key}'"):
+        load(folder)
+    with pytest.raises(common.Refused, match=f"--model local-dir:{folder}: TypeError: .*'{key}'"):
+        common.attempt(f'--model local-dir:{folder}', load, folder)
+
+
+def test_no_other_argument_of_timms_own_loses_the_name(folder):
+    if not hasattr(timm.models, 'get_model_args'):
+        pytest.skip('this timm does not tell apart what a config and what a user says')
+    own = set(inspect.signature(timm.create_model).parameters) - {'kwargs'}
+    assert own >= set(REPEATED)
+    for key in sorted((own | set(untrusted.RUNTIME)) - set(REPEATED)):
+        config = (folder / 'config.json').read_text()
+        change(folder, 'model_args', **{key: 'x'})
+        with pytest.raises((TypeError, ValueError), match=f'{folder}.*{key}'):
+            load(folder)
+        (folder / 'config.json').write_text(config)
 
 
 CFG = [

@@ -23,12 +23,12 @@ from ..version import __version__
 from ..view.dependence import witnessing
 from ..view.draw import save_picture
 from ..view.sheet import sheet_of
+from . import silence
 from .card import write_card
 from .errors import PushError, explained, hint
 from .run_record import Run, read_run
 from .save import CONFIG, save_network
 from .scratch import scratch_folder
-from .silence import bounded
 
 __all__ = ['PushError', 'Pushed', 'push_to_hub']
 
@@ -118,7 +118,7 @@ def push_to_hub(
             return Pushed(repo, _url(HfApi(), repo, revision), None, list(files), [], False, text, advice)
         api = HfApi(token=token, library_name='timm_stn', library_version=__version__)
         message = message or f'Push with timm_stn {__version__}'
-        with bounded():
+        with silence.bounded():
             pushed = _commit(api, repo, revision, files, private, replace_card, message)
         cache = beside / 'hub'
         _try(f'hf-hub:{pushed.repo}@{_download(pushed, files, token, cache)}', x, logits, cache)
@@ -258,7 +258,7 @@ def _commit(
             raise PushError(f'revision {revision!r} of {repo} is a tag, which does not move: name a branch.')
         if revision not in [b.name for b in refs.branches]:
             api.create_branch(repo, branch=revision, exist_ok=True)
-    head = api.model_info(repo, revision=branch, files_metadata=True)
+    head = api.model_info(repo, revision=branch, files_metadata=True, timeout=silence.SILENCE)
     if private and head.private is False:
         raise PushError(f'private: {repo} is there already and public; nothing was sent. Make it private at '
                         f'{api.endpoint}/{repo}/settings, or omit private.')
