@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_stn.publish.classes import class_names
+from timm_stn.publish.class_names import class_names
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def test_a_file_of_classes(data, tmp_path):
 def test_what_is_not_known_is_not_told(data, tmp_path):
     root = str(data('a', 'b'))
     assert class_names(dict(data_dir=root), 2) == ['a', 'b']
-    assert class_names(dict(data_dir=root), 3) is None, 'other classes than the network has'
-    assert class_names(dict(data_dir=root, dataset='hfds/acme/birds'), 2) is None, 'data from elsewhere'
-    assert class_names(dict(data_dir=root, class_map='no.txt'), 2) is None
-    assert class_names(dict(data_dir=str(tmp_path / 'gone')), 2) is None and class_names({}, 2) is None
+    assert class_names(dict(data_dir=root), 3) == [], 'other classes than the network has'
+    assert class_names(dict(data_dir=root, dataset='hfds/acme/birds'), 2) == [], 'data from elsewhere'
+    assert class_names(dict(data_dir=root, class_map='no.txt'), 2) == []
+    assert class_names(dict(data_dir=str(tmp_path / 'gone')), 2) == [] and class_names({}, 2) == []
     (tmp_path / 'empty').mkdir()
-    assert class_names(dict(data_dir=str(tmp_path / 'empty')), 2) is None
+    assert class_names(dict(data_dir=str(tmp_path / 'empty')), 2) == []
 
 
 def test_names_that_are_no_text(data):
