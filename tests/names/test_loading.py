@@ -179,6 +179,8 @@ def test_old_weights_in_the_cache_are_replaced(without_weights, asked, tmp_path,
 
 
 def test_a_config_does_not_say_which_hash_is_right(tmp_path):
+    if not hasattr(timm.models, 'get_model_args'):
+        pytest.skip('this timm does not tell apart what a config and what a user says')
     save_for_hf(trained(**TINY), tmp_path)
     config = json.loads((tmp_path / 'config.json').read_text())
     config['model_args']['pretrained_sha256'] = '0' * 64
