@@ -89,8 +89,10 @@ class Fault:
     pattern: str
     times: int
     status: int | None = None  # answer with this
+    text: str = 'Internal Error - We are working hard to fix this as soon as possible!'  # and that
     cut: int | None = None  # close the connection after so many bytes: of the body that comes in, or else goes out
     lost: bool = False  # do what is asked, and close the connection instead of answering
+    silent: bool = False  # keep the connection, and never answer
     before: Callable[[], Any] | None = None  # call this, then go on
 
 
@@ -111,6 +113,8 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.ranges: list[str] = []  # that were asked for
         self.unknown: list[str] = []
+        self.lists_hashes = True  # of files, where it lists a revision
+        self.closed = threading.Event()
         self.key = secrets.token_hex(8)  # signs addresses of the storage
         self.lock = threading.RLock()
 
@@ -122,6 +126,7 @@ class Hub:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.closed.set()
         for server in self.servers:
             server.shutdown()
             server.server_close()
@@ -197,9 +202,12 @@ class Handler(BaseHTTPRequestHandler):
         flaw = self.flaw
         if flaw and flaw.before:
             flaw.before()
+        if flaw and flaw.silent:
+            self.hub.closed.wait()
+            return self._hang_up()
         if flaw and flaw.status:
             self.body()
-            raise Refusal(flaw.status, 'Internal Error - We are working hard to fix this as soon as possible!')
+            raise Refusal(flaw.status, flaw.text)
         if flaw and flaw.cut is not None and self.command in ('POST', 'PUT'):
             self.rfile.read(min(flaw.cut, int(self.headers.get('Content-Length') or flaw.cut)))
             return self._hang_up()
@@ -255,7 +263,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _refuse(self, refusal: Refusal) -> None:
-        headers = {**refusal.headers, 'X_Error_Message': refusal.message}
+        headers = {**refusal.headers, 'X_Error_Message': refusal.message[:1000]}
         if refusal.code:
             headers['X_Error_Code'] = refusal.code
         self.answer({'error': refusal.message}, refusal.status, **headers)
@@ -341,7 +349,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _sibling(self, path: str, blob: Blob) -> dict[str, Any]:
         facts: dict[str, Any] = {'rfilename': path}
-        if self.query.get('blobs', '').lower() in ('true', '1'):
+        if self.hub.lists_hashes and self.query.get('blobs', '').lower() in ('true', '1'):
             facts.update(blobId=blob.git_oid, size=len(blob.content))
             if blob.lfs:
                 facts['lfs'] = {'sha256': blob.sha256, 'size': len(blob.content), 'pointerSize': 134}

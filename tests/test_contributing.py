@@ -7,7 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
-from makers import ROOT, save_for_hf
+from makers import ROOT
 from torch import nn
 
 import timm_stn
@@ -16,6 +16,7 @@ from timm_stn.geometry.transforms.linear import LinearTransform
 from timm_stn.modules import localization
 from timm_stn.names import zoo
 from timm_stn.network.arguments import argument_table
+from timm_stn.publish.save import save_network
 
 PACKAGE, TEXT = Path(timm_stn.__file__).parent, (ROOT / 'CONTRIBUTING.md').read_text()
 
@@ -68,7 +69,8 @@ def test_add_a_localization_network(monkeypatch):
 def test_add_a_trained_model(monkeypatch, tmp_path):
     own = zoo._ZOO['stn_mnist_cnn_tc']._replace(arguments=dict(stn_size=28, stn_transform='rotation'))
     trained = timm.create_model('stn_mnist_cnn', in_chans=1, img_size=60, **own.arguments).eval()
-    save_for_hf(trained, tmp_path / 'stn_mnist_cnn_new', safe_serialization=True)
+    (tmp_path / 'stn_mnist_cnn_new').mkdir()
+    save_network(trained, tmp_path / 'stn_mnist_cnn_new')
     monkeypatch.setattr(zoo, 'card_folder', lambda name: tmp_path / name)
     monkeypatch.setitem(zoo._ZOO, 'stn_mnist_cnn_new', own)
     zoo._register('stn_mnist_cnn_new')

@@ -3,8 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timm.models import save_for_hf
-
+from timm_stn.publish.save import save_network
 from timm_stn.whole_file import write_files
 
 CARDS = str(Path(__file__).resolve().parents[2] / 'model_cards')
@@ -23,7 +22,7 @@ tags:
 def write_folder(output: str, name: str, model: Any, add: Callable[[Path], None]) -> None:
     """Write the folder of a network: its weights, its config, and the files that ``add`` writes."""
     def save(beside: Path) -> None:
-        save_for_hf(model, beside, safe_serialization=True)
+        save_network(model, beside)
         add(beside)
 
     folder = Path(output) / name

@@ -7,6 +7,7 @@ import pytest
 from commands import refused
 
 from timm_stn import cli
+from timm_stn.cli.common import Refused, attempt
 
 
 def test_refuses_other_commands(capsys):
@@ -39,6 +40,20 @@ def test_names_without_letters_on_the_terminal(tmp_path):
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and r'\xe4 \xdf/\xfc.png: 1 of 1 right' in done.stdout, done.stderr
     assert (tmp_path / 'ä ß' / 'ü.png').is_file()
+
+
+def test_an_error_of_another_library_is_one_short_line(monkeypatch):
+    def fail(error):
+        raise error
+
+    with pytest.raises(Refused, match=r'^argument --x: RuntimeError: why Try y$'):
+        attempt('--x', fail, RuntimeError('why'), hint='Try y')
+    with pytest.raises(Refused, match='characters') as refusal:
+        attempt('--x', fail, RuntimeError('k' * 100_000))
+    assert len(str(refusal.value)) < 3000
+    monkeypatch.setenv('HF_TOKEN', 'hf_ümlaut')
+    with pytest.raises(Refused, match='^argument --x: HF_TOKEN must be one word of ASCII'):
+        attempt('--x', str.encode, 'hf_ümlaut', 'ascii')
 
 
 def test_as_a_command():

@@ -1,4 +1,5 @@
 """Where weights come from: checkout or wheel, the Hub's cache, the Hub; names, revisions, organisations, offline."""
+import hashlib
 import json
 import socket
 from pathlib import Path
@@ -17,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from makers import save_for_hf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from timm_stn.names import zoo
 from timm_stn.names.weights import WEIGHTS
@@ -105,6 +106,12 @@ def test_weights_in_the_checkout_come_first_and_nothing_else_is_asked(name, unpl
     assert all(torch.equal(model.state_dict()[k], v) for k, v in load_file(file).items())
 
 
+def publish_as_own(monkeypatch, saved, name=NAME):
+    """Let the package hold the hash of these weights."""
+    digest = hashlib.sha256(save(saved.state_dict())).hexdigest()
+    monkeypatch.setitem(zoo._ZOO, name, zoo._ZOO[name]._replace(sha256=digest))
+
+
 @pytest.fixture
 def without_weights(monkeypatch, tmp_path):
     """As in a wheel whose cards have no weights: a network that is published, but not here."""
@@ -120,16 +127,18 @@ def without_weights(monkeypatch, tmp_path):
         zoo._register(NAME)
 
 
-def test_then_the_cache_without_asking_the_hub(without_weights, unplugged, tmp_path):
+def test_then_the_cache_without_asking_the_hub(without_weights, unplugged, tmp_path, monkeypatch):
     saved = trained(NAME)
+    publish_as_own(monkeypatch, saved)
     fill_cache(tmp_path, zoo.hub_id(NAME), saved)
     assert timm.is_model_pretrained(NAME) and timm.get_pretrained_cfg(NAME).hf_hub_id == zoo.hub_id(NAME)
     assert same(timm.create_model(NAME, pretrained=True, cache_dir=tmp_path), saved)
     assert same(timm.create_model(NAME, pretrained=True, cache_dir=str(tmp_path)), saved)
 
 
-def test_then_the_hub(without_weights, asked, tmp_path):
+def test_then_the_hub(without_weights, asked, tmp_path, monkeypatch):
     saved = trained(NAME)
+    publish_as_own(monkeypatch, saved)
     save_for_hf(saved, tmp_path / 'hub')
     asked.give = tmp_path / 'hub' / WEIGHTS
     assert same(timm.create_model(NAME, pretrained=True, cache_dir=tmp_path), saved)
@@ -140,20 +149,55 @@ def test_the_default_cache_is_the_hubs(without_weights, unplugged, tmp_path, mon
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(huggingface_hub.file_download.constants, 'HF_HUB_CACHE', str(tmp_path))
     saved = trained(NAME)
+    publish_as_own(monkeypatch, saved)
     fill_cache(tmp_path, zoo.hub_id(NAME), saved)
     assert same(timm.create_model(NAME, pretrained=True), saved)
 
 
+@pytest.mark.parametrize('organisation', ['', 'somebody'])
+def test_other_weights_under_a_name_of_ours_are_refused(without_weights, asked, tmp_path, monkeypatch, organisation):
+    """Whoever registers the organisation, or whatever lies in the cache: these are the package's, or none."""
+    monkeypatch.setenv('TIMM_STN_HUB_ORG', organisation)
+    theirs, cache = trained(NAME), tmp_path / 'cache'
+    snapshot = fill_cache(cache, zoo.hub_id(NAME), theirs)
+    asked.give = snapshot / WEIGHTS
+    words = f'hf-hub:{zoo.hub_id(NAME)}/{WEIGHTS} is not the file that this version .* SHA-256 is .*hf-hub:'
+    for kwargs in ({}, dict(num_classes=3), dict(features_only=True)):
+        with pytest.raises(RuntimeError, match=words):
+            timm.create_model(NAME, pretrained=True, cache_dir=cache, **kwargs)
+    overlay = dict(file=None, hf_hub_id='someone/theirs')  # asked for by its own name, it is the user's choice
+    assert same(timm.create_model(NAME, pretrained=True, cache_dir=cache, pretrained_cfg_overlay=overlay), theirs)
+
+
+def test_old_weights_in_the_cache_are_replaced(without_weights, asked, tmp_path, monkeypatch):
+    saved, cache = trained(NAME, seed=2), tmp_path / 'cache'
+    publish_as_own(monkeypatch, saved)
+    fill_cache(cache, zoo.hub_id(NAME), trained(NAME))
+    save_for_hf(saved, tmp_path / 'hub')
+    asked.give = tmp_path / 'hub' / WEIGHTS
+    assert same(timm.create_model(NAME, pretrained=True, cache_dir=cache), saved) and len(asked) == 1
+
+
+def test_a_config_does_not_say_which_hash_is_right(tmp_path):
+    if not hasattr(timm.models, 'get_model_args'):
+        pytest.skip('this timm does not tell apart what a config and what a user says')
+    save_for_hf(trained(**TINY), tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    config['model_args']['pretrained_sha256'] = '0' * 64
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(TypeError, match='pretrained_sha256 is no argument of a network'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+
+
 def test_the_organisation_is_in_one_place_and_in_the_environment(without_weights, asked, tmp_path, monkeypatch):
     monkeypatch.setenv('TIMM_STN_HUB_ORG', 'somebody')
-    for name in (NAME, NONE):
-        with pytest.raises(RuntimeError, match=f'hf-hub:somebody/{name}'):
-            timm.create_model(name, pretrained=True, cache_dir=tmp_path)
+    with pytest.raises(RuntimeError, match=f'hf-hub:somebody/{NAME}'):
+        timm.create_model(NAME, pretrained=True, cache_dir=tmp_path)
     monkeypatch.setenv('TIMM_STN_HUB_ORG', '')
     monkeypatch.setattr(zoo, 'HUB_ORG', 'another')
     with pytest.raises(RuntimeError, match=f'hf-hub:another/{NAME}'):
         timm.create_model(NAME, pretrained=True, cache_dir=tmp_path)
-    assert [repo for repo, *_ in asked] == [f'somebody/{NAME}', f'somebody/{NONE}', f'another/{NAME}']
+    assert [repo for repo, *_ in asked] == [f'somebody/{NAME}', f'another/{NAME}']
 
 
 # names without weights
@@ -166,17 +210,22 @@ def test_a_name_that_was_never_published_is_not_listed_as_pretrained():
 
 
 @pytest.mark.parametrize('kwargs', [{}, dict(num_classes=3), dict(features_only=True)])
-def test_where_the_hub_has_none_either_it_says_how_to_train_it(asked, tmp_path, kwargs):
+def test_without_published_weights_it_says_at_once_how_to_train_it(unplugged, kwargs):
     with pytest.raises(RuntimeError, match=r'no trained weights yet.*train\.py --device-modules timm_stn') as error:
-        timm.create_model(NONE, pretrained=True, cache_dir=tmp_path, **kwargs)
-    assert str(zoo.card_folder(NONE)) in str(error.value) and 'no such repository' in str(error.value)
-    assert asked == [(f'{zoo.HUB_ORG}/{NONE}', WEIGHTS, None, tmp_path)]
+        timm.create_model(NONE, pretrained=True, **kwargs)
+    assert str(zoo.card_folder(NONE)) in str(error.value)
 
 
-def test_as_timms_scripts_ask_for_it(asked, tmp_path):
+def test_where_the_hub_has_lost_them_it_says_how_to_train_it(without_weights, asked, tmp_path):
+    with pytest.raises(RuntimeError, match='no such repository.*To train it: .*train_mnist.py') as error:
+        timm.create_model(NAME, pretrained=True, cache_dir=tmp_path)
+    assert str(zoo.card_folder(NAME)) in str(error.value) and asked == [(zoo.hub_id(NAME), WEIGHTS, None, tmp_path)]
+
+
+def test_as_timms_scripts_ask_for_it(unplugged):
     cfg = timm.get_pretrained_cfg(NONE).to_dict()
     with pytest.raises(RuntimeError, match='no trained weights yet'):
-        timm.create_model(NONE, pretrained=True, pretrained_cfg=cfg, cache_dir=tmp_path)
+        timm.create_model(NONE, pretrained=True, pretrained_cfg=cfg)
 
 
 def test_the_weights_of_a_user_come_before_the_hubs(unplugged, tmp_path):
@@ -203,10 +252,29 @@ def test_what_the_hub_refuses_is_said_with_the_repository(asked, tmp_path, kind,
     assert asked == [('someone/theirs', WEIGHTS, 'v2', tmp_path)]
 
 
-@pytest.mark.parametrize('name', [NONE, NAME])
-def test_offline_without_a_cache_says_so(offline, without_weights, tmp_path, name):
-    with pytest.raises(RuntimeError, match=f'{name}/model.safetensors is not in the cache.*HF_HUB_OFFLINE is set'):
-        timm.create_model(name, pretrained=True, cache_dir=tmp_path)
+def test_offline_without_a_cache_says_so(offline, without_weights, tmp_path):
+    with pytest.raises(RuntimeError, match=f'{NAME}/model.safetensors is not in the cache.*HF_HUB_OFFLINE is set'):
+        timm.create_model(NAME, pretrained=True, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize('token', ['hf_ümlaut', 'hf_a b', 'hf_\udcff'])
+def test_a_token_that_cannot_be_sent_is_said(without_weights, tmp_path, monkeypatch, token):
+    monkeypatch.setenv('HF_TOKEN', token)
+    with pytest.raises(RuntimeError, match='HF_TOKEN must be one word of ASCII') as error:
+        timm.create_model(NAME, pretrained=True, cache_dir=tmp_path)
+    assert 'mlaut' not in str(error.value)
+
+
+def test_a_token_that_cannot_be_sent_for_the_backbones_weights(tmp_path, monkeypatch):
+    def ask(*args, **kwargs):
+        'hf_ümlaut'.encode('ascii')
+    monkeypatch.setenv('HF_TOKEN', 'hf_ümlaut')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    for name in ('hf_hub_download', 'load_state_dict_from_hf'):
+        monkeypatch.setattr(f'timm.models._hub.{name}', ask)
+    monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', ask)
+    with pytest.raises(RuntimeError, match='HF_TOKEN must be one word of ASCII'):
+        timm.create_model('stn_resnet10t', pretrained=True, cache_dir=tmp_path)
 
 
 # hf-hub: and local-dir:

@@ -1,10 +1,12 @@
 """Repositories of strangers: what a config.json or a model.safetensors may not do, and what errors say."""
 import argparse
+import inspect
 import json
 import logging
 import resource
 import shutil
 import struct
+import time
 import traceback
 
 import pytest
@@ -17,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import timm_stn
+from timm_stn.cli import common
 from timm_stn.names import untrusted, weights
 from timm_stn.names.weights import WEIGHTS
 from timm_stn.network.arguments import DEFAULTS, stn_arguments
@@ -129,6 +132,35 @@ def test_model_args(folder, args, error, words):
     with pytest.raises(error, match=words if hasattr(timm.models, 'get_model_args') else None) as raised:
         load(folder)
     assert str(folder) in str(raised.value) and len(str(raised.value)) < 4000
+
+
+REPEATED = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')  # that timm gives by name itself
+
+
+@pytest.mark.parametrize('value', ['/tmp/theirs', None, True, {}])
+@pytest.mark.parametrize('key', REPEATED)
+def test_model_args_that_repeat_timms_own(folder, key, value, monkeypatch):
+    """Python refuses them in timm's own call, before this package is asked: nothing is read, and the commands say of
+    which repository it is."""
+    monkeypatch.setattr(weights, 'load_file', lambda file: pytest.fail('read'))
+    change(folder, 'model_args', **{key: value})
+    with pytest.raises(TypeError, match=f"multiple values for keyword argument '{key}'"):
+        load(folder)
+    with pytest.raises(common.Refused, match=f"--model local-dir:{folder}: TypeError: .*'{key}'"):
+        common.attempt(f'--model local-dir:{folder}', load, folder)
+
+
+def test_no_other_argument_of_timms_own_loses_the_name(folder):
+    if not hasattr(timm.models, 'get_model_args'):
+        pytest.skip('this timm does not tell apart what a config and what a user says')
+    own = set(inspect.signature(timm.create_model).parameters) - {'kwargs'}
+    assert own >= set(REPEATED)
+    for key in sorted((own | set(untrusted.RUNTIME)) - set(REPEATED)):
+        config = (folder / 'config.json').read_text()
+        change(folder, 'model_args', **{key: 'x'})
+        with pytest.raises((TypeError, ValueError), match=f'{folder}.*{key}'):
+            load(folder)
+        (folder / 'config.json').write_text(config)
 
 
 CFG = [
@@ -350,6 +382,46 @@ def test_other_precisions_load(folder, dtype):
     assert model.backbone.layer1.conv.weight.dtype == torch.float32
     saved = load_file(folder / WEIGHTS)[CONV]
     assert saved.dtype == dtype and torch.equal(model.state_dict()[CONV], saved.float())
+
+
+def many(count, name='x{}'):
+    return {name.format(i): torch.empty(0) for i in range(count)}
+
+
+@pytest.mark.parametrize('name,count,words', [
+    ('x{}', 100_000, 'holds 100,0.. tensors, and at most 32,768 are accepted'),
+    ('x' * 300 + '{}', 30_000, 'header has .* bytes, and at most 8,388,608 are accepted'),
+    ('x{}', 5000, 'and 4,992 more'), ('stn.x{}', 5000, 'and 4,992 more'), ('backbone.x{}', 5000, 'characters'),
+    ('x' * 300 + '{}', 5000, 'characters'), ('x{}', 2, r"unexpected: \['x0', 'x1'\]")])
+def test_names_of_many_tensors(folder, name, count, words):
+    rewrite(folder, lambda tensors: tensors.update(many(count, name)))
+    start = time.perf_counter()
+    with pytest.raises((RuntimeError, ValueError), match=words) as raised:
+        load(folder)
+    assert str(folder) in str(raised.value)
+    error = raised.value
+    while error is not None:  # a traceback shows the causes, too
+        assert len(str(error)) < 5000
+        error = error.__cause__
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
+@pytest.mark.parametrize('most,words', [(1000, 'holds 2,0.. tensors, and at most 1,000'), (10_000, 'and 1,992 more')])
+def test_names_of_many_tensors_in_a_file_of_ones_own(folder, tmp_path, monkeypatch, suffix, most, words):
+    monkeypatch.setattr(weights, 'TENSORS', most)
+    file, tensors = tmp_path / f'mine{suffix}', {**load_file(folder / WEIGHTS), **many(2000)}
+    save_file(tensors, file) if suffix == '.safetensors' else torch.save(tensors, file)
+    with pytest.raises(RuntimeError, match=words) as raised:
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **ARGUMENTS)
+    assert str(file) in str(raised.value) and len(str(raised.value)) < 5000
+
+
+def test_many_long_arguments_of_a_config(folder):
+    change(folder, 'model_args', **{f'{i}' + 'x' * 900: 1 for i in range(2000)})
+    with pytest.raises(TypeError, match='with arguments') as raised:
+        load(folder)
+    assert len(str(raised.value)) < 10_000
 
 
 # other formats

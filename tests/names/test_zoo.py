@@ -1,4 +1,5 @@
 """Names with weights of their own."""
+import hashlib
 import json
 
 import pytest
@@ -8,8 +9,9 @@ from timm.models import get_pretrained_cfg, load_state_dict
 
 from timm_stn.cli.digits import wrong_answers
 from timm_stn.data import test_set as held_out
+from timm_stn.names.provenance import OF_WEIGHTS, TESTED
 from timm_stn.names.weights import WEIGHTS
-from timm_stn.names.zoo import card_folder, weights_of, zoo_names
+from timm_stn.names.zoo import _ZOO, card_folder, weights_of, zoo_names
 
 TRAINED = [n for n in zoo_names() if (card_folder(n) / WEIGHTS).is_file()]
 GOALS = dict(stn_mnist_cnn_rts=('RTS', 42, 0.8), stn_mnist_cnn_tc=('TC', 60, 2.5))
@@ -69,6 +71,27 @@ def test_the_birds_network_is_the_papers():
     assert model.pretrained_cfg['input_size'] == (3, 448, 448)
     seen, theta = model.look(torch.empty(1, 3, 448, 448, device='meta'))
     assert seen.shape == (1, 2, 3, 224, 224) and theta.shape == (1, 2, 2, 3)
+
+
+def test_the_package_holds_the_hash_of_what_it_has_published():
+    for name in zoo_names():
+        file = card_folder(name) / WEIGHTS
+        assert _ZOO[name].sha256 == (hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None), name
+
+
+@pytest.mark.parametrize('name', zoo_names())
+def test_a_name_of_ours_says_nothing_of_its_backbones_weights(name):
+    """Neither sizes to test them at, nor who made them; its own are in the config beside its card."""
+    cfg, config = get_pretrained_cfg(name).to_dict(), card_folder(name) / 'config.json'
+    theirs = json.loads(config.read_text()) if config.is_file() else dict(pretrained_cfg={})
+    theirs = {**theirs['pretrained_cfg'], **{k: v for k, v in theirs.items() if k == 'label_names'}}
+    assert {k: v for k, v in cfg.items() if k in OF_WEIGHTS + TESTED and v} == {
+        k: v for k, v in theirs.items() if k in OF_WEIGHTS + TESTED}
+
+
+def test_the_birds_have_names():
+    names = timm.create_model('stn_tf_efficientnet_lite0_cub2010').pretrained_cfg['label_names']
+    assert len(names) == 200 and names[0] == 'Black footed Albatross' and names[-1] == 'Common Yellowthroat'
 
 
 def test_weights_of():

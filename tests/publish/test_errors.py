@@ -52,6 +52,25 @@ def test_a_token_is_read_as_the_client_does_and_never_shown(hub, capsys, monkeyp
         assert 'hf_With' not in str(caught.value)
 
 
+@pytest.mark.parametrize('token', ['hf_Umläut', 'hf_With space', 'hf_\u200bhidden', 'hf_\udcff'])
+def test_a_token_of_the_environment_that_cannot_be_sent(hub, capsys, monkeypatch, token):
+    monkeypatch.setenv('HF_TOKEN', token)
+    message = refused(capsys, 'stn_mnist_cnn_tc', '--repo', REPO)
+    assert 'HF_TOKEN must be one word of ASCII characters' in message and token not in message
+    monkeypatch.delenv('HF_TOKEN')
+    Path(huggingface_hub.constants.HF_TOKEN_PATH).write_bytes(token.encode('utf-8', 'surrogateescape'))
+    assert 'that `hf auth login` has left in ' in refused(capsys, 'stn_mnist_cnn_tc', '--repo', REPO)
+    assert not hub.requests
+    assert cli.main(['push', 'stn_mnist_cnn_tc', '--repo', REPO, '--dry-run']) == 0
+
+
+def test_a_long_answer_of_a_server_is_cut(hub):
+    hub.fail('POST', '/repos/create', times=9, status=418, text='no ' * 100_000)
+    with pytest.raises(PushError, match=r'the Hub refused it \(status 418\).* characters') as caught:
+        timm_stn.push_to_hub(network(), REPO)
+    assert len(str(caught.value)) < 3000
+
+
 STEPS = dict(
     create=('POST', '/repos/create'), info=('GET', '/revision/main'), card=('POST', '/validate-yaml'),
     preupload=('POST', '/preupload/'), batch=('POST', '/objects/batch'), upload=('PUT', '/upload/'),

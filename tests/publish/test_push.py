@@ -60,6 +60,37 @@ def test_all_cards_and_nothing_twice(hub, capsys):
     assert hub.files(repo.name)['config.json'] == (CARDS[0] / 'config.json').read_bytes()
 
 
+def test_nothing_twice_where_the_server_lists_no_hashes(hub):
+    hub.lists_hashes = False
+    names = ['README.md', 'config.json', 'model.safetensors']
+    first = timm_stn.push_to_hub(network(), REPO)
+    assert first.sent == names and first.same == []
+    again = timm_stn.push_to_hub(network(), REPO)
+    assert again.sent == [] and sorted(again.same) == names and again.commit == first.commit
+    other = timm_stn.push_to_hub(network(1), REPO)
+    assert other.sent == ['model.safetensors'] and other.same == ['README.md', 'config.json']
+    assert torch.equal(logits(load(REPO)), logits(network(1)))
+
+
+def test_what_the_client_leaves_out_is_not_called_sent(hub, monkeypatch):
+    """A server whose every hash is another than the Hub's: the client itself compares what it is about to send."""
+    first = timm_stn.push_to_hub(network(), REPO)
+    monkeypatch.setattr('timm_stn.publish.push._hashes', lambda path: ('', ''))
+    again = timm_stn.push_to_hub(network(), REPO, replace_card=True)
+    assert again.commit == first.commit and again.sent == [] and len(again.same) == 3
+
+
+def test_a_network_without_pretrained_weights_has_no_licence_of_theirs(hub):
+    """Neither in its card nor in its config, which say the same."""
+    fresh, pretrained = network(), timm.create_model('stn_mnist_cnn_tc', pretrained=True)
+    for model, given, licence in ((fresh, None, None), (fresh, 'mit', 'mit'), (pretrained, None, 'apache-2.0')):
+        pushed = timm_stn.push_to_hub(model, REPO, license=given, replace_card=True)
+        cfg = json.loads(hub.files(REPO)['config.json'])['pretrained_cfg']
+        assert cfg.get('license') == licence and f'license: {licence or "unknown"}\n' in pushed.card
+        assert ('paper_ids' in cfg) == (model is pretrained)
+    assert fresh.pretrained_cfg['license'] == 'apache-2.0'
+
+
 def test_registered_names(hub, capsys):
     assert cli.main(['push', 'stn_mnist_cnn_rts', '--repo', REPO]) == 0
     assert f'{hub.url}/{REPO}: README.md, config.json, examples.png, model.safetensors sent' in capsys.readouterr().out

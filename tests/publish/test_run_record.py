@@ -22,7 +22,9 @@ from pushing import REPO, WRITE, load, refused
 
 import timm_stn
 from timm_stn import cli
+from timm_stn.publish.card import write_card
 from timm_stn.publish.run_record import read_run
+from timm_stn.publish.save import save_network
 from timm_stn.run import TIMM_SCRIPTS
 
 
@@ -30,9 +32,9 @@ def run_folder(tmp_path, **changed):
     """A checkpoint as train.py writes one, with what lies beside it."""
     folder, data = tmp_path / 'run', tmp_path / 'secret' / 'birds'
     rng = np.random.default_rng(0)
-    for label in ('jay', 'owl'):
-        (data / 'val' / label).mkdir(parents=True)
-        Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(data / 'val' / label / 'a.png')
+    for split, label in ((split, label) for split in ('train', 'val') for label in ('jay', 'owl')):
+        (data / split / label).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(data / split / label / 'a.png')
     folder.mkdir()
     args = dict(
         model='stn_test_resnet', num_classes=2, in_chans=None, input_size=None, img_size=96, mean=[0.4, 0.5, 0.6],
@@ -40,8 +42,9 @@ def run_folder(tmp_path, **changed):
         val_split='val', output=str(tmp_path / 'secret'), initial_checkpoint=str(tmp_path / 'secret' / 'w.pth'),
         eval_metric='top1', model_kwargs={'stn_transform': 'similarity'}, model_ema_force_cpu=False, dataset='')
     args.update(changed)
-    models = [timm.create_model(args['model'], num_classes=2, in_chans=3, **args['model_kwargs']) for _ in range(2)]
-    for model in models:
+    given = dict(num_classes=2, in_chans=args['in_chans'] or 3, **args['model_kwargs'])
+    models = [timm.create_model(args['model'], **given) for _ in range(2)]
+    for model in (model for model in models if hasattr(model, 'stn')):
         torch.nn.init.normal_(model.stn.localization.regression.bias, std=0.1)
     held = dict(epoch=4, arch=args['model'], args=argparse.Namespace(**args, lr_base=0.1, rank=0, world_size=1),
                 optimizer={}, version=2, metric=87.5, state_dict=models[0].state_dict())
@@ -64,6 +67,7 @@ def test_checkpoint(hub, tmp_path, capsys):
     assert torch.equal(loaded(x), averaged.eval()(x)) and loaded.num_classes == 2
     cfg = loaded.pretrained_cfg
     assert (list(cfg['mean']), cfg['crop_pct'], tuple(cfg['input_size'])) == ([0.4, 0.5, 0.6], 0.9, (3, 96, 96))
+    assert cfg['label_names'] == ['jay', 'owl'] and cfg['license'] == 'mit'
     text = files['README.md'].decode()
     assert str(tmp_path) not in text and 'secret' not in text and 'w.pth' in text
     assert not card_errors(text.split('---')[1])
@@ -79,6 +83,83 @@ def test_checkpoint(hub, tmp_path, capsys):
     scope = {}
     exec(code, scope)
     assert scope['transform'](Image.new('RGB', (120, 100))).shape == (3, 96, 96)
+
+
+def published(path, folder):
+    """A run's network as it comes back from what is pushed of it, and its config."""
+    save_network(read_run(path).model, folder)
+    return timm.create_model(f'local-dir:{folder}', pretrained=True), json.loads((folder / 'config.json').read_text())
+
+
+ARCHITECTURES = [  # of which timm's cfg has sizes to test at
+    dict(model='resnet10t', model_kwargs={}), dict(model='stn_test_mambaout'),
+    dict(model='stn_mobilenetv4_conv_small_035', model_kwargs={'stn_size': 64, 'stn_localization': 'fc'})]
+READING = [
+    dict(img_size=64, mean=None, crop_pct=None), dict(img_size=None, input_size=[3, 64, 96], crop_pct=0.8),
+    dict(img_size=None, mean=None, std=[0.2], crop_pct=None, interpolation='bilinear'),
+    dict(img_size=80, in_chans=1, mean=None, interpolation='')]
+
+
+@pytest.mark.parametrize('reading', READING, ids=['img_size', 'input_size', 'std', 'in_chans'])
+@pytest.mark.parametrize('arch', ARCHITECTURES, ids=lambda arch: arch['model'])
+def test_the_config_says_how_the_run_read_its_images(tmp_path, arch, reading):
+    """timm's validate.py, which asks for sizes to test at, reads images as train.py did."""
+    path, (model, averaged) = run_folder(tmp_path, **arch, **reading)
+    args = vars(torch.load(path, weights_only=False)['args'])
+    assert model.pretrained_cfg['test_input_size']
+    trained = timm.data.resolve_data_config(args, model=model)
+    channels = args['in_chans'] or 3
+    trained['input_size'] = (channels, *trained['input_size'][1:])
+    loaded, config = published(path, tmp_path / 'out')
+    for use_test_size in (False, True):
+        found = timm.data.resolve_model_data_config(loaded, use_test_size=use_test_size)
+        assert len(found['mean']) == len(found['std']) == channels
+        if channels == 1:  # timm's loaders take the mean of the three
+            trained.update({key: pytest.approx([sum(model.pretrained_cfg[key]) / 3]) for key in ('mean', 'std')})
+        assert {k: v if isinstance(v, (str, float)) else list(v) for k, v in found.items()} == {
+            k: list(v) if isinstance(v, (list, tuple)) else v for k, v in trained.items()}
+    assert not [key for key in config['pretrained_cfg'] if key.startswith('test_')]
+    assert not config['pretrained_cfg'].get('pool_size')
+    x = torch.rand(2, *trained['input_size'])
+    assert torch.equal(loaded.eval()(x), averaged.eval()(x))
+
+
+THEIRS = dict(
+    license='cc-by-nc-4.0', origin_url='https://theirs', paper_ids='arXiv:0', paper_name='theirs', notes='theirs',
+    tag='theirs', description='theirs')
+
+
+@pytest.mark.parametrize('model', ['stn_resnet10t', 'resnet10t', 'stn_resnet10t.c3_in1k', 'stn_mnist_cnn_tc'])
+@pytest.mark.parametrize('start,inherits', [
+    ({}, False), (dict(pretrained=True), True), (dict(pretrained=False, pretrained_path='w.safetensors'), False),
+    (dict(pretrained=True, initial_checkpoint='w.pth'), False), (dict(pretrained=True, pretrained_path='w'), False)])
+def test_a_run_from_pretrained_weights_inherits_what_is_said_of_them(tmp_path, monkeypatch, model, start, inherits):
+    make = timm.create_model
+
+    def create(name, **kwargs):
+        made = make(name, **kwargs)
+        made.pretrained_cfg.update(THEIRS, label_names=['a', 'b'])
+        return made
+
+    monkeypatch.setattr(timm, 'create_model', create)
+    small = dict(channels=(2, 4)) if 'mnist' in model else {}
+    given = dict(model=model, model_kwargs=small, pretrained=False, initial_checkpoint='', in_chans=None, mean=None)
+    path, _ = run_folder(tmp_path, **{**given, 'in_chans': 1 if small else None, 'img_size': None, **start})
+    run = read_run(path)
+    cfg = run.model.pretrained_cfg
+    assert {k: cfg.get(k) for k in THEIRS} == (THEIRS if inherits else dict.fromkeys(THEIRS))
+    assert cfg.get('label_names') is None and run.class_names() == ['jay', 'owl']
+    card = write_card(run.model, 'acme/net', run)
+    assert ('cc-by-nc-4.0, as that of the weights that its training' if inherits else 'Weights: unknown.') in card
+
+
+def test_the_checkpoint_of_another_network(tmp_path, capsys):
+    path, _ = run_folder(tmp_path)
+    held = torch.load(path, weights_only=False)
+    held['state_dict_ema'] = {f'x{i}': torch.empty(0) for i in range(20_000)}
+    torch.save(held, path)
+    message = refused(capsys, path, '--repo', REPO)
+    assert 'do not fit stn_test_resnet' in message and len(message) < 3000
 
 
 def test_checkpoint_without_more(hub, tmp_path):
@@ -109,9 +190,11 @@ def test_the_classes_of_a_run_have_the_names_of_its_folders_or_of_its_class_map(
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         return read_run(path).class_names(), [line.get('class') for line in lines]
 
-    assert named() == ([], ['jay', 'owl']), 'the folders shown, since there is no folder of training'
-    shutil.copytree(data / 'val', data / 'train')
     assert named() == (['jay', 'owl'], ['jay', 'owl'])
+    shutil.rmtree(data / 'train' / 'jay')
+    assert named() == ([], ['jay', 'owl']), 'the folders shown, since those of training are others'
+    shutil.rmtree(data / 'train')
+    shutil.copytree(data / 'val', data / 'train')
     shutil.copytree(data / 'val' / 'jay', data / 'train' / 'tit')
     assert named()[0] == [], 'of other classes'
     for content, found in (('owl\njay\n', ['owl', 'jay']), ('owl\n', [])):
@@ -191,3 +274,4 @@ def test_a_real_run(hub, tmp_path):
     state = torch.load(tmp_path / 'out' / 'run' / 'last.pth.tar', weights_only=False)['state_dict_ema']
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert 'Top-1 accuracy' in pushed.card and 'stn_transform: attention' in pushed.card
+    assert 'Weights: unknown.' in pushed.card and 'license' not in model.pretrained_cfg

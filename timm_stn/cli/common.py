@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..names.brief import short
+from ..names.hub_token import token_fault
 from ..view.draw import picture_format
 from ..whole_file import check_place
 
@@ -23,7 +25,9 @@ def attempt(argument: str, run: Callable[..., Any], *values: Any, hint: str = ''
 
 
 def refusal(argument: str, error: Exception, hint: str = '') -> Refused:
-    return Refused(f'argument {argument}: {type(error).__name__}: {error} {hint}'.rstrip())
+    fault = token_fault() if isinstance(error, UnicodeEncodeError) else None  # timm has asked the Hub
+    text = fault or f'{type(error).__name__}: {short(error)} {hint}'
+    return Refused(f'argument {argument}: {text}'.rstrip())
 
 
 def positive(text: str) -> int:

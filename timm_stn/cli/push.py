@@ -27,7 +27,7 @@ def push_arguments(add: Callable[..., Any]) -> None:
         help="images for the card's picture of where it looks; they become public "
              '(default: some validation images of the run, if they still exist)')
     add('--no-picture', action='store_true', help='no picture')
-    add('--license', metavar='ID', help="license of the weights, for the card (default: the model's)")
+    add('--license', metavar='ID', help='license of the weights (default: that of pretrained weights it started from)')
     add('--dry-run', action='store_true', help='write and test the files, print the card, send nothing')
 
 

@@ -30,6 +30,7 @@ from ..network.features import StnFeatures, usual_indices
 from ..network.keys import CLASSIFIER, as_tuple, is_classifiers, is_transformers, is_whole, prefix_of, split_backbone
 from ..network.model import SpatialTransformerNetwork
 from ..network.timm_model import TimmModel
+from .brief import listed, short
 from .untrusted import Budget, check_config, config_location
 from .weights import StateDict, check_kinds, location_of, naming, place_of, read_weights
 
@@ -48,6 +49,7 @@ def build_network(
         cache_dir: str | Path | None = None,
         features_only: bool = False,
         pretrained_model_args: dict[str, Any] | None = None,
+        pretrained_sha256: str | None = None,
         **kwargs: Any,
 ) -> nn.Module:
     """Entry point of every ``stn_`` name.
@@ -64,6 +66,7 @@ def build_network(
         cache_dir: Where downloads are kept.
         features_only: Return the features of several stages instead of logits.
         pretrained_model_args: Arguments that the checkpoint was made with, if known.
+        pretrained_sha256: Hash of the only file that is accepted from the Hub. Default: any.
         **kwargs: ``stn_`` arguments and arguments of the backbone.
 
     Raises:
@@ -78,7 +81,7 @@ def build_network(
         given, rest = split_arguments(kwargs)
         arguments = stn_arguments(**given)
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
-        state_dict = read_weights(cfg, base, cache_dir) if pretrained else None
+        state_dict = read_weights(cfg, base, cache_dir, pretrained_sha256) if pretrained else None
         with nullcontext() if location is None else Budget(location, state_dict):
             return _assemble(
                 name, base, cfg, arguments, rest, state_dict, pretrained=pretrained, cache_dir=cache_dir,
@@ -123,6 +126,7 @@ def _assemble(
     if arguments.size is not None:
         net.pretrained_cfg['input_size'] = input_size
     net.pretrained_model_args = dict(model_args)
+    net.cfg_is_of_weights = pretrained  # else it speaks of weights that are not here
     if state_dict is not None:
         check_kinds(state_dict, (net if whole else net.backbone).state_dict(), place_of(cfg))
     if whole and state_dict is not None:
@@ -201,7 +205,7 @@ def _build_base(
         base_cfg = replace(base_cfg, **NO_SOURCE, state_dict=dict(state_dict))
     args = {k: v for k, v in model_args.items() if not k.startswith('stn_')}
     where = location_of(cfg) if state_dict is not None else None
-    with naming(where, f"{base} with arguments {', '.join(sorted(rest)) or 'of its own'}: "):
+    with naming(where, f"{base} with arguments {short(', '.join(sorted(rest))) or 'of its own'}: "):
         if 'img_size' in args:
             args['img_size'] = base_cfg.input_size[1:]
         extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
@@ -260,7 +264,7 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     if (not isinstance(net.backbone, (FeatureListNet, FeatureDictNet)) and (missing or unexpected)) or wrong:
         raise RuntimeError(
             f"The checkpoint does not fit this network's stn_ arguments. "
-            f'Missing: {missing}; unexpected: {unexpected}; of another shape: {wrong}.')
+            f'Missing: {listed(missing)}; unexpected: {listed(unexpected)}; of another shape: {listed(wrong)}.')
     net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
 
 

@@ -21,10 +21,10 @@ __all__ = ['Budget', 'check_config', 'config_location']
 LOCATION = {'hf-hub': 'hf_hub_id', 'local-dir': 'file'}  # set by timm, not by the config
 ELSEWHERE = ('url', 'file', 'hf_hub_id', 'hf_hub_filename', 'state_dict')
 RUNTIME = (  # arguments of timm's factory and of loading, which a config must not set
-    'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_model_args', 'pretrained_strict',
-    'pretrained_filter_fn', 'pretrained_custom_load', 'checkpoint_path', 'cache_dir', 'features_only', 'out_indices',
-    'feature_cls', 'feature_cfg', 'model_name', 'model_cls', 'model_cfg', 'variant', 'kwargs_filter', 'pruned',
-    'scriptable', 'exportable', 'no_jit', 'device', 'dtype', 'name', 'base',
+    'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_model_args', 'pretrained_sha256',
+    'pretrained_strict', 'pretrained_filter_fn', 'pretrained_custom_load', 'checkpoint_path', 'cache_dir',
+    'features_only', 'out_indices', 'feature_cls', 'feature_cfg', 'model_name', 'model_cls', 'model_cfg', 'variant',
+    'kwargs_filter', 'pruned', 'scriptable', 'exportable', 'no_jit', 'device', 'dtype', 'name', 'base',
 )
 TYPED = ('features_only', 'out_indices', 'feature_cls', 'device', 'dtype')  # a user may add these to a config
 DEPTH, VALUES, LENGTH = 6, 4096, 1000  # limits of model_args: nesting, number of values, characters of a string

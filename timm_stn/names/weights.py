@@ -4,6 +4,7 @@ From Hub repositories and folders (``hf-hub:``, ``local-dir:``, the networks of 
 are read. A file or URL from the user may be any checkpoint of timm's, and is read without unpickling code.
 """
 import argparse
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,23 +20,32 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, load_state_dict
 from torch import Tensor
 from torch.hub import load_state_dict_from_url
 
 from ..version import __version__
+from .brief import short
+from .hub_token import token_fault
 
 __all__ = [
     'WEIGHTS', 'MissingWeights', 'StateDict', 'check_kinds', 'location_of', 'naming', 'options_allowed', 'place_of',
     'read_weights']
 
 WEIGHTS = 'model.safetensors'
+TENSORS = 2 ** 15  # accepted in a file; timm's largest networks have some thousands
+HEADER = 2 ** 23  # bytes of a safetensors header: 256 for each of as many tensors
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 CONVERT = (
     'Only safetensors are read from the Hub and from folders. To convert a file that you trust: `model = '
     'timm.create_model(NAME, checkpoint_path=FILE); timm.models.save_for_hf(model, FOLDER, safe_serialization=True)`.')
+FOREIGN = (
+    '{where} is not the file that this version of timm_stn was published with, and is not loaded: somebody else may '
+    'have put it there. Its SHA-256 is {found}, not {sha256}. Update timm_stn; or, if you trust that repository, load '
+    "it by its own name: timm.create_model('hf-hub:{repo}', pretrained=True). It is in the cache as {cached}.")
 StateDict = dict[str, Tensor]
 
 
@@ -60,19 +70,25 @@ def place_of(cfg: PretrainedCfg) -> str:
     return f'{location}/{cfg.hf_hub_filename or WEIGHTS}' if location == f'hf-hub:{cfg.hf_hub_id}' else location
 
 
-def read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any = None) -> StateDict | None:
+def read_weights(
+        cfg: PretrainedCfg,
+        base: str,
+        cache_dir: Any = None,
+        sha256: str | None = None,
+) -> StateDict | None:
     """The state dict that a cfg points to; None for the backbone's own weights, which timm reads itself.
 
     Args:
         cfg: Pretrained cfg of the network.
         base: Architecture of its backbone.
         cache_dir: Where downloads are kept.
+        sha256: Hash of the only file that is accepted from the Hub. Default: any.
 
     Raises:
         MissingWeights: The folder or the repository holds no safetensors.
         RuntimeError: The weights cannot be reached or read, or a tensor is not valid.
     """
-    read = _reader(cfg, base, cache_dir)
+    read = _reader(cfg, base, cache_dir, sha256)
     if read is None:
         return None
     state_dict = read()
@@ -81,13 +97,18 @@ def read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any = None) -> StateD
     return state_dict
 
 
-def _reader(cfg: PretrainedCfg, base: str, cache_dir: Any) -> Callable[[], StateDict] | None:
+def _reader(
+        cfg: PretrainedCfg,
+        base: str,
+        cache_dir: Any,
+        sha256: str | None,
+) -> Callable[[], StateDict] | None:
     if cfg.state_dict:
         return lambda: dict(cfg.state_dict or {})
     if cfg.source == 'local-dir':
         return lambda: _read_folder(Path(str(cfg.file)))
     if cfg.source == 'hf-hub':
-        return lambda: _read_hub(cfg, cache_dir)
+        return lambda: _read_hub(cfg, cache_dir, sha256)
     registered = get_arch_pretrained_cfgs(base).values()
     if cfg.file and not cfg.custom_load:
         return lambda: _read_file(Path(str(cfg.file)).expanduser())
@@ -95,7 +116,7 @@ def _reader(cfg: PretrainedCfg, base: str, cache_dir: Any) -> Callable[[], State
         return lambda: load_state_dict_from_url(  # type: ignore[no-untyped-call]
             cfg.url, model_dir=cache_dir, map_location='cpu', weights_only=True)
     if cfg.hf_hub_id and cfg.hf_hub_id not in {c.hf_hub_id for c in registered} and not cfg.file and not cfg.url:
-        return lambda: _read_hub(cfg, cache_dir)
+        return lambda: _read_hub(cfg, cache_dir, sha256)
     return None
 
 
@@ -113,20 +134,32 @@ def _read_folder(folder: Path) -> StateDict:
     return _read_safetensors(file, str(file))
 
 
-def _read_hub(cfg: PretrainedCfg, cache_dir: Any) -> StateDict:
-    """From the cache if it holds the repository's revision; else from the Hub."""
+def _read_hub(cfg: PretrainedCfg, cache_dir: Any, sha256: str | None) -> StateDict:
+    """From the cache if it holds the repository's revision, and the file of that hash; else from the Hub."""
     where, name = place_of(cfg), cfg.hf_hub_filename or WEIGHTS
     if not name.endswith('.safetensors'):
         raise ValueError(f'hf_hub_filename must name a .safetensors file, got {name!r} of {cfg.hf_hub_id}. {CONVERT}')
     repo, _, revision = str(cfg.hf_hub_id).partition('@')
     cache_dir = Path(cache_dir).expanduser() if cache_dir else None
     file = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision or None)
-    if not isinstance(file, str):
+    if not isinstance(file, str) or (sha256 and sha256 != _sha256(file)):
         file = _download(repo, name, revision or None, cache_dir, where)
+    if sha256 and sha256 != (found := _sha256(file)):
+        raise RuntimeError(FOREIGN.format(where=where, found=found, sha256=sha256, repo=cfg.hf_hub_id, cached=file))
     return _read_safetensors(Path(file), where)
 
 
+def _sha256(file: str) -> str:
+    digest = hashlib.sha256()
+    with open(file, 'rb') as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _download(repo: str, name: str, revision: str | None, cache_dir: Path | None, where: str) -> str:
+    if (fault := token_fault()) is not None:
+        raise RuntimeError(f'{where} is not asked for: {fault}')
     try:
         return huggingface_hub.hf_hub_download(
             repo, name, revision=revision, cache_dir=cache_dir, library_name='timm_stn', library_version=__version__)
@@ -154,14 +187,27 @@ def _exists(repo: str, name: str, revision: str | None) -> bool:
 
 
 def _but(others: list[str]) -> str:
-    return f", but {', '.join(others)}" if others else ''
+    return short(f", but {', '.join(others)}") if others else ''
 
 
 def _read_safetensors(file: Path, where: str) -> StateDict:
     try:
+        _check_count(file)
         return dict(load_file(file))
     except Exception as error:  # many types: of safetensors, torch, the file system
         raise RuntimeError(f'{where} cannot be read as safetensors: {_text(error)}') from error
+
+
+def _check_count(file: Path) -> None:
+    """Raise if a safetensors file announces more tensors than any network has; each costs time, an empty one too."""
+    with file.open('rb') as opened:
+        size = int.from_bytes(opened.read(8), 'little')
+    if HEADER < size <= file.stat().st_size:  # the library tells of a length that cannot be
+        raise RuntimeError(f'its header has {size:,} bytes, and at most {HEADER:,} are accepted')
+    with safe_open(file, framework='pt') as opened:  # type: ignore[no-untyped-call]
+        count = len(opened.keys())
+    if count > TENSORS:
+        raise RuntimeError(f'it holds {count:,} tensors, and at most {TENSORS:,} are accepted')
 
 
 def _read_file(file: Path) -> StateDict:
@@ -169,6 +215,8 @@ def _read_file(file: Path) -> StateDict:
     if not file.is_file():
         raise FileNotFoundError(f'pretrained_cfg: there is no file {str(file)!r}.')
     try:
+        if file.suffix == '.safetensors':
+            _check_count(file)
         with options_allowed():
             return load_state_dict(str(file), weights_only=True)
     except Exception as error:
@@ -184,14 +232,17 @@ def _check_tensors(state_dict: Mapping[Any, Any], where: str) -> None:
     """Raise unless all values are tensors of plain dtypes with finite numbers; scalars (bounds) may be infinite."""
     if not state_dict:
         raise RuntimeError(f'{where} holds no tensors.')
+    if len(state_dict) > TENSORS:
+        raise RuntimeError(f'{where} holds {len(state_dict):,} tensors, and at most {TENSORS:,} are accepted.')
     for key, value in state_dict.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise RuntimeError(f'{where}: {key!r} is no tensor with a name, but a {type(value).__name__}.')
+            raise RuntimeError(f'{where}: {short(repr(key))} is no tensor with a name, but a {type(value).__name__}.')
         if value.dtype not in FLOATS + INTEGERS:
             accepted = ', '.join(str(d).removeprefix('torch.') for d in FLOATS)
-            raise RuntimeError(f'{where}: {key} is {_dtype(value)}; accepted are {accepted}, and integers for counts.')
+            raise RuntimeError(
+                f'{where}: {short(key)} is {_dtype(value)}; accepted are {accepted}, and integers for counts.')
         if value.is_floating_point() and value.numel() and not _is_finite(value):
-            raise RuntimeError(f'{where}: {key} has numbers that are not finite (NaN or infinite).')
+            raise RuntimeError(f'{where}: {short(key)} has numbers that are not finite (NaN or infinite).')
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -213,10 +264,15 @@ def _dtype(value: Tensor) -> str:
 
 @contextmanager
 def naming(location: str | None, what: str = '') -> Iterator[None]:
-    """Prefix errors with the location of weights or config. They stay a TypeError, ValueError or RuntimeError."""
+    """Prefix errors with the location of weights or config, and shorten them. They stay a TypeError, ValueError or
+    RuntimeError."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, UnicodeEncodeError) and (fault := token_fault()):  # timm has asked the Hub
+            raise RuntimeError(fault) from error
+        if len(str(error)) > len(short(error)):  # as torch lists all keys of a checkpoint
+            error.args = (short(error),)
         if location is None or location in str(error):
             raise
         kind = next((k for k in (TypeError, ValueError) if type(error) is k), RuntimeError)
@@ -224,5 +280,4 @@ def naming(location: str | None, what: str = '') -> Iterator[None]:
 
 
 def _text(error: Exception) -> str:
-    text = str(error) if len(str(error)) < 2000 else f'{str(error)[:2000]} ...'
-    return text if type(error) is RuntimeError else f'{type(error).__name__}: {text}'
+    return short(error) if type(error) is RuntimeError else f'{type(error).__name__}: {short(error)}'

@@ -1,4 +1,5 @@
 """Our own networks and their trained weights: in the source checkout or wheel, the Hub's cache, or on the Hub."""
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import timm
 from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, register_model, resolve_pretrained_cfg
 from torch import nn
 
+from .provenance import OF_WEIGHTS, TESTED
 from .registry import whole_network_cfg
 from .untrusted import config_location
 from .weights import WEIGHTS, MissingWeights
@@ -15,7 +17,7 @@ from .weights import WEIGHTS, MissingWeights
 __all__ = ['HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'weights_of', 'zoo_names']
 
 HUB_ORG = 'timm-stn'  # default Hub organisation of these networks; the variable TIMM_STN_HUB_ORG overrides it
-NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any; {error}. To train it: {recipe}.'
+NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any{where}. To train it: {recipe}.'
 
 
 class Own(NamedTuple):
@@ -25,18 +27,24 @@ class Own(NamedTuple):
     arguments: dict[str, Any]
     cfg: dict[str, Any]
     recipe: str  # how to train it
+    sha256: str | None = None  # of its published weights; the Hub is asked for no others
 
 
-def _mnist(kind: str, side: int, **arguments: Any) -> Own:
-    cfg = dict(mean=(0.0,), std=(1.0,), num_classes=10, interpolation='bilinear', crop_pct=1.0, license='apache-2.0')
+def _mnist(kind: str, side: int, sha256: str, **arguments: Any) -> Own:
+    cfg = dict(
+        mean=(0.0,), std=(1.0,), num_classes=10, interpolation='bilinear', crop_pct=1.0, license='apache-2.0',
+        paper_ids='arXiv:1506.02025')
     recipe = f'`python scripts/train/train_mnist.py --model stn_mnist_cnn_{kind.lower()} --set {kind}`'
     arguments.update(stn_localization_size=side // 2, stn_lr_scale=10.0)
-    return Own('mnist_cnn', (1, side, side), arguments, cfg, recipe)
+    return Own('mnist_cnn', (1, side, side), arguments, cfg, recipe, sha256)
 
 
 _ZOO = dict(
-    stn_mnist_cnn_rts=_mnist('RTS', 42, stn_size=24, stn_iterations=2, channels=(64, 128)),
-    stn_mnist_cnn_tc=_mnist('TC', 60, stn_size=28),
+    stn_mnist_cnn_rts=_mnist(
+        'RTS', 42, '69f598cff9f00c12aa47d00799aadab1a42f68621ac7bdf256f0530d99f8d9db',
+        stn_size=24, stn_iterations=2, channels=(64, 128)),
+    stn_mnist_cnn_tc=_mnist(
+        'TC', 60, '2060ee97294dcbc3629d18f337909f6c9bd7b754d0d7caeab26d357271828c73', stn_size=28),
     stn_tf_efficientnet_lite0_cub2010=Own(
         base='tf_efficientnet_lite0',
         input_size=(3, 224, 224),
@@ -45,6 +53,7 @@ _ZOO = dict(
             stn_localization_size=112, stn_lr_scale=10.0),
         cfg=dict(num_classes=200, crop_pct=0.875, license='apache-2.0'),
         recipe='`scripts/train/train_birds.sh DATA WEIGHTS OUTPUT zoom192`',
+        sha256='4d955fe754c8c725b01c49643dd458c6cddd8244da0c8c9445bf8f24943dca70',
     ),
     stn_resnet50_cub=Own(  # the paper's birds network, section 4.3
         base='resnet50',
@@ -95,14 +104,21 @@ def weights_of(model: str | nn.Module) -> str | None:
 
 
 def _cfg(name: str) -> PretrainedCfg:
-    base, input_size, _, settings, _ = _ZOO[name]
+    base, input_size, _, settings, *_ = _ZOO[name]
     file = card_folder(name) / WEIGHTS
     own = dict(vars(whole_network_cfg(get_pretrained_cfg(base) or PretrainedCfg())))
     here = file.is_file()
+    own.update(dict.fromkeys(OF_WEIGHTS + TESTED), label_names=_label_names(name))
     own.update(
-        settings, architecture=name, input_size=input_size, url=None, tag=None, pool_size=None,
+        settings, architecture=name, input_size=input_size, url=None, pool_size=None,
         file=str(file) if here else None, hf_hub_id=hub_id(name) if is_published(name) and not here else None)
     return PretrainedCfg(**own)
+
+
+def _label_names(name: str) -> list[str] | None:
+    """The names of the classes, as the config beside the card has them."""
+    config = card_folder(name) / 'config.json'
+    return json.loads(config.read_text()).get('label_names') if config.is_file() else None
 
 
 def _from_hub(name: str, cfg: Any, overlay: Any) -> PretrainedCfg | None:
@@ -117,7 +133,10 @@ def _from_hub(name: str, cfg: Any, overlay: Any) -> PretrainedCfg | None:
 
 
 def _register(name: str) -> None:
-    base, _, settings, _, recipe = _ZOO[name]
+    base, _, settings, _, recipe, _ = _ZOO[name]
+
+    def no_weights(where: object = '') -> RuntimeError:
+        return RuntimeError(NO_WEIGHTS.format(name=name, folder=card_folder(name), where=where, recipe=recipe))
 
     def entry(
             pretrained: bool = False,
@@ -127,6 +146,9 @@ def _register(name: str) -> None:
     ) -> nn.Module:
         own = _from_hub(name, pretrained_cfg, pretrained_cfg_overlay) if pretrained else None
         if own is not None:
+            kwargs['pretrained_sha256'] = _ZOO[name].sha256
+            if kwargs['pretrained_sha256'] is None:
+                raise no_weights()
             pretrained_cfg, pretrained_cfg_overlay = own, None
         kwargs.setdefault('pretrained_model_args', dict(settings))
         kwargs.update(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
@@ -136,8 +158,7 @@ def _register(name: str) -> None:
         except MissingWeights as error:
             if own is None:
                 raise
-            text = NO_WEIGHTS.format(name=name, folder=card_folder(name), error=error, recipe=recipe)
-            raise RuntimeError(text) from error
+            raise no_weights(f'; {error}') from error
 
     entry.__name__ = entry.__qualname__ = name
     entry.__module__ = __name__

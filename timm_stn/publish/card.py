@@ -33,13 +33,15 @@ def write_card(model: Any, at: str, run: Run, license: str | None = None, pictur
         picture: File name of the picture beside the card.
     """
     name = at.partition('@')[0].partition('/')[2]
-    license = license or model.pretrained_cfg.get('license') or 'unknown'
+    known = model.pretrained_cfg.get('license')
+    of_start = ', as that of the weights that its training started from' if run.args and known and not license else ''
+    license = license or known or 'unknown'
     data = ModelCardData(
         license=license, library_name='timm', pipeline_tag='image-classification', model_name=name,
         tags=['image-classification', 'timm', 'timm-stn', 'spatial-transformer'],
         eval_results=_results(run, model.num_classes) or None)
     parts = [f'---\n{data.to_yaml()}\n---\n# {name}', _what(model), _usage(at), _looks(model, picture)]
-    parts += [_measured(run, model.num_classes), _recipe(run), f'## Licence\n\nWeights: {license}.']
+    parts += [_measured(run, model.num_classes), _recipe(run), f'## Licence\n\nWeights: {license}{of_start}.']
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 

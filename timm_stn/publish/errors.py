@@ -15,6 +15,9 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from ..names.brief import short
+from . import silence
+
 __all__ = ['PushError', 'explained', 'hint']
 
 EXPLAINED: tuple[type[Exception], ...] = (  # the last: errors of the HTTP library
@@ -48,7 +51,7 @@ def hint(error: BaseException, repo: str) -> str:
         error = error.__cause__
     if isinstance(error, HfHubHTTPError):
         return _hint_of_status(error, repo)
-    said = ' '.join(str(error).split()).rstrip('.')
+    said = short(' '.join(str(error).split()).rstrip('.'))
     if isinstance(error, RuntimeError):
         return said
     if isinstance(error, HFValidationError):
@@ -59,13 +62,15 @@ def hint(error: BaseException, repo: str) -> str:
         return 'HF_HUB_OFFLINE is set, so nothing was sent: unset it'
     if getattr(error, 'errno', None) in DISK_FULL or 'os error 28' in said or 'os error 27' in said:
         return f'no room on the disk: free some in {gettempdir()}, or set TMPDIR to another folder ({said})'
+    if 'Timeout' in type(error).__name__:  # of the HTTP library
+        return f'the Hub has said nothing for {silence.SILENCE:g} s, which ends the push ({said}). {AGAIN} later.'
     return f'{type(error).__name__}: {said}. {AGAIN}; files that have arrived are not sent twice.'
 
 
 def _hint_of_status(error: HfHubHTTPError, repo: str) -> str:
     status = error.response.status_code
     url = f'{HfApi().endpoint}/{repo}'
-    said = ' '.join((error.server_message or str(error)).split())
+    said = short(' '.join((error.server_message or str(error)).split()))
     if isinstance(error, GatedRepoError):
         return f'the repository is gated: accept its conditions at {url} with the account of your token ({said})'
     if status == 401:

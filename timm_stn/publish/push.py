@@ -5,30 +5,34 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
-from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from ..geometry.layout import size_that_enters
+from ..names.brief import listed, short
+from ..names.hub_token import token_fault
+from ..names.provenance import OF_WEIGHTS
 from ..names.weights import WEIGHTS
 from ..names.zoo import card_folder
 from ..version import __version__
 from ..view.dependence import witnessing
 from ..view.draw import save_picture
 from ..view.sheet import sheet_of
+from . import silence
 from .card import write_card
 from .errors import PushError, explained, hint
 from .run_record import Run, read_run
+from .save import CONFIG, save_network
+from .scratch import scratch_folder
 
 __all__ = ['PushError', 'Pushed', 'push_to_hub']
 
-CARD, CONFIG, PICTURE = 'README.md', 'config.json', 'look.png'
+CARD, PICTURE = 'README.md', 'look.png'
 SHOWN = 6  # images of a run in the card's picture
 PICKLES = ('.bin', '.pt', '.pth', '.tar', '.pkl', '.pickle', '.ckpt')
 
@@ -77,7 +81,8 @@ def push_to_hub(
         replace_card: Replace an existing README.md of the repository; otherwise it is kept.
         images: Files for the card's picture of where the network looks. Default: some validation images of the run, if
             they still exist. They become public with the repository; [] draws none.
-        license: License of the weights, a name of the Hub, for the card. Default: the model's cfg, or else ``unknown``.
+        license: License of the weights, a name of the Hub, for card and config. Default: that of the pretrained weights
+            which the model was made with, or which its training started from; ``unknown`` without such.
         token: Default: the token that huggingface_hub finds.
         dry_run: Write and test the files, send nothing.
 
@@ -90,17 +95,18 @@ def push_to_hub(
         raise ValueError(f'repo must be ORG/NAME, as acme/stn_birds, got {repo!r}.')
     if revision and re.fullmatch(r'[0-9a-f]{40}', revision):
         raise ValueError(f'revision must be the name of a branch, got the commit {revision!r}.')
-    if token is not None and not re.fullmatch('[!-~]+', token):  # the HTTP library's error would show it
-        raise ValueError('token must be one word of ASCII characters; what was given is not shown here.')
+    fault = None if dry_run and token is None else token_fault(token)  # the HTTP library's error would show it
+    if fault is not None:
+        raise ValueError(fault)
     pictures = None if images is None else [Path(p) for p in images]
     for path in (*([Path(card)] if card else []), *(pictures or [])):
         if not path.is_file():
             raise ValueError(f'card and images must be files; there is no {str(path)!r}.')
-    with TemporaryDirectory(prefix='timm-stn-push-') as beside, explained(repo, token):
+    with scratch_folder() as beside, explained(repo, token):
         folder, run = _source(model)
         advice: list[str] = []
         if folder is None:
-            folder, at = Path(beside), repo if revision in (None, 'main') else f'{repo}@{revision}'
+            folder, at = beside, repo if revision in (None, 'main') else f'{repo}@{revision}'
             x, logits, advice = _write(run, folder, at, pictures, license, card is None)
         else:
             x, logits = _try(f'local-dir:{folder}')
@@ -112,8 +118,10 @@ def push_to_hub(
             return Pushed(repo, _url(HfApi(), repo, revision), None, list(files), [], False, text, advice)
         api = HfApi(token=token, library_name='timm_stn', library_version=__version__)
         message = message or f'Push with timm_stn {__version__}'
-        pushed = _commit(api, repo, revision, files, private, replace_card, message)
-        _try(f'hf-hub:{pushed.repo}@{_download(api, pushed, files, token, beside)}', x, logits, f'{beside}/hub')
+        with silence.bounded():
+            pushed = _commit(api, repo, revision, files, private, replace_card, message)
+        cache = beside / 'hub'
+        _try(f'hf-hub:{pushed.repo}@{_download(pushed, files, token, cache)}', x, logits, cache)
         return pushed._replace(card=text, advice=advice)
 
 
@@ -146,7 +154,7 @@ def _source(model: str | Path | nn.Module) -> tuple[Path | None, Run]:
     pickles = [name for name, file in _files(folder).items() if file.suffix in PICKLES]
     if missing or pickles:
         raise ValueError(f'model: a folder to push has {WEIGHTS} and {CONFIG} and no pickles; {str(folder)!r} lacks '
-                         f'{missing} and has {pickles}. For a run of train.py, name its checkpoint.')
+                         f'{missing} and has {listed(pickles)}. For a run of train.py, name its checkpoint.')
     return folder, Run(None)
 
 
@@ -162,8 +170,11 @@ def _write(
     if not getattr(run.model, 'pretrained_cfg', None):
         raise TypeError(f'model must be a timm model, with a pretrained_cfg, got {type(run.model).__name__}.')
     model: Any = copy.deepcopy(run.model).cpu().float().to(memory_format=torch.contiguous_format).eval()
-    args = {**getattr(model, '_model_args', {}), 'num_classes': model.num_classes}
-    save_for_hf(model, str(folder), model_args=args, safe_serialization=True)
+    if not getattr(model, 'cfg_is_of_weights', True):
+        model.pretrained_cfg.update(dict.fromkeys(OF_WEIGHTS))
+    model.pretrained_cfg.update(dict(label_names=names) if (names := run.class_names()) else {})
+    model.pretrained_cfg.update(dict(license=license) if license else {})
+    save_network(model, folder)
     x, logits = _answer(model)
     _try(f'local-dir:{folder}', x, logits)
     advice: list[str] = []
@@ -203,13 +214,13 @@ def _answer(model: Any, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return x, logits
 
 
-def _try(source: str, x: Tensor | None = None, logits: Tensor | None = None, cache: str | None = None) -> Any:
+def _try(source: str, x: Tensor | None = None, logits: Tensor | None = None, cache: Path | None = None) -> Any:
     """Load a network from a folder or a revision, and compare its logits; returns input and logits."""
     with torch.random.fork_rng(devices=[]):
         try:
             model = timm.create_model(source, pretrained=True, cache_dir=cache).eval()
-        except RuntimeError as error:
-            raise ValueError(f'model: its {CONFIG} does not build it again: {error}') from error
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f'model: its {CONFIG} does not build it again: {short(error)}') from error
     found = _answer(model, x)
     if logits is not None and not torch.equal(found[1], logits):
         what = 'its config does not record all arguments and changes' if cache is None else 'do not use that revision'
@@ -247,11 +258,14 @@ def _commit(
             raise PushError(f'revision {revision!r} of {repo} is a tag, which does not move: name a branch.')
         if revision not in [b.name for b in refs.branches]:
             api.create_branch(repo, branch=revision, exist_ok=True)
-    head = api.model_info(repo, revision=branch, files_metadata=True)
+    head = api.model_info(repo, revision=branch, files_metadata=True, timeout=silence.SILENCE)
     if private and head.private is False:
         raise PushError(f'private: {repo} is there already and public; nothing was sent. Make it private at '
                         f'{api.endpoint}/{repo}/settings, or omit private.')
     there = {s.rfilename: s.lfs['sha256'] if s.lfs else s.blob_id for s in head.siblings or []}
+    for name in [name for name in files if name in there and there[name] is None]:  # a server that does not list them
+        url = hf_hub_url(repo, name, revision=head.sha, endpoint=api.endpoint)
+        there[name] = get_hf_file_metadata(url, token=api.token).etag
     same = [name for name, path in files.items() if there.get(name) in _hashes(path)]
     kept_card = CARD in there and CARD in files and CARD not in same and not replace_card
     sent = [name for name in files if name not in same and not (kept_card and name == CARD)]
@@ -260,6 +274,8 @@ def _commit(
         commit = api.create_commit(
             repo, [CommitOperationAdd(name, str(files[name])) for name in sent], commit_message=message,
             revision=branch, parent_commit=head.sha).oid
+    if commit == head.sha:  # also where the client has found that all of it is there
+        same, sent = same + sent, []
     return Pushed(repo, _url(api, repo, revision), commit, sent, same, kept_card, '')
 
 
@@ -277,11 +293,11 @@ def _url(api: HfApi, repo: str, revision: str | None) -> str:
     return f'{api.endpoint}/{repo}' + (f'/tree/{revision}' if revision and revision != 'main' else '')
 
 
-def _download(api: HfApi, pushed: Pushed, files: dict[str, Path], token: str | None, beside: str) -> str:
+def _download(pushed: Pushed, files: dict[str, Path], token: str | None, cache: Path) -> str:
     """Download the pushed files into a fresh cache and compare them byte for byte; returns the commit."""
     try:
         for name in [*pushed.sent, *pushed.same]:
-            path = hf_hub_download(pushed.repo, name, revision=pushed.commit, token=token, cache_dir=f'{beside}/hub')
+            path = hf_hub_download(pushed.repo, name, revision=pushed.commit, token=token, cache_dir=cache)
             if not filecmp.cmp(path, files[name], shallow=False):
                 raise PushError(f'{name} at {pushed.url}, commit {pushed.commit}, is not what was sent: push it again.')
     except (HfHubHTTPError, OSError) as error:

@@ -11,8 +11,12 @@ import yaml
 from timm.data import resolve_data_config
 from timm.models import clean_state_dict
 
+from ..geometry.layout import size_that_enters
+from ..names.brief import short
+from ..names.provenance import OF_WEIGHTS, TESTED
 from ..names.weights import options_allowed
-from ..view.images import find_images, folder_name, in_turn, natural
+from ..view.images import find_images, folder_name, in_turn
+from .class_names import class_names
 
 __all__ = ['Run', 'read_run']
 
@@ -27,37 +31,22 @@ class Run(NamedTuple):
 
     def images(self, count: int) -> list[Path]:
         """Validation images of the run, of ``count`` classes first, if they are still in its folder."""
-        folder = self._folder('val_split', 'validation')
+        root = self.args.get('data_dir') or self.args.get('data')
+        folder = Path(root) / str(self.args.get('val_split') or 'validation') if root else None
         found = list(find_images(folder, [])) if folder and folder.is_dir() else []
         return [found[i] for i in in_turn([folder_name(path) for path in found], count)]
 
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of the classifier: from the run's class map, else its training folders.
-
-        They are [] if these are not there any more, or not as many as the network's classes.
-        """
-        folder, names = self._folder('train_split', 'train'), []
-        if folder is None or '/' in str(self.args.get('dataset') or ''):  # then the data set is no folder of images
-            return []
-        given = str(self.args.get('class_map') or '')
-        if given.endswith('.txt'):
-            file = next((path for path in (Path(given), folder / given) if path.is_file()), None)
-            names = [line.strip() for line in file.read_text('utf-8').splitlines()] if file else []
-        elif not given and folder.is_dir():
-            found = {folder_name(path) for path in find_images(folder, []) if path.parent != folder}
-            names = sorted(found, key=natural)
-        return names if len(names) == self.model.num_classes else []
-
-    def _folder(self, option: str, default: str) -> Path | None:
-        root = self.args.get('data_dir') or self.args.get('data')
-        return Path(root) / str(self.args.get(option) or default) if root else None
+        """Names of its classes in the order of the classifier, from its folder of images; [] if they are not known."""
+        return class_names(self.args, self.model.num_classes)
 
 
 def read_run(path: Path) -> Run:
     """The network of a checkpoint of ``train.py`` (with EMA weights, if it has them) and its results.
 
     Raises:
-        ValueError: It is no such checkpoint, or it holds other objects than tensors and plain options.
+        ValueError: It is no such checkpoint, it holds other objects than tensors and plain options, or its weights do
+            not fit its network.
     """
     try:
         with options_allowed():
@@ -70,8 +59,15 @@ def read_run(path: Path) -> Run:
                          'the weights into a model and push it with timm_stn.push_to_hub(model, ...).')
     averaged = held.get('state_dict_ema') is not None
     model = _create(held, args)
-    model.load_state_dict(clean_state_dict(held['state_dict_ema' if averaged else 'state_dict']))
-    model.pretrained_cfg.update(resolve_data_config(args, model=model))
+    try:
+        model.load_state_dict(clean_state_dict(held['state_dict_ema' if averaged else 'state_dict']))
+    except RuntimeError as error:
+        text = f'model: the weights of {str(path)!r} do not fit {_name(held, args)}: {short(error)}'
+        raise ValueError(text) from error
+    cfg = _cfg_of(model, args)
+    model.pretrained_cfg.clear()
+    model.pretrained_cfg.update(cfg)
+    model.cfg_is_of_weights = True
     measured = not (averaged and args.get('model_ema_force_cpu'))  # train.py then measures the other weights
     metrics = _metrics(path.parent, held, args) if measured else {}
     return Run(model, {**args, **_options(path.parent, args)}, held.get('epoch'), metrics, averaged)
@@ -83,18 +79,46 @@ def _unsafe(path: Path) -> str:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {'argparse.Namespace'}
     except Exception:  # it is no checkpoint at all
         return ''
-    return f': it holds {", ".join(sorted(names))}' if names else ''
+    return short(f': it holds {", ".join(sorted(names))}') if names else ''
+
+
+def _name(held: dict[str, Any], args: dict[str, Any]) -> str:
+    return str(args.get('model') or held.get('arch'))
+
+
+def _channels(args: dict[str, Any]) -> int:
+    return int(args.get('in_chans') or (args.get('input_size') or [3])[0])
+
+
+def _cfg_of(model: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """The network's cfg for the run's weights: how train.py read images; what holds still of those it began with."""
+    begun = args.get('pretrained') and not (args.get('initial_checkpoint') or args.get('pretrained_path'))
+    strange = {*TESTED, 'pool_size', *(('label_names', 'label_descriptions', 'label_offset') if begun else OF_WEIGHTS)}
+    data, channels = resolve_data_config(args, model=model), _channels(args)
+    data.update(input_size=(channels, *data['input_size'][1:]), num_classes=model.num_classes)
+    for key in ('mean', 'std'):  # as timm's loaders do
+        if len(data[key]) not in (1, channels):
+            data[key] = (sum(data[key]) / len(data[key]),) * channels
+    return {**{k: v for k, v in model.pretrained_cfg.items() if k not in strange}, **data}
 
 
 def _create(held: dict[str, Any], args: dict[str, Any]) -> Any:
-    """The network as train.py creates it, without options that matter only in training."""
-    channels = args.get('in_chans') or (args.get('input_size') or [3])[0]
+    """The network as train.py creates it, without options that matter only in training.
+
+    With ``stn_size`` it takes images of any size, and train.py may have given it others than it was made for: then it
+    is made for these, of the same layers.
+    """
     given = dict(num_classes=args.get('num_classes'), global_pool=args.get('gp'), bn_eps=args.get('bn_eps'))
-    given.update(args.get('model_kwargs') or {}, in_chans=channels)
+    given.update(args.get('model_kwargs') or {}, in_chans=_channels(args))
     try:
-        return timm.create_model(args.get('model') or held['arch'], **given)
+        model = timm.create_model(_name(held, args), **given)
+        size = tuple(resolve_data_config(args, model=model)['input_size'][1:])
+        made: dict[str, Any] = getattr(model, '_model_args', {})
+        if made.get('stn_size') and size != size_that_enters(model)[1:]:
+            model = timm.create_model(_name(held, args), **{**given, **made, 'img_size': size})
+        return model
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f'model: the network of the checkpoint cannot be made: {error}') from error
+        raise ValueError(f'model: the network of the checkpoint cannot be made: {short(error)}') from error
 
 
 def _options(folder: Path, args: dict[str, Any]) -> dict[str, Any]:
