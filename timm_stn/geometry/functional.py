@@ -103,7 +103,7 @@ def _check_theta(theta: Tensor, image: Tensor) -> Tensor:
 
 def _check_size(size: int | Sequence[int], image: Tensor) -> Sequence[int]:
     sides: Sequence[int] = as_sides(size, image.ndim - 2)
-    if not isinstance(sides, Sequence) or len(sides) != image.ndim - 2 or min(sides) < 1:
+    if not isinstance(sides, tuple) or len(sides) != image.ndim - 2 or min(sides) < 1:
         raise ValueError(f'size must be {image.ndim - 2} positive integers for an image of shape '
                          f'{tuple(image.shape)}, got {size!r}')
     return sides

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..geometry.autocast import full_precision
 from ..geometry.grid import coordinate_dtype
+from ..geometry.sizes import plain
 from .settings import RATE, check_kind
 
 __all__ = ['ThetaRegression']
@@ -42,6 +43,7 @@ class ThetaRegression(nn.Module):
             dtype: Any = None,
     ) -> None:
         super().__init__()
+        lr_scale = plain(lr_scale)
         check_kind('lr_scale', lr_scale, RATE)
         self.in_features = in_features
         self.out_features = out_features

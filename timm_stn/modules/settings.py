@@ -4,7 +4,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from ..geometry.sampler import MODES, PADDING_MODES
-from ..geometry.sizes import Kind, is_count, is_number
+from ..geometry.sizes import Kind, is_count, is_number, plain
 from ..geometry.transforms import get_transform, transform_names
 
 __all__ = [
@@ -41,6 +41,7 @@ def scales_of(scale: Any) -> tuple[float, float]:
     Raises:
         ValueError: ``scale`` is neither.
     """
+    scale = plain(scale)
     pair = scale if isinstance(scale, (list, tuple)) else (scale, scale)
     if len(pair) != 2 or any(isinstance(s, bool) or not is_number(s) for s in pair) or not 0 < pair[0] <= pair[1]:
         raise ValueError(f'scale must be a positive number, or two, least and largest, got {scale!r}.')

@@ -9,7 +9,7 @@ from ..geometry.functional import unwarp
 from ..geometry.grid import coordinate_dtype, has_values
 from ..geometry.pose import Pose, family_of_theta, pose_at, pose_of
 from ..geometry.sampler import Sampling
-from ..geometry.sizes import Kind, are_sides, is_number, sides_of
+from ..geometry.sizes import Kind, are_sides, is_number, plain, sides_of
 from ..geometry.transforms import Transform, get_transform, map_points_matrix
 from .glimpses import keep_inside, tile_offsets
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
@@ -99,6 +99,8 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.transform = get_transform(transform)
         ndim = self.transform.ndim
+        in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias, penalty, freeze_steps = map(plain, (
+            in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias, penalty, freeze_steps))
         accepted = f'{ndim} positive integers for transform {self.transform.name!r}'
         check_kind('input_size', input_size, Kind(lambda value: are_sides(value, ndim), accepted))
         check_kind('glimpses', glimpses, POSITIVE_INTEGER)

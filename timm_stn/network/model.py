@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._timm import feature_take_indices
 from ..geometry.shrink import shrink
-from ..geometry.sizes import as_sides
+from ..geometry.sizes import as_sides, plain, sides_of
 from ..modules.localization import Regressed
 from ..modules.spatial_transformer import SpatialTransformer
 from .arguments import StnArguments
@@ -155,8 +155,8 @@ class SpatialTransformerNetwork(StreamsNetwork):
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
-        theirs = {k: v for k, v in args.items() if not k.startswith('stn_')}
-        if self._backbone_size != self._input_size:
+        theirs = {k: plain(v) for k, v in args.items() if not k.startswith('stn_')}
+        if self._backbone_size != self._input_size or not getattr(self.backbone, '_traits', {}).get('img_size'):
             theirs.pop('img_size', None)
         self.backbone._model_args = theirs
 
@@ -334,11 +334,11 @@ class SpatialTransformerNetwork(StreamsNetwork):
     @if_backbone_can
     def set_input_size(self, img_size: int | Sequence[int] | None = None, **kwargs: object) -> None:
         """Change the size of what enters; with ``stn_size`` the backbone keeps its own."""
-        size = as_sides(img_size or self._input_size[1:])
+        size = self._input_size[1:] if img_size is None else sides_of(img_size, 2, 'img_size')
         if self.arguments.size is None:
             for backbone in self.backbones():  # which may refuse the size
-                backbone.set_input_size(img_size=img_size, **kwargs)
-        self._input_size = (self._input_size[0], *size)
+                backbone.set_input_size(img_size=None if img_size is None else size, **kwargs)
+        self._input_size = (self._input_size[0], size[0], size[1])
         self._traits = {**self._traits, 'img_size': size}
         if self.arguments.size is None:
             self._resize_localization()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..sizes import as_sides
 from .base import Transform
 
 __all__ = ['LatticeTransform']
@@ -22,6 +23,7 @@ class LatticeTransform(Transform):
     """
 
     def __init__(self, lattice: Sequence[int] = (4, 4)) -> None:
+        lattice = as_sides(lattice)
         if len(lattice) != 2 or min(lattice) < 2:
             raise ValueError(f'{self.name!r} takes a lattice of at least 2 x 2 control points, got {tuple(lattice)}')
         if max(lattice) > MOST:
