@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from ..geometry.layout import size_that_enters
 from ..geometry.sizes import as_sides, plain, sides_of
 from ..modules.gradients import without_counts
+from ..modules.record import misfit, without_records
+from ..modules.spatial_transformer import SpatialTransformer
 from ..modules.standardize import without_statistics
 from ..network.arguments import DEFAULTS, StnArguments, hint, split_arguments, stn_arguments
 from ..network.features import StnFeatures, usual_indices
@@ -271,16 +273,19 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     excused = () if same_classes else (CLASSIFIER, *(f'{name}.' for name in classifiers))
     if not net.joined and getattr(net.backbone, 'num_classes', None) == cfg.num_classes:
         excused = (prefix_of(0),)  # timm has loaded these strictly; it may have renamed keys
-    asked = {k for k in without_counts(target) if is_transformers(k) or not k.startswith(excused)} | set(own)
+    known = without_records(without_counts(target))
+    asked = {k for k in known if is_transformers(k) or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
     unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))
     wrong = [
         f'{k} {tuple(own[k].shape)}, here {tuple(target[k].shape)}'
         for k in sorted(own) if k in target and own[k].shape != target[k].shape]
     if (not isinstance(net.backbone, (FeatureListNet, FeatureDictNet)) and (missing or unexpected)) or wrong:
+        transformers = [(f'{n}.', m) for n, m in net.named_modules() if isinstance(m, SpatialTransformer)]
+        why = [f' {text}' for prefix, m in transformers for text in misfit(m, state_dict, prefix)]
         raise RuntimeError(
-            f"The checkpoint does not fit this network's stn_ arguments. "
-            f'Missing: {missing}; unexpected: {unexpected}; of another shape: {wrong}.')
+            f"The checkpoint does not fit this network's stn_ arguments. Missing: {missing}; unexpected: {unexpected}; "
+            f"of another shape: {wrong}.{''.join(why)}")
     net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
 
 

@@ -12,6 +12,7 @@ from .._timm import feature_take_indices
 from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides, plain, sides_of
 from ..modules.localization import Regressed
+from ..modules.record import describe
 from ..modules.spatial_transformer import SpatialTransformer
 from .arguments import StnArguments
 from .attach import StageTransformer, attach
@@ -84,6 +85,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         self._stage_names = self._attach_stages(**of_timm)
         self._has_tokens = self._find_tokens()
         self.arguments = self._resolved()
+        self._describe_transformers()
         self.join_classifiers(num_classes)  # last, for it draws random numbers: a seed gives the same transformers
         self._describe(name)
 
@@ -114,6 +116,17 @@ class SpatialTransformerNetwork(StreamsNetwork):
             sized = {} if size is None else dict(localization_size=size)
             arguments = arguments.resolve(stage, bound=transformer.bound, **sized)
         return arguments
+
+    def _describe_transformers(self) -> None:
+        """Tell each transformer what the network knows of it, for whom its weights are loaded into."""
+        for transformer in self._by_name().values():
+            describe(transformer, stage=transformer.stage)
+        if self.stn is not None:
+            known: dict[str, Any] = dict(whole=bool(self.arguments.whole), target=self.arguments.target)
+            source = self.arguments.source(self.stn.stage)
+            if source.on_features and self.glance is not None:
+                known.update(localization=f'{source.kind}:{self.glance.stage}', localization_size=self.glance.size)
+            describe(self.stn, 'stn_', **known)
 
     # what timm, and whoever saves a model, is told of it
 
