@@ -116,6 +116,17 @@ def test_stages_are_named_and_modules_alone_too():
         create(img_size=64, **OTHER).stn.load_state_dict(alone.state_dict())
 
 
+def test_a_localization_network_of_ones_own_is_not_compared():
+    nets = [create(**OTHER), create(**OTHER)]
+    for net in nets:
+        net.stn.localization = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(6))
+        net(images())
+    quietly(lambda: nets[0].load_state_dict(nets[1].state_dict()))
+    nets[1].stn.localization = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5, 6))
+    with pytest.raises(RuntimeError, match='size mismatch for stn.localization.1.weight'):
+        nets[0].load_state_dict(nets[1].state_dict())
+
+
 # whom it must not disturb
 
 def test_checkpoints_without_it_load_strictly_and_silently(tmp_path):

@@ -19,28 +19,28 @@ from ..geometry.grid import has_values
 from .casts import as_count, is_lost
 from .gradients import COUNT
 from .regression import SCALE
-from .settings import RATE
+from .settings import FIELDS, RATE
 
 __all__ = ['RECORD', 'adapt', 'describe', 'misfit', 'read_record', 'record', 'settings_of', 'without_records']
 
 RECORD = 'made_with'  # name of the buffer
 LETTERS, DIGITS = 512, 3  # at most, and for each
 ROUNDED = 1 / 8  # at most so much of a number, by any floating-point type
-MEANT = (  # what changes the meaning of weights; the other entries tell how to load them
-    'transform', 'scale', 'bound', 'localization', 'iterations', 'mode', 'padding_mode', 'fill', 'antialias',
-    'glimpses', 'whole', 'target')
+OF_TRANSFORMER = [name for name, field in FIELDS.items() if not field.metadata['free']]
+MEANT = (*OF_TRANSFORMER, 'glimpses', 'whole', 'target')  # other entries tell how to load weights
 
 
 def settings_of(stn: Any) -> dict[str, Any]:
     """What a transformer is made with, as JSON stores it."""
-    localization, sampling = stn.localization, stn.sampling
+    localization = stn.localization
     least, most = getattr(localization, 'scales', (stn.scale, stn.scale))
-    found = dict(
-        transform=stn.transform.name, scale=least if least == most else [least, most], bound=stn.bound,
-        localization=getattr(localization, 'kind', None), iterations=stn.iterations, mode=sampling.mode,
-        padding_mode=sampling.padding_mode, fill=sampling.fill, antialias=bool(sampling.antialias),
-        glimpses=stn.glimpses, lr_scale=getattr(getattr(localization, 'regression', None), 'lr_scale', None),
-        localization_size=getattr(localization, 'size', None))
+    found = {name: getattr(stn, name, getattr(stn.sampling, name, None)) for name in OF_TRANSFORMER}
+    found.update(
+        transform=stn.transform.name, scale=least if least == most else [least, most], glimpses=stn.glimpses,
+        localization=getattr(localization, 'kind', None), localization_size=getattr(localization, 'size', None),
+        lr_scale=getattr(getattr(localization, 'regression', None), 'lr_scale', None))
+    if found['localization'] is None:  # somebody's own
+        del found['localization']
     found.update(stn.of_network)
     return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
 
@@ -108,12 +108,10 @@ def adapt(stn: Any, state_dict: dict[str, Any], prefix: str, errors: list[str]) 
     _keep_scale(state_dict, f'{prefix}localization.regression.{SCALE}', theirs.get('lr_scale'))
     placed = [v.device for v in state_dict.values() if isinstance(v, Tensor) and not v.is_meta]
     state_dict[prefix + RECORD] = record(ours, placed[0] if placed else 'cpu')
-    if stn.freeze_steps:
-        own = stn.backward_passes
-        count = state_dict.get(prefix + COUNT, torch.zeros_like(own, device='cpu') if own.is_meta else own)
-        state_dict[prefix + COUNT] = as_count(count, lost=stn.freeze_steps)
-    else:
-        state_dict.pop(prefix + COUNT, None)
+    count, own = state_dict.pop(prefix + COUNT, None), stn._buffers.get(COUNT)
+    if own is not None:
+        absent = torch.zeros_like(own, device='cpu') if own.is_meta else own
+        state_dict[prefix + COUNT] = absent if count is None else as_count(count, lost=2 ** 53)
 
 
 def misfit(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
