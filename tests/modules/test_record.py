@@ -173,7 +173,7 @@ def by_safetensors(net, tmp_path):
 
 def averaged(make, times=30):
     def average(net, tmp_path):
-        other, mean = copy.deepcopy(net), make(net)
+        mean, other = make(net), copy.deepcopy(net)
         for i in range(times):
             move_theta(other, seed=i)
             mean.update_parameters(other) if isinstance(mean, AveragedModel) else mean.update(other)
@@ -187,7 +187,7 @@ WAYS = {
     'ModelEma': averaged(lambda net: ModelEma(net, decay=0.9998)),
     'ModelEmaV2': averaged(lambda net: ModelEmaV2(net, decay=0.9998)),
     'ModelEmaV3': averaged(lambda net: ModelEmaV3(net, decay=0.9998)),
-    'ModelEmaV3 in bfloat16': averaged(lambda net: ModelEmaV3(net, decay=0.9, dtype=torch.bfloat16), 300),
+    'ModelEmaV3 in bfloat16': averaged(lambda net: ModelEmaV3(net.bfloat16(), decay=0.9), 300),
     'AveragedModel': averaged(lambda net: AveragedModel(net, use_buffers=True)),
     'half': lambda net, tmp_path: net.half().state_dict(),
     'all half': lambda net, tmp_path: {k: v.half() for k, v in net.state_dict().items()},

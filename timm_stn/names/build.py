@@ -127,6 +127,7 @@ def _assemble(
     net.pretrained_cfg.update(_cfg_of_weights(cfg))
     if arguments.size is not None or (sized and not _is_fixed(base, cfg)):  # of which the backbone tells nothing
         net.pretrained_cfg['input_size'] = input_size
+    if sized:
         net._traits = {**net._traits, 'img_size': input_size[1:]}
     net.pretrained_model_args = dict(model_args)
     if state_dict is not None:
