@@ -374,3 +374,18 @@ class TestDoubt:
         assert slope.any()
         for seen in (compiled, traced, mapped):
             torch.testing.assert_close(seen, expected)
+
+
+@pytest.mark.parametrize('size', [np.array([3, 4]), torch.tensor([3, 4]), [np.int64(3), 4]], ids=repr)
+def test_sizes_and_colours_of_numpy_and_torch(size):
+    image, theta = torch.rand(2, 3, 5, 6), random_theta(2)
+    expected = warp(image, theta, size=(3, 4), padding_mode='fill', fill=[0.5, 1.0, 2.0])
+    for fill in (np.array([0.5, 1.0, 2.0]), torch.tensor([0.5, 1.0, 2.0])):
+        assert torch.equal(warp(image, theta, size=size, padding_mode='fill', fill=fill), expected)
+    assert torch.equal(unwarp(image, theta, size), unwarp(image, theta, (3, 4)))
+
+
+@pytest.mark.parametrize('size', [0, 2.5, (2.5, 3), '34', (True, 3), (3, 4, 5), np.array([3.0, 4.0])], ids=repr)
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ValueError, match='size must be 2 positive integers for an image of shape'):
+        warp(torch.rand(1, 1, 5, 6), torch.zeros(1, 6), size=size)

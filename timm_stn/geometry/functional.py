@@ -135,7 +135,8 @@ def _doubt(theta: Tensor, transform: str | Transform) -> None:
 
 def _check_size(size: int | Sequence[int], image: Tensor) -> Sequence[int]:
     sides: Sequence[int] = as_sides(size, image.ndim - 2)
-    if not isinstance(sides, tuple) or len(sides) != image.ndim - 2 or min(sides) < 1:
+    is_wrong = not isinstance(sides, tuple) or any(isinstance(side, (float, str, bool)) for side in sides)
+    if is_wrong or len(sides) != image.ndim - 2 or min(sides) < 1:  # sides of a traced program may be no integers
         raise ValueError(f'size must be {image.ndim - 2} positive integers for an image of shape '
                          f'{tuple(image.shape)}, got {size!r}')
     return sides
