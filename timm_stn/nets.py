@@ -5,6 +5,7 @@ Weights have PyTorch's default initialisation; the paper does not name its own.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class MnistNet(nn.Module):
             pool_input: Average-pool the input by this factor first.
         """
         super().__init__()
-        if not isinstance(drop_rate, (int, float)) or not 0 <= drop_rate <= 1:
+        if not isinstance(drop_rate, (float, Real)) or not 0 <= drop_rate <= 1:
             raise ValueError(f'drop_rate must be a number from 0 to 1, got {drop_rate!r}.')
         self.num_classes = num_classes
         self.in_chans = in_chans

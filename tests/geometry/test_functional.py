@@ -1,5 +1,7 @@
 """timm_stn.warp, unwarp and map_points, against torch, OpenCV and finite differences."""
 import math
+import warnings
+from functools import partial
 
 import cv2
 import numpy as np
@@ -326,3 +328,64 @@ def test_one_side_is_of_all_axes():
     assert torch.equal(unwarp(image, theta, 5), unwarp(image, theta, (5, 5)))
     with pytest.raises(ValueError, match="size must be 2 positive integers for an image of shape .*, got '5'"):
         warp(image, theta, size='5')
+
+
+ABSOLUTE = {
+    'affine': [1, 0, 0, 0, 1, 0], 'attention': [1, 0, 0], 'scale_translation': [1, 1, 0, 0], 'similarity': [1, 0, 0, 0],
+    'projective': [1, 0, 0, 0, 1, 0, 0, 0], 'rotation+affine': [0, 1, 0, 0, 0, 1, 0],
+    'affine3d': [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]}
+
+
+class TestDoubt:
+    """Parameters that would be the identity if they were absolute."""
+
+    @pytest.mark.parametrize('family', ABSOLUTE)
+    def test_the_identity_as_a_matrix_has_it_gives_a_warning(self, family):
+        ndim = 3 if family == 'affine3d' else 2
+        image, theta = torch.rand(2, 1, *[5] * ndim), torch.tensor([ABSOLUTE[family]] * 2, dtype=torch.float32)
+        for call in (warp, partial(unwarp, size=5)):
+            with pytest.warns(UserWarning, match=r'theta begins with \[.*increments on the identity.*zoom out by two'):
+                call(image, theta, transform=family)
+        with pytest.warns(UserWarning, match='zoom out by two'):
+            map_points(theta, torch.zeros(1, ndim), family)
+
+    @pytest.mark.parametrize(('theta', 'family'), [
+        (torch.zeros(2, 6), 'affine'), (torch.eye(2, 3).repeat(2, 1, 1), 'affine'), (torch.ones(2, 6), 'affine'),
+        (torch.tensor([[1.0, 0, 0, 0, 0, 0]]), 'affine'), (torch.tensor([[1.0, 0, 0, 0, 1, 0.1]]), 'affine'),
+        (torch.tensor([[1.0, 0.0]]), 'translation'), (torch.tensor([[1.0]]), 'rotation'),
+        (torch.eye(32)[:1], 'tps'), (torch.tensor([[0.9, 0, 0, 0, 0.9, 0]]), 'affine')])
+    def test_all_else_does_not(self, theta, family):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            warp(torch.rand(2, 1, 5, 5), theta, family)
+
+    def test_it_leaves_no_trace_in_graphs(self):
+        image, theta = torch.rand(1, 1, 5, 5), torch.tensor([ABSOLUTE['affine']], dtype=torch.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            warnings.filterwarnings('ignore', category=torch.jit.TracerWarning)
+            warnings.filterwarnings('ignore', message='.*is deprecated')
+            compiled = torch.compile(warp, fullgraph=True, backend='eager')(image, theta)
+            traced = torch.jit.trace(warp, (image, theta), check_trace=False)(image, theta)
+            mapped = torch.func.vmap(lambda i, t: warp(i[None], t[None])[0])(image, theta)
+            slope = torch.func.grad(lambda t: warp(image, t).sum())(theta)
+        with pytest.warns(UserWarning, match='zoom out'):
+            expected = warp(image, theta)
+        assert slope.any()
+        for seen in (compiled, traced, mapped):
+            torch.testing.assert_close(seen, expected)
+
+
+@pytest.mark.parametrize('size', [np.array([3, 4]), torch.tensor([3, 4]), [np.int64(3), 4]], ids=repr)
+def test_sizes_and_colours_of_numpy_and_torch(size):
+    image, theta = torch.rand(2, 3, 5, 6), random_theta(2)
+    expected = warp(image, theta, size=(3, 4), padding_mode='fill', fill=[0.5, 1.0, 2.0])
+    for fill in (np.array([0.5, 1.0, 2.0]), torch.tensor([0.5, 1.0, 2.0])):
+        assert torch.equal(warp(image, theta, size=size, padding_mode='fill', fill=fill), expected)
+    assert torch.equal(unwarp(image, theta, size), unwarp(image, theta, (3, 4)))
+
+
+@pytest.mark.parametrize('size', [0, 2.5, (2.5, 3), '34', (True, 3), (3, 4, 5), np.array([3.0, 4.0])], ids=repr)
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ValueError, match='size must be 2 positive integers for an image of shape'):
+        warp(torch.rand(1, 1, 5, 6), torch.zeros(1, 6), size=size)

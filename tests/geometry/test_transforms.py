@@ -57,7 +57,9 @@ def test_registry_lists_every_family():
 
 def test_lattices_in_names_and_settings():
     assert get_transform('tps:4x5') == get_transform('tps', lattice=(4, 5)) != get_transform('tps')
-    assert get_transform('tps', lattice=(4, 4)) == get_transform('tps')
+    assert get_transform('tps', lattice=(4, 4)) == get_transform('tps') == get_transform('tps', lattice=4)
+    for numbers in (np.array([4, 5]), torch.tensor([4, 5]), (np.int64(4), 5)):
+        assert get_transform('tps', lattice=numbers).name == 'tps:4x5'
     assert get_transform('tps:4x5').num_params == 40
     chain = get_transform('diffeomorphic:3x3+tps:2x2+rotation')
     assert chain.num_params == 18 + 8 + 1
@@ -82,6 +84,8 @@ def test_chains_are_linear_where_their_parts_are():
     ('tps:5xb', {}, ['tps:5xb', 'tps:5x5']),
     ('tps:1x9', {}, ['tps', '2 x 2', '(1, 9)']),
     ('diffeomorphic', {'lattice': (4, 1)}, ['diffeomorphic', '2 x 2', '(4, 1)']),
+    ('tps', {'lattice': (2.5, 4)}, ['tps', '2 x 2', '(2.5, 4)']),
+    ('tps', {'lattice': '45'}, ['tps', '2 x 2', "'45'"]),
     (get_transform('tps'), {'lattice': (4, 4)}, ['tps', 'lattice']),
 ])
 def test_wrong_names_and_settings(name, settings, words):

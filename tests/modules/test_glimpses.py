@@ -42,6 +42,9 @@ ANY = st.floats(-3, 3) | st.floats(-1e7, 1e7) | st.sampled_from([0.0, 1e6, -1e6,
 SCALES = st.sampled_from([0.1, 0.5, 0.9])
 
 
+HOMOGRAPHIES = ('projective', 'rotation+projective', 'projective+affine')
+FAMILIES = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', *HOMOGRAPHIES]
+CORNERS = np.array([[x, y, 1] for x in (-1, 1) for y in (-1, 1)]).T
 BOUNDED = ['translation', 'rotation', 'attention', 'similarity', 'affine']
 
 
@@ -69,6 +72,39 @@ class TestBound:
     def test_projective(self, params):
         center, half = extents(transformer('projective', scale=0.4).regress(randn(1, 2, 12, 10), constant(params)))
         assert (np.abs(center) <= np.maximum(1 - half, 0) + 2e-3 + 1e-4 * half).all()
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        data=st.data(), transform=st.sampled_from(FAMILIES), scale=st.sampled_from([0.1, 0.9, 1.0, 2.0]),
+        iterations=st.integers(1, 2), glimpses=st.integers(1, 2))
+    def test_corners_are_inside_whatever_is_regressed(self, data, transform, scale, iterations, glimpses):
+        """And nothing between them is at infinity: the denominators of a homography have one sign."""
+        stn = transformer(transform, scale=scale, bound=True, iterations=iterations, glimpses=glimpses)
+        count = num_params(transform) * glimpses
+        params = data.draw(st.lists(ANY, min_size=count, max_size=count))
+        theta = stn.regress(randn(1, 2, 12, 10), constant(params)).double()
+        rows = theta.reshape(-1, *theta.shape[-2:]).numpy() @ CORNERS
+        if transform in HOMOGRAPHIES:
+            assert (rows[:, 2] > 0).all() or (rows[:, 2] < 0).all()
+            rows = rows[:, :2] / rows[:, 2:]
+        assert (np.abs(rows) <= 1 + 1e-5).all()
+
+    @pytest.mark.parametrize(('transform', 'params', 'expected'), [
+        ('attention', [-6.3, 0.0, 0.0], [-1, 0, 0, 0, -1, 0]),
+        ('attention', [0.2, 0.5, -0.5], [1, 0, 0, 0, 1, 0]),
+        ('scale_translation', [1.0, -0.75, 9.0, 9.0], [1, 0, 0, 0, 0.125, 0.875]),
+        ('rotation', [np.pi / 4], [0.5, -0.5, 0, 0.5, 0.5, 0]),
+        ('affine', [0, 0, 0, 2, 0, 0], [1 / 3, 0, 0, 2 / 3, 1 / 3, 0]),
+    ])
+    def test_what_is_larger_than_the_image_is_shrunk_in_proportion(self, transform, params, expected):
+        theta = transformer(transform, bound=True).regress(randn(1, 2, 12, 10), constant(params))
+        torch.testing.assert_close(theta.flatten(), torch.tensor(expected, dtype=torch.float32), atol=1e-3, rtol=0)
+
+    def test_a_loss_makes_a_glimpse_that_is_too_large_smaller(self):
+        params = torch.tensor([[4.0, 0.0, 0.0]], requires_grad=True)
+        stn = transformer('attention', scale=0.5)
+        stn.regress(randn(1, 2, 12, 10), lambda x: params)[0, 0, 0].backward()
+        assert params.grad[0, 0] > 0
 
     def test_volumes(self):
         stn = transformer('affine3d', (4, 5, 6), 1, scale=0.5)

@@ -1,6 +1,8 @@
 """What a spatial transformer is made with: what is not accepted, and what the error says."""
+import numpy as np
 import pytest
 import timm
+import torch
 from makers import GLIMPSES
 from torch import nn
 
@@ -62,3 +64,17 @@ def test_scales_are_one_or_two(scale):
 def test_errors_name_the_argument_that_was_given(arguments, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model('stn_test_resnet', **arguments)
+
+
+@pytest.mark.parametrize('number', [np.array, torch.tensor])
+def test_a_module_takes_numbers_of_numpy_and_torch(number):
+    numbers = dict(
+        in_chans=2, input_size=[12, 10], size=[6, 5], glimpses=2, scale=0.5, iterations=2, bound=True, hidden=4,
+        localization_size=8, lr_scale=0.5, penalty=1.0, freeze_steps=3, fill=[0.5, 1.0])
+    texts = dict(localization='fc', padding_mode='fill')
+    stn = SpatialTransformer(**texts, **{name: number(value) for name, value in numbers.items()})
+    plain = SpatialTransformer(**texts, **numbers)
+    assert repr(stn) == repr(plain) and stn(torch.rand(2, 2, 12, 10)).shape == (2, 2, 2, 6, 5)
+    kept = ('in_chans', 'input_size', 'size', 'glimpses', 'scale', 'iterations', 'bound', 'penalty', 'freeze_steps')
+    assert all(repr(getattr(stn, name)) == repr(getattr(plain, name)) for name in kept)
+    assert repr(tuple(stn.sampling)) == repr(tuple(plain.sampling))

@@ -1,8 +1,10 @@
 """A network from its name and arguments, or around a model: what it is given, and the weights that it starts from."""
+import numpy as np
 import pytest
 import timm
 import torch
 from makers import create, images, move_theta, save_for_hf
+from timm.data import resolve_data_config
 from torch import nn
 
 import timm_stn
@@ -36,6 +38,35 @@ def test_position_embedding_adapts_to_the_size(tmp_path):
     inner = create('test_vit', **{k: v for k, v in kwargs.items() if k != 'stn_size'} | dict(img_size=96))
     assert torch.equal(twin.pos_embed, inner.pos_embed)
     assert twin(images(size=192)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize('size', [64, np.array([64, 96])], ids=['side', 'array'])
+@pytest.mark.parametrize('name', ['test_resnet', 'eca_vovnet39b', 'repvit_m0_9', 'test_vit'])
+def test_every_network_is_made_for_a_size_whether_or_not_its_backbone_takes_one(tmp_path, name, size):
+    sides = (64, 64) if isinstance(size, int) else (64, 96)
+    twin, x = create(f'stn_{name}', img_size=size), torch.rand(2, 3, *sides)
+    assert twin.stn.localization.size == tuple(side // 2 for side in sides)
+    assert resolve_data_config({}, model=twin)['input_size'][1:] == (sides if name != 'test_vit' else (160, 160))
+    save_for_hf(twin, tmp_path)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert again.stn.input_size == sides and torch.equal(again(x), twin(x))
+    assert timm.create_model(f'local-dir:{tmp_path}', img_size=128).stn.input_size == (128, 128)
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(stn_stages=('input', 0)), dict(features_only=True), dict(features_only=True, stn_stages=(0,)),
+    dict(stn_size=32), dict(stn_glimpses=2, stn_towers='separate')], ids=repr)
+def test_a_size_goes_together_with_all_else(arguments):
+    twin, x = create(img_size=(64, 96), **arguments), torch.rand(2, 3, 64, 96)
+    for transformer in twin.spatial_transformers().values():
+        assert transformer.input_size == ((64, 96) if transformer.stage == 'input' else (32, 48))
+    twin(x)
+
+
+@pytest.mark.parametrize('size', [0, '64', (64,), 2.5, True], ids=repr)
+def test_a_wrong_size_is_refused(size):
+    with pytest.raises(ValueError, match='img_size must be 2 positive integers, or one, got'):
+        create(img_size=size)
 
 
 def test_what_a_user_types_wins_over_a_restored_config(tmp_path):

@@ -4,7 +4,9 @@ import json
 import pickle
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,3 +159,48 @@ def test_wrong_values(arguments, error, message):
 ])
 def test_what_goes_together(arguments):
     assert stn_arguments(**arguments).json['stn_stages']
+
+
+GIVEN = dict(
+    stn_stages=(('input', {}), (1, dict(localization='fc', iterations=2, localization_size=(4, 5), scale=0.5))),
+    stn_glimpses=2, stn_size=(8, 9), stn_scale=(0.25, 0.5), stn_localization='saliency:1', stn_localization_size=16,
+    stn_whole=True, stn_bound=False, stn_padding_mode='fill', stn_fill=(0.5, 1.0, 2.0), stn_antialias=True,
+    stn_lr_scale=0.5, stn_penalty=2.0, stn_freeze_steps=3)
+
+
+def of(kind, value):
+    """A value with all its numbers as numpy, torch or YAML have them."""
+    if isinstance(value, dict):
+        return {of(kind, k): of(kind, v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        numbers = all(isinstance(v, (int, float)) for v in value)
+        return kind['list'](value) if numbers and value else [of(kind, v) for v in value]
+    return value if isinstance(value, str) else kind[type(value)](value)
+
+
+KINDS = {
+    'numpy': {bool: np.bool_, int: np.int64, float: np.float32, 'list': np.array},
+    'tuples of numpy': {bool: np.bool_, int: np.uint8, float: np.float16, 'list': lambda values: tuple(
+        np.float64(v) if isinstance(v, float) else np.int32(v) for v in values)},
+    'torch': {bool: torch.tensor, int: torch.tensor, float: torch.tensor, 'list': torch.tensor},
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_numbers_of_numpy_and_torch_are_as_good_as_those_of_python(kind):
+    found = stn_arguments(**{name: of(KINDS[kind], value) for name, value in GIVEN.items()})
+    assert json.dumps(found.json) == json.dumps(stn_arguments(**GIVEN).json)
+
+
+@pytest.mark.parametrize(('name', 'value', 'message'), [
+    ('stn_glimpses', np.bool_(True), 'positive integer, got True'),
+    ('stn_glimpses', torch.tensor(2.0), 'positive integer, got 2.0'),
+    ('stn_size', np.array([1, 2, 3]), r'two of them \(height, width\), got \[1, 2, 3\]'),
+    ('stn_scale', np.float32('nan'), 'positive number, or two, least and largest, got nan'),
+    ('stn_lr_scale', '1e-3', "a number from 1e-9 to 1e9, got '1e-3'"),
+    pytest.param('stn_penalty', 10 ** 400, 'a number, 0 or more', id='more than a float holds'),
+])
+def test_what_is_no_such_number_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=f'{name} must be .*{message}'):
+        arguments = stn_arguments(**{name: value})
+        arguments.settings('input')

@@ -3,17 +3,21 @@
 Convention: theta maps *output* to *source* coordinates, xy(z) order, both in [-1, 1] with half-pixel centres
 (`align_corners=False`). theta of shape (N, 2, 3), (N, 3, 3) or (N, 3, 4) is an absolute matrix, as for `F.affine_grid`
 (with a last row for homographies); `transform` is then not used. theta of shape (N, P) holds the parameters of the
-family `transform`, increments on the identity. Coordinates are float32 (float64 for float64 images), for any theta.
+family `transform`, increments on the identity: zeros change nothing. What other libraries give as six numbers is
+usually a matrix, `theta.reshape(-1, 2, 3)`. Coordinates are float32 (float64 for float64 images), for any theta.
 """
+import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from .grid import coordinate_dtype
+from .grid import coordinate_dtype, has_values
 from .pose import pose_of
 from .sampler import Fill, Sampling
 from .sizes import as_sides
-from .transforms import Transform
+from .transforms import Transform, get_transform
+from .transforms.linear import LinearTransform
+from .transforms.matrix import eye_like
 
 __all__ = ['map_points', 'unwarp', 'warp']
 
@@ -35,17 +39,23 @@ def warp(
 
     Args:
         image: See `timm_stn.sample`, also for the options not listed here.
-        theta: Absolute matrices or parameters of `transform`, one per image or one for all.
+        theta: Absolute matrices (N, 2, 3), (N, 3, 3), (N, 3, 4), or parameters (N, P) of `transform`, which are
+            increments: zeros are the identity. One per image or one for all.
         transform: The name of a family, `'a+b'` (a, then b on the result), or a `Transform`.
         size: Output size, (H, W) or (D, H, W). Default: the image's size.
 
     Raises:
         ValueError: for shapes, names or options other than these.
         TypeError: for integer or bool images with an interpolating mode, or an integer theta.
+
+    Warns:
+        UserWarning: theta, on the CPU and outside of traced code, begins with parameters that are the identity if taken
+            for a matrix: [1, 0, 0, 0, 1, 0], which zooms out by two. So for `unwarp` and `map_points`.
     """
     sampling = Sampling(mode, padding_mode, fill, antialias)
     sampling.check(image)
     theta = _check_theta(theta, image)
+    _doubt(theta, transform)
     size = _check_size(image.shape[2:] if size is None else size, image)
     return sampling.read(image, _expand(pose_of(theta, transform).grid(size), image))
 
@@ -75,6 +85,7 @@ def unwarp(
     sampling = Sampling(mode, padding_mode, fill)
     sampling.check(image)
     theta = _check_theta(theta, image)
+    _doubt(theta, transform)
     size = _check_size(size, image)
     return sampling.read(image, _expand(pose_of(theta, transform).inverse_grid(size), image))
 
@@ -87,6 +98,7 @@ def map_points(theta: Tensor, points: Tensor, transform: str | Transform = 'affi
         points: (N, ..., 2 or 3), or (M, 2 or 3) for all samples, in xy(z) order and [-1, 1].
         transform: The name of a family, `'a+b'`, or a `Transform`.
     """
+    _doubt(theta, transform)
     return pose_of(theta, transform).map_points(points)
 
 
@@ -101,9 +113,30 @@ def _check_theta(theta: Tensor, image: Tensor) -> Tensor:
     return theta.to(coordinate_dtype(image.dtype))
 
 
+def _doubt(theta: Tensor, transform: str | Transform) -> None:
+    """Warn of increments that zoom out by exactly two, and do nothing else: 1 where a matrix has 1."""
+    if theta.ndim != 2 or theta.device.type != 'cpu' or not len(theta) or not has_values(theta):
+        return
+    row, family = theta[0].tolist(), get_transform(transform)
+    if 1 not in row or not set(row) <= {0, 1} or len(row) != family.num_params:
+        return
+    if not isinstance(family, LinearTransform):
+        return
+    matrix = family.matrix(theta[:1].detach())
+    expected = eye_like(matrix)
+    expected[:family.ndim] *= 2
+    if bool((matrix == expected).all()):
+        numbers = ', '.join(f'{number:g}' for number in row)
+        warnings.warn(
+            f'theta begins with [{numbers}], as if it were absolute: parameters (N, P) are increments on the identity, '
+            f'which is zeros, and so these of {family.name!r} zoom out by two. Matrices have the shape (N, 2, 3), '
+            '(N, 3, 3) or (N, 3, 4): theta.reshape(-1, 2, 3), say.', stacklevel=3)
+
+
 def _check_size(size: int | Sequence[int], image: Tensor) -> Sequence[int]:
     sides: Sequence[int] = as_sides(size, image.ndim - 2)
-    if not isinstance(sides, Sequence) or len(sides) != image.ndim - 2 or min(sides) < 1:
+    is_wrong = not isinstance(sides, tuple) or any(isinstance(side, (float, str, bool)) for side in sides)
+    if is_wrong or len(sides) != image.ndim - 2 or min(sides) < 1:  # sides of a traced program may be no integers
         raise ValueError(f'size must be {image.ndim - 2} positive integers for an image of shape '
                          f'{tuple(image.shape)}, got {size!r}')
     return sides

@@ -5,10 +5,12 @@ import torch
 from torch import Tensor
 
 from ..geometry.transforms import map_points_matrix
+from ..geometry.transforms.matrix import LIMIT, away_from_zero
 
 __all__ = ['TILE_REACH', 'keep_inside', 'tile_offsets']
 
 TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge, where a smooth bound has no slope
+LEAST = 0.01  # denominator of a homography at a corner of a glimpse, as a share of that at its centre
 
 
 def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
@@ -30,11 +32,15 @@ def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
 
 
 def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
-    """Move each glimpse smoothly so that it stays inside the image.
+    """Move each glimpse smoothly so that it stays inside the image, with its corners.
 
-    The centre c may reach L = 1 - (half of the glimpse's extent). With base centre o = t0 L0 and raw centre c = o + d
-    it becomes L tanh(atanh(t0) + d / (L (1 - t0^2))): o at d = 0, slope 1 there, every position within L reached. A
-    glimpse that has no room to move, to within ``eps``, is centred, with a gradient of zero to where it would be.
+    One that is too large for the image is shrunk about its centre until it fits. To the gradient, by how much is a
+    constant, so that a loss can make it smaller again.
+
+    Then the centre c may reach L = 1 - (half of the glimpse's extent). With base centre o = t0 L0 and raw centre
+    c = o + d it becomes L tanh(atanh(t0) + d / (L (1 - t0^2))): o at d = 0, slope 1 there, every position within L
+    reached. A glimpse that has no room to move, to within ``eps``, is centred, with a gradient of zero to where it
+    would be.
 
     Args:
         theta: Absolute matrices of N * G glimpses, (N * G, d, d + 1) or (N * G, 3, 3).
@@ -42,8 +48,10 @@ def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
         eps: Least room.
     """
     d = base.shape[1]
-    center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]  # (N * G, d)
+    theta = theta.clamp(-LIMIT, LIMIT)
     corners = torch.cartesian_prod(*[theta.new_tensor([-1.0, 1.0])] * d)  # (2 ** d, d)
+    theta = _fitting(theta, corners)
+    center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]  # (N * G, d)
     centred = _shifted(theta, center, torch.zeros_like(center))
     half = map_points_matrix(centred, corners).abs().amax(1)  # (N * G, d)
     room = (1 - half).clamp_min(eps)
@@ -52,6 +60,29 @@ def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     atanh = (torch.log1p(t0) - torch.log1p(-t0)) / 2  # torch.atanh, which not every exporter has
     moved = room * torch.tanh(atanh + (center - start) / (room * (1 - t0 * t0)))
     return _shifted(theta, center, torch.where(room > eps, moved, 0.0))
+
+
+def _fitting(theta: Tensor, corners: Tensor) -> Tensor:
+    """theta of glimpses that are small enough to be inside an image in its middle; the same where they are already.
+
+    About its centre, a glimpse f times as large shows f n / (w + f g) at a corner, where a homography has w in its last
+    entry and w + g at that corner; for other matrices g is 0 and w is 1. That is within 1 where f (|n| - g) <= w. No
+    denominator becomes less than a hundredth of w, which rounding errors would spoil.
+    """
+    d = corners.shape[1]
+    if theta.shape[1] > d:
+        w = away_from_zero(theta[:, d:, d:])  # (N * G, 1, 1)
+        theta = torch.cat([theta[:, :, :d], torch.cat([theta[:, :d, d:], w], 1)], 2)
+    center = map_points_matrix(theta, corners.new_zeros(1, d)).reshape(-1, d)
+    moved = _shifted(theta, center, torch.zeros_like(center)).detach()
+    at_corners = (moved[:, None, :, :d] * corners[:, None]).sum(-1)  # (N * G, 2 ** d, rows)
+    reach = at_corners[:, :, :d].abs().amax(2)  # |n|
+    if theta.shape[1] > d:
+        w = w.detach()[:, 0]
+        g = at_corners[:, :, d] / w
+        reach = torch.maximum(reach / w.abs() - g, -g / (1 - LEAST))
+    times = reach.amax(1).clamp_min(1)[:, None, None]  # too large
+    return torch.cat([theta[:, :, :d] / times, theta[:, :, d:]], 2)
 
 
 def _shifted(theta: Tensor, center: Tensor, moved: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..geometry.grid import has_values
 from ..geometry.pose import Pose
 from ..geometry.shrink import shrink
-from ..geometry.sizes import is_count, sides_of
+from ..geometry.sizes import is_count, plain, sides_of
 from .moments import Moments
 from .regression import ThetaRegression
 from .standardize import Standardize, without_statistics
@@ -192,7 +192,7 @@ class Localization(nn.Module):
             **settings: Any,
     ) -> None:
         super().__init__()
-        dd = dict(device=device, dtype=dtype)
+        dd, settings = dict(device=device, dtype=dtype), plain(settings)
         self.kind = kind
         self.size = self.resolve_size(kind, tuple(input_size), size)
         source = parse_source(kind)

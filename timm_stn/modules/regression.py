@@ -1,5 +1,6 @@
 """The last layer of a localization network: theta starts at the identity, and learns at a rate of its own."""
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -8,9 +9,13 @@ from torch import Tensor, nn
 
 from ..geometry.autocast import full_precision
 from ..geometry.grid import coordinate_dtype
+from ..geometry.sizes import plain
+from .casts import is_lost, widened
 from .settings import RATE, check_kind
 
-__all__ = ['ThetaRegression']
+__all__ = ['SCALE', 'ThetaRegression']
+
+SCALE = 'lr_scale_nano'  # name of the buffer that holds lr_scale
 
 
 class ThetaRegression(nn.Module):
@@ -19,8 +24,9 @@ class ThetaRegression(nn.Module):
     Dividing by the fan-in makes a step of any optimiser move theta by about lr * lr_scale, whatever the width. Forward
     uses gain * W with gain = lr_scale / fan_in while W receives the gradient as if the gain were 1, so that SGD, AdamW,
     Lion, Muon and LAMB all scale theta's step alike (a plain gain would enter twice under SGD). ``lr_scale`` is saved
-    beside W (in billionths: an integer survives casts to half precision), and a checkpoint written with another one is
-    converted when it is loaded, so that it may change at any time.
+    beside W (in billionths: an integer survives ``model.half()``), and a checkpoint written with another one is
+    converted when it is loaded, so that it may change at any time. If it was lost, in a cast of all tensors, a warning
+    says so, and the weights are taken as if they were of the same.
 
     Args:
         in_features: Width F of the features.
@@ -42,13 +48,14 @@ class ThetaRegression(nn.Module):
             dtype: Any = None,
     ) -> None:
         super().__init__()
+        lr_scale = plain(lr_scale)
         check_kind('lr_scale', lr_scale, RATE)
         self.in_features = in_features
         self.out_features = out_features
         self.lr_scale = round(lr_scale * 1e9) / 1e9
         self.weight = nn.Parameter(torch.zeros(out_features, in_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
-        self.register_buffer('lr_scale_nano', torch.tensor(round(self.lr_scale * 1e9), device=device))
+        self.register_buffer(SCALE, torch.tensor(round(self.lr_scale * 1e9), device=device))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -68,29 +75,33 @@ class ThetaRegression(nn.Module):
         return self.weight.detach() * (self.lr_scale / self.in_features)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        saved = state_dict.get(prefix + 'lr_scale_nano')
+        saved = state_dict.get(prefix + SCALE)
         if saved is not None and not saved.is_meta:
             nano = round(self.lr_scale * 1e9)
-            ratio = _ratio(prefix + 'lr_scale_nano', saved, nano)
+            ratio = self._ratio(prefix + SCALE, saved, nano)
             for name, own in self.named_parameters():
                 value = state_dict.get(prefix + name)
                 if value is not None and ratio != 1.0:
-                    state_dict[prefix + name] = value.to(torch.promote_types(value.dtype, own.dtype)) * ratio
-            state_dict[prefix + 'lr_scale_nano'] = torch.full_like(saved, nano, dtype=torch.int64)
+                    state_dict[prefix + name] = widened(value, own.dtype) * ratio
+            state_dict[prefix + SCALE] = torch.full_like(saved, nano, dtype=torch.int64)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _ratio(self, key: str, saved: Tensor, own: int) -> float:
+        """Of the lr_scale of a checkpoint to one's own, in billionths; averaged checkpoints have it as a float."""
+        if is_lost(saved):
+            warnings.warn(
+                f'{key}: a cast of all tensors to a type of few bits lost this number. The weights are taken to be of '
+                f'lr_scale={self.lr_scale}, which is that of the network they are loaded into; to be sure, cast '
+                'floating-point tensors only.', stacklevel=2)
+            return 1.0
+        value = saved.item() if saved.numel() == 1 else math.nan
+        if not 1 <= value <= 10 ** 18 or value != int(value):
+            raise ValueError(f'{key} must be one integer, billionths of lr_scale from 1e-9 to 1e9, got {saved}.')
+        rounding = torch.finfo(saved.dtype).eps if saved.is_floating_point() else 0.0
+        return 1.0 if abs(value - own) <= rounding * own else value / own
 
     def extra_repr(self) -> str:
         return f'in_features={self.in_features}, out_features={self.out_features}, lr_scale={self.lr_scale}'
-
-
-def _ratio(key: str, saved: Tensor, own: int) -> float:
-    """Of the lr_scale of a checkpoint to one's own, in billionths; tools that average checkpoints make it a float."""
-    value = saved.item() if saved.numel() == 1 else math.nan
-    if not 1 <= value <= 10 ** 18 or value != int(value):
-        raise ValueError(f'{key} must be one integer, billionths of lr_scale from 1e-9 to 1e9, got {saved} '
-                         '(half precision cannot hold it: cast floating-point tensors only).')
-    rounding = torch.finfo(saved.dtype).eps if saved.is_floating_point() else 0.0
-    return 1.0 if abs(value - own) <= rounding * own else value / own
 
 
 def _gain(weight: Tensor, gain: float) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from ..geometry.sampler import MODES, PADDING_MODES
-from ..geometry.sizes import Kind, is_count, is_number
+from ..geometry.sizes import Kind, is_count, is_number, plain
 from ..geometry.transforms import get_transform, transform_names
 
 __all__ = [
@@ -22,7 +22,14 @@ BOOL = one_of(False, True)
 RATE = Kind(lambda v: is_number(v) and 1e-9 <= v <= 1e9, 'a number from 1e-9 to 1e9')
 
 
-def argument(default: Any, kind: Kind, meaning: str, most: float | None = None, shown: str = '') -> Any:
+def argument(
+        default: Any,
+        kind: Kind,
+        meaning: str,
+        most: float | None = None,
+        shown: str = '',
+        free: bool = False,
+) -> Any:
     """A field of a dataclass of arguments.
 
     Args:
@@ -31,8 +38,9 @@ def argument(default: Any, kind: Kind, meaning: str, most: float | None = None, 
         meaning: What it does, for the table of arguments.
         most: The largest number that a network's config may ask for, so that it cannot exhaust memory or time.
         shown: The default, in the table. Default: as Python writes it.
+        free: Trained weights mean the same with another value.
     """
-    return field(default=default, metadata=dict(kind=kind, meaning=meaning, most=most, shown=shown))
+    return field(default=default, metadata=dict(kind=kind, meaning=meaning, most=most, shown=shown, free=free))
 
 
 def scales_of(scale: Any) -> tuple[float, float]:
@@ -41,6 +49,7 @@ def scales_of(scale: Any) -> tuple[float, float]:
     Raises:
         ValueError: ``scale`` is neither.
     """
+    scale = plain(scale)
     pair = scale if isinstance(scale, (list, tuple)) else (scale, scale)
     if len(pair) != 2 or any(isinstance(s, bool) or not is_number(s) for s in pair) or not 0 < pair[0] <= pair[1]:
         raise ValueError(f'scale must be a positive number, or two, least and largest, got {scale!r}.')
@@ -72,7 +81,7 @@ class TransformerSettings:
     localization_size: int | Sequence[int] | None = argument(
         None, ANY,
         'side(s) of the anti-aliased shrink that the localization network sees; for `shared:` and `saliency:` the size '
-        'that the backbone sees', most=1024, shown='by network')
+        'that the backbone sees', most=1024, shown='by network', free=True)
     iterations: int = argument(1, POSITIVE_INTEGER, 'refine theta K times; pixels are sampled once', most=64)
     mode: str = argument('bilinear', one_of(*MODES), '`bilinear`, `bicubic`, `nearest`')
     padding_mode: str = argument(
@@ -84,15 +93,15 @@ class TransformerSettings:
     lr_scale: float = argument(
         10.0, RATE,
         'learning rate of theta relative to the rest of the network, the same under every optimizer; also scales the '
-        'bound on each step of theta; may change between runs')
+        'bound on each step of theta; may change between runs', free=True)
     penalty: float = argument(
         0.0, Kind(lambda v: is_number(v) and v >= 0, 'a number, 0 or more'),
         "in training, pulls glimpses back into the image and apart, at most this many times as strongly as the loss's "
-        'own gradient usually moves theta; see [training](docs/training.md)')
+        'own gradient usually moves theta; see [training](docs/training.md)', free=True)
     freeze_steps: int = argument(
         0, Kind(lambda v: v == 0 or is_count(v), 'an integer, 0 or more'),
         'number of first backward passes in which the transformers get zero gradients; counted in the checkpoint',
-        most=2 ** 53)
+        most=2 ** 53, free=True)
 
     def __post_init__(self) -> None:
         scales_of(self.scale)

@@ -1,5 +1,6 @@
 """The module of the paper: localization network, transform and sampler in one (section 3, figure 2)."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from ..geometry.functional import unwarp
 from ..geometry.grid import coordinate_dtype, has_values
 from ..geometry.pose import Pose, family_of_theta, pose_at, pose_of
 from ..geometry.sampler import Sampling
-from ..geometry.sizes import Kind, are_sides, is_number, sides_of
+from ..geometry.sizes import Kind, are_sides, is_number, plain, sides_of
 from ..geometry.transforms import Transform, get_transform, map_points_matrix
 from .glimpses import keep_inside, tile_offsets
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .localization import Localization, Regressed
+from .record import RECORD, adapt, describe, record, settings_of
 from .scripting import trace
 from .settings import POSITIVE_INTEGER, TransformerSettings, check_kind, check_settings
 
@@ -68,6 +70,8 @@ class SpatialTransformer(nn.Module):
     base: Tensor
     backward_passes: Tensor
     usual_gradient: Tensor
+    argument: str = ''  # what its settings' names begin with, as arguments of the network around it
+    of_network: Mapping[str, object] = MappingProxyType({})  # what that knows of them
     recorder: Callable[[Tensor], object] | None = None  # gets every theta, with its graph
     witness: Callable[['SpatialTransformer', Tensor], object] | None = None  # of all transformers; gets every theta
     stage: int | str = 'input'  # as in ``stn_stages`` of the network around it
@@ -99,6 +103,8 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.transform = get_transform(transform)
         ndim = self.transform.ndim
+        in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias, penalty, freeze_steps = map(plain, (
+            in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias, penalty, freeze_steps))
         accepted = f'{ndim} positive integers for transform {self.transform.name!r}'
         check_kind('input_size', input_size, Kind(lambda value: are_sides(value, ndim), accepted))
         check_kind('glimpses', glimpses, POSITIVE_INTEGER)
@@ -131,6 +137,7 @@ class SpatialTransformer(nn.Module):
             usual = torch.zeros((), dtype=torch.float32, device=device)
             self.register_buffer('usual_gradient', usual, persistent=False)
         self.last_theta: Tensor | None = None
+        self.register_buffer(RECORD, record(settings_of(self), device))
         self.register_load_state_dict_post_hook(_leave_meta)  # type: ignore[no-untyped-call]
 
     def _make_base(self, device: Any = None) -> Tensor:
@@ -162,6 +169,7 @@ class SpatialTransformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start counting backward passes anew; the localization network has its own."""
+        describe(self)
         if self.freeze_steps:
             self.backward_passes.zero_()
 
@@ -172,12 +180,7 @@ class SpatialTransformer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Checkpoints with and without a count of backward passes load, whether or not there is one here."""
-        if self.freeze_steps:
-            count = self.backward_passes
-            state_dict.setdefault(prefix + COUNT, torch.zeros_like(count, device='cpu') if count.is_meta else count)
-        else:
-            state_dict.pop(prefix + COUNT, None)
+        adapt(self, state_dict, prefix, args[-1])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.grid import coordinate_dtype, has_values
+from .casts import as_count
 
 __all__ = ['Standardize', 'without_statistics']
 
 MOMENTUM = 0.1  # weight of one batch in the statistics after the first ten
 FLOOR = 0.01  # this share of the mean variance is added to each: features that hardly vary are noise
 MOST = 3.0  # features are clamped to this many standard deviations from the mean
+MANY = 2 ** 20  # batches, where a checkpoint has lost their number
 AS_THEY_COME = -1  # value of num_batches_tracked without statistics: features pass unchanged, for good
 MEAN_OF_RELU, STD_OF_RELU = 1 / math.sqrt(2 * math.pi), math.sqrt(0.5 - 0.5 / math.pi)  # of a standard normal variable
 
@@ -108,8 +110,11 @@ class Standardize(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        key = prefix + 'num_batches_tracked'
+        if key in state_dict:
+            state_dict[key] = as_count(state_dict[key], lost=MANY)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        count = state_dict.get(prefix + 'num_batches_tracked')
+        count = state_dict.get(key)
         if count is not None and not count.is_meta:
             self.active = bool(count >= 0)
 

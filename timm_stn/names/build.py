@@ -5,12 +5,14 @@ with ``backbone.`` and ``stn.``. timm's own factory always loads the backbone's 
 image size.
 """
 import inspect
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from timm.models import (
     FeatureDictNet,
     FeatureListNet,
@@ -22,8 +24,10 @@ from timm.models import (
 from torch import Tensor, nn
 
 from ..geometry.layout import size_that_enters
-from ..geometry.sizes import as_sides
+from ..geometry.sizes import as_sides, plain, sides_of
 from ..modules.gradients import without_counts
+from ..modules.record import misfit, without_records
+from ..modules.spatial_transformer import SpatialTransformer
 from ..modules.standardize import without_statistics
 from ..network.arguments import DEFAULTS, StnArguments, hint, split_arguments, stn_arguments
 from ..network.features import StnFeatures, usual_indices
@@ -79,6 +83,7 @@ def build_network(
         pretrained_cfg = check_config(pretrained_cfg, pretrained_model_args, kwargs)  # type: ignore[arg-type]
     with naming(location, 'config.json: '):
         given, rest = split_arguments(kwargs)
+        rest.update({k: plain(rest[k]) for k in ('img_size', 'in_chans', 'num_classes') if k in rest})
         arguments = stn_arguments(**given)
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)  # type: ignore[arg-type]
         state_dict = read_weights(cfg, base, cache_dir, pretrained_sha256) if pretrained else None
@@ -103,7 +108,7 @@ def _assemble(
 ) -> nn.Module:
     """The network with its weights; ``rest`` are the backbone's arguments."""
     whole = state_dict is not None and is_whole(state_dict)
-    input_size = _input_size(base, cfg, rest, arguments)
+    sized, input_size = 'img_size' in rest, _input_size(base, cfg, rest, arguments)
     at_stages = bool(arguments.feature_stages) or arguments.asks_backbone
     feature_args = {k: rest.pop(k) for k in ('out_indices', 'feature_cls') if features_only and at_stages and k in rest}
     if features_only and not at_stages:
@@ -123,8 +128,10 @@ def _assemble(
         cast(TimmModel, bases[0]), arguments, input_size, bases[1:], name=name, num_classes=num_classes,
         pretrained_localization=pretrained and state_dict is None, device=rest.get('device'), dtype=rest.get('dtype'))
     net.pretrained_cfg.update(_cfg_of_weights(cfg))
-    if arguments.size is not None:
+    if arguments.size is not None or (sized and not _is_fixed(base, cfg)):  # of which the backbone tells nothing
         net.pretrained_cfg['input_size'] = input_size
+    if sized:
+        net._traits = {**net._traits, 'img_size': input_size[1:]}
     net.pretrained_model_args = dict(model_args)
     net.cfg_is_of_weights = pretrained  # else it speaks of weights that are not here
     if state_dict is not None:
@@ -175,13 +182,29 @@ def _input_size(
         arguments: StnArguments,
 ) -> tuple[int, int, int]:
     """Input size (C, H, W) of the whole network; sets ``img_size`` in ``rest`` to that of the backbone."""
-    size = rest.get('img_size') or tuple(cfg.input_size[1:])
-    size = as_sides(size)
-    if arguments.size is not None:
-        rest.pop('img_size', None)
-        if (get_pretrained_cfg(base) or cfg).fixed_input_size:
-            rest['img_size'] = as_sides(arguments.size)
-    return (rest.get('in_chans', cfg.input_size[0]), *size)
+    given, is_fixed = rest.pop('img_size', None), _is_fixed(base, cfg)
+    height, width = sides_of(cfg.input_size[1:] if given is None else given, 2, 'img_size')
+    if arguments.size is not None and is_fixed:
+        rest['img_size'] = as_sides(arguments.size)
+    elif arguments.size is None and given is not None and (is_fixed or _takes_size(base, {**rest, 'img_size': given})):
+        rest['img_size'] = given
+    return rest.get('in_chans', cfg.input_size[0]), height, width
+
+
+def _is_fixed(base: str, cfg: PretrainedCfg) -> bool:
+    return (get_pretrained_cfg(base) or cfg).fixed_input_size
+
+
+def _takes_size(base: str, rest: dict[str, Any]) -> bool:
+    """Whether the backbone is made for a size; others take any, and no ``img_size``."""
+    try:
+        with torch.device('meta'):
+            timm.create_model(base, **rest)
+    except TypeError as error:
+        return not re.search("unexpected keyword .*'img_size'", str(error))
+    except Exception:  # which the backbone itself will raise, too
+        pass
+    return True
 
 
 def _part(state_dict: StateDict | None, tower: int, whole: bool) -> StateDict | None:
@@ -255,16 +278,19 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     excused = () if same_classes else (CLASSIFIER, *(f'{name}.' for name in classifiers))
     if not net.joined and getattr(net.backbone, 'num_classes', None) == cfg.num_classes:
         excused = (prefix_of(0),)  # timm has loaded these strictly; it may have renamed keys
-    asked = {k for k in without_counts(target) if is_transformers(k) or not k.startswith(excused)} | set(own)
+    known = without_records(without_counts(target))
+    asked = {k for k in known if is_transformers(k) or not k.startswith(excused)} | set(own)
     missing = sorted(k for k in asked if k in target and k not in state_dict)
     unexpected = sorted(k for k in state_dict if k not in target and (k in own or not k.startswith(excused)))
     wrong = [
         f'{k} {tuple(own[k].shape)}, here {tuple(target[k].shape)}'
         for k in sorted(own) if k in target and own[k].shape != target[k].shape]
     if (not isinstance(net.backbone, (FeatureListNet, FeatureDictNet)) and (missing or unexpected)) or wrong:
+        transformers = [(f'{n}.', m) for n, m in net.named_modules() if isinstance(m, SpatialTransformer)]
+        why = [f' {text}' for prefix, m in transformers for text in misfit(m, state_dict, prefix)]
         raise RuntimeError(
-            f"The checkpoint does not fit this network's stn_ arguments. "
-            f'Missing: {listed(missing)}; unexpected: {listed(unexpected)}; of another shape: {listed(wrong)}.')
+            f"The checkpoint does not fit this network's stn_ arguments. Missing: {listed(missing)}; unexpected: "
+            f"{listed(unexpected)}; of another shape: {listed(wrong)}.{''.join(why)}")
     net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
 
 

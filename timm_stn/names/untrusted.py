@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..geometry.sizes import Kind
+from ..geometry.sizes import Kind, plain
 
 __all__ = ['Budget', 'check_config', 'config_location']
 
@@ -142,7 +142,7 @@ def _check_keys(where: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_fields(where: str, name: str, given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
     for key, kind in kinds.items():
-        value = given.get(key)
+        value = plain(given.get(key))
         if value is not None and not kind.accepts(value):
             raise ValueError(f'{where}: {name}.{key} must be {kind.accepted}; got {brief.repr(value)}.')
 

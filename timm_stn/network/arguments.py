@@ -7,7 +7,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, cast
 
-from ..geometry.sizes import Kind, are_sides, as_sides
+from ..geometry.sizes import Kind, are_sides, as_sides, plain
 from ..modules.localization import Source, parse_source
 from ..modules.settings import (
     ANY,
@@ -194,7 +194,7 @@ def stn_arguments(**given: object) -> StnArguments:
         ValueError: A value is not accepted; the message names argument, value and what is accepted.
     """
     split_arguments(given)
-    values = {**DEFAULTS, **{k: v for k, v in given.items() if v is not None}}
+    values = {**DEFAULTS, **{k: plain(v) for k, v in given.items() if v is not None}}
     for name, value in values.items():
         _check_most(name, value, ARGUMENTS[name].metadata['most'])
     stages, resolved = _parse_stages(values.pop('stn_stages'))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .._timm import feature_take_indices
 from ..geometry.shrink import shrink
-from ..geometry.sizes import as_sides
+from ..geometry.sizes import as_sides, plain, sides_of
 from ..modules.localization import Regressed
+from ..modules.record import describe
 from ..modules.spatial_transformer import SpatialTransformer
 from .arguments import StnArguments
 from .attach import StageTransformer, attach
@@ -84,6 +85,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         self._stage_names = self._attach_stages(**of_timm)
         self._has_tokens = self._find_tokens()
         self.arguments = self._resolved()
+        self._describe_transformers()
         self.join_classifiers(num_classes)  # last, for it draws random numbers: a seed gives the same transformers
         self._describe(name)
 
@@ -114,6 +116,17 @@ class SpatialTransformerNetwork(StreamsNetwork):
             sized = {} if size is None else dict(localization_size=size)
             arguments = arguments.resolve(stage, bound=transformer.bound, **sized)
         return arguments
+
+    def _describe_transformers(self) -> None:
+        """Tell each transformer what the network knows of it, for whom its weights are loaded into."""
+        for transformer in self._by_name().values():
+            describe(transformer, stage=transformer.stage)
+        if self.stn is not None:
+            known: dict[str, Any] = dict(whole=bool(self.arguments.whole), target=self.arguments.target)
+            source = self.arguments.source(self.stn.stage)
+            if source.on_features and self.glance is not None:
+                known.update(localization=f'{source.kind}:{self.glance.stage}', localization_size=self.glance.size)
+            describe(self.stn, 'stn_', **known)
 
     # what timm, and whoever saves a model, is told of it
 
@@ -155,8 +168,8 @@ class SpatialTransformerNetwork(StreamsNetwork):
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
-        theirs = {k: v for k, v in args.items() if not k.startswith('stn_')}
-        if self._backbone_size != self._input_size:
+        theirs = {k: plain(v) for k, v in args.items() if not k.startswith('stn_')}
+        if self._backbone_size != self._input_size or not getattr(self.backbone, '_traits', {}).get('img_size'):
             theirs.pop('img_size', None)
         self.backbone._model_args = theirs
 
@@ -334,11 +347,11 @@ class SpatialTransformerNetwork(StreamsNetwork):
     @if_backbone_can
     def set_input_size(self, img_size: int | Sequence[int] | None = None, **kwargs: object) -> None:
         """Change the size of what enters; with ``stn_size`` the backbone keeps its own."""
-        size = as_sides(img_size or self._input_size[1:])
+        size = self._input_size[1:] if img_size is None else sides_of(img_size, 2, 'img_size')
         if self.arguments.size is None:
             for backbone in self.backbones():  # which may refuse the size
-                backbone.set_input_size(img_size=img_size, **kwargs)
-        self._input_size = (self._input_size[0], *size)
+                backbone.set_input_size(img_size=None if img_size is None else size, **kwargs)
+        self._input_size = (self._input_size[0], size[0], size[1])
         self._traits = {**self._traits, 'img_size': size}
         if self.arguments.size is None:
             self._resize_localization()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..sizes import are_sides, as_sides
 from .base import Transform
 
 __all__ = ['LatticeTransform']
@@ -22,8 +23,9 @@ class LatticeTransform(Transform):
     """
 
     def __init__(self, lattice: Sequence[int] = (4, 4)) -> None:
-        if len(lattice) != 2 or min(lattice) < 2:
-            raise ValueError(f'{self.name!r} takes a lattice of at least 2 x 2 control points, got {tuple(lattice)}')
+        lattice = as_sides(lattice)
+        if not are_sides(lattice, 2) or min(lattice) < 2:
+            raise ValueError(f'{self.name!r} takes a lattice of at least 2 x 2 control points, got {lattice!r}')
         if max(lattice) > MOST:
             raise ValueError(f'{self.name!r} takes a lattice of at most {MOST} x {MOST} points, got {tuple(lattice)}')
         self.rows, self.columns = lattice

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..grid import centers, coordinate_dtype, has_values
 
-__all__ = ['compose_matrices', 'guard', 'invert_matrix', 'map_points_matrix', 'matrix_grid']
+__all__ = ['away_from_zero', 'compose_matrices', 'guard', 'invert_matrix', 'map_points_matrix', 'matrix_grid']
 
 LIMIT = 1e6  # parameters of larger magnitude are treated as invalid
 MIN_DENOMINATOR = 1e-6
@@ -51,7 +51,7 @@ def matrix_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
         raise ValueError(f'size must have {ndim} entries for theta of shape {tuple(theta.shape)}, got {tuple(size)}')
     planes = _planes(guard(theta), size)
     if theta.shape[1:] == (3, 3):
-        planes = planes[:, :2] / _away_from_zero(planes[:, 2:])
+        planes = planes[:, :2] / away_from_zero(planes[:, 2:])
     return planes.movedim(1, -1)
 
 
@@ -72,7 +72,7 @@ def map_points_matrix(theta: Tensor, points: Tensor) -> Tensor:
     for column, coordinate in zip(columns, points.unbind(-1)):
         mapped = mapped + column * coordinate[..., None]
     if theta.shape[1:] == (3, 3):
-        mapped = mapped[..., :2] / _away_from_zero(mapped[..., 2:])
+        mapped = mapped[..., :2] / away_from_zero(mapped[..., 2:])
     return mapped
 
 
@@ -120,6 +120,11 @@ def eye_like(theta: Tensor) -> Tensor:
     return torch.eye(theta.shape[1], theta.shape[2], dtype=theta.dtype, device=theta.device)
 
 
+def away_from_zero(w: Tensor) -> Tensor:
+    """Denominators with the same sign and a magnitude of at least 1e-6."""
+    return torch.where(w < 0, w.clamp(max=-MIN_DENOMINATOR), w.clamp(min=MIN_DENOMINATOR))
+
+
 def _planes(theta: Tensor, size: Sequence[int]) -> Tensor:
     """theta @ (x, y, 1) at all pixels, (N, rows, *size), as a broadcast sum of one term per axis."""
     *columns, planes = theta.unsqueeze(-1).unbind(2)
@@ -137,11 +142,6 @@ def _check_matrix(theta: Tensor) -> int:
 
 def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(condition.reshape(-1, *[1] * (yes.dim() - 1)), yes, no)
-
-
-def _away_from_zero(w: Tensor) -> Tensor:
-    """Denominators with the same sign and a magnitude of at least 1e-6."""
-    return torch.where(w < 0, w.clamp(max=-MIN_DENOMINATOR), w.clamp(min=MIN_DENOMINATOR))
 
 
 def _square(theta: Tensor) -> Tensor:

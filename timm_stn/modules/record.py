@@ -1,0 +1,151 @@
+"""What a transformer was made with, beside its weights: settings without parameters change what the weights mean.
+
+A network of another scale, padding or family may have parameters of the same shapes, take the weights without a word,
+and answer worse. So a transformer has a buffer that names its settings, and compares them when weights are loaded.
+
+What people do to checkpoints must not spoil it, nor it them: timm's loaders, safetensors and moving averages keep
+nothing but tensors. So the text is a tensor, of always the same shape, and of octal digits: floating-point types down
+to float8 hold them exactly, also after a mean over checkpoints, or over time in bfloat16, and so do integers.
+"""
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..geometry.grid import has_values
+from .casts import as_count, is_lost
+from .gradients import COUNT
+from .regression import SCALE
+from .settings import FIELDS, RATE
+
+__all__ = ['RECORD', 'adapt', 'describe', 'misfit', 'read_record', 'record', 'settings_of', 'without_records']
+
+RECORD = 'made_with'  # name of the buffer
+LETTERS, DIGITS = 512, 3  # at most, and for each
+ROUNDED = 1 / 8  # at most so much of a number, by any floating-point type
+OF_TRANSFORMER = [name for name, field in FIELDS.items() if not field.metadata['free']]
+MEANT = (*OF_TRANSFORMER, 'glimpses', 'whole', 'target')  # other entries tell how to load weights
+
+
+def settings_of(stn: Any) -> dict[str, Any]:
+    """What a transformer is made with, as JSON stores it."""
+    localization = stn.localization
+    least, most = getattr(localization, 'scales', (stn.scale, stn.scale))
+    found = {name: getattr(stn, name, getattr(stn.sampling, name, None)) for name in OF_TRANSFORMER}
+    found.update(
+        transform=stn.transform.name, scale=least if least == most else [least, most], glimpses=stn.glimpses,
+        localization=getattr(localization, 'kind', None), localization_size=getattr(localization, 'size', None),
+        lr_scale=getattr(getattr(localization, 'regression', None), 'lr_scale', None))
+    if found['localization'] is None:  # somebody's own
+        del found['localization']
+    found.update(stn.of_network)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
+
+
+def record(settings: Mapping[str, Any], device: Any = None) -> Tensor:
+    """Settings as digits, (LETTERS * DIGITS,) in float32; the longest are left out where there is no room."""
+    kept = dict(settings)
+    while len(text := json.dumps(kept, separators=(',', ':'))) > LETTERS:
+        del kept[max(kept, key=lambda name: len(json.dumps(kept[name])))]
+    digits = ''.join(f'{ord(letter):0{DIGITS}o}' for letter in text.ljust(LETTERS))
+    return torch.tensor([float(digit) for digit in digits], dtype=torch.float32, device=device)
+
+
+def describe(stn: Any, argument: str = '', **of_network: Any) -> None:
+    """Write down what a transformer is made with.
+
+    Args:
+        stn: The transformer.
+        argument: What the names of its settings begin with, as arguments of the network around it.
+        **of_network: What that network knows of them; with none, what it is made with is written down anew.
+    """
+    stn.argument, stn.of_network = argument or stn.argument, of_network or stn.of_network
+    with torch.no_grad():
+        stn.made_with.copy_(record(settings_of(stn), 'cpu'))
+
+
+def read_record(digits: object) -> dict[str, Any]:
+    """The settings of a record in any dtype; {} where it is none, or cannot be read any more."""
+    if not isinstance(digits, Tensor) or digits.is_meta or not has_values(digits) or digits.numel() != LETTERS * DIGITS:
+        return {}
+    numbers = digits.detach().to('cpu', torch.float32).round().nan_to_num(8).clamp(0, 8).int().tolist()
+    try:
+        codes = [int(''.join(map(str, numbers[i:i + DIGITS])), 8) for i in range(0, len(numbers), DIGITS)]
+        found = json.loads(''.join(map(chr, codes)))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def without_records(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the records: older checkpoints have none."""
+    return {k: v for k, v in state_dict.items() if k.rpartition('.')[2] != RECORD}
+
+
+def adapt(stn: Any, state_dict: dict[str, Any], prefix: str, errors: list[str]) -> None:
+    """Before a state dict is loaded into a transformer: adds what older ones lack, and tells what does not fit.
+
+    Args:
+        stn: The transformer.
+        state_dict: With its keys; changed in place.
+        prefix: That its keys begin with.
+        errors: Of loading; one is added where shapes differ because the localization network sees another size.
+
+    Warns:
+        UserWarning: The weights are of a transformer with other settings; it names these, and the arguments to pass.
+    """
+    theirs, ours = read_record(state_dict.get(prefix + RECORD)), settings_of(stn)
+    other = {k: theirs[k] for k in MEANT if k in theirs and k in ours and theirs[k] != ours[k]}
+    if other:
+        mine = _text({k: ours[k] for k in other})
+        warnings.warn(
+            f'the weights {prefix}* are of a transformer with {_text(other)}; here it has {mine}. To use them as they '
+            f'were trained, pass {_text(other, stn.argument)}{_where(stn)}.', stacklevel=2)
+    errors += misfit(stn, state_dict, prefix)
+    _keep_scale(state_dict, f'{prefix}localization.regression.{SCALE}', theirs.get('lr_scale'))
+    placed = [v.device for v in state_dict.values() if isinstance(v, Tensor) and not v.is_meta]
+    state_dict[prefix + RECORD] = record(ours, placed[0] if placed else 'cpu')
+    count, own = state_dict.pop(prefix + COUNT, None), stn._buffers.get(COUNT)
+    if own is not None:
+        absent = torch.zeros_like(own, device='cpu') if own.is_meta else own
+        state_dict[prefix + COUNT] = absent if count is None else as_count(count, lost=2 ** 53)
+
+
+def misfit(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
+    """Why weights do not fit where the localization network sees another size than theirs did: a sentence, or none."""
+    name, ours = f'{prefix}localization', settings_of(stn)['localization_size']
+    parameters = dict(stn.localization.named_parameters(name)).items()
+    if ours is None or all(k not in state_dict or state_dict[k].shape[1:] == own.shape[1:] for k, own in parameters):
+        return []
+    theirs = read_record(state_dict.get(prefix + RECORD)).get('localization_size')
+    if theirs is None:
+        return [f'{name} sees {_sides(ours)} here. If the weights are of a network for images of another size, pass '
+                f'what {name}.size is there: {stn.argument}localization_size=(height, width){_where(stn)}.']
+    if theirs == ours:
+        return []
+    return [f'{name} saw {_sides(theirs)} when the weights were trained, and sees {_sides(ours)} here: pass '
+            f'{_text({"localization_size": theirs}, stn.argument)}{_where(stn)}.']
+
+
+def _text(settings: Mapping[str, Any], before: str = '') -> str:
+    return ', '.join(f'{before}{name}={value!r}' for name, value in settings.items())
+
+
+def _where(stn: Any) -> str:
+    return '' if stn.argument or not stn.of_network else f' for stage {stn.stage!r} in stn_stages'
+
+
+def _sides(size: Any) -> str:
+    return ' x '.join(map(str, size))
+
+
+def _keep_scale(state_dict: dict[str, Any], key: str, lr_scale: Any) -> None:
+    """The lr_scale of weights from the record, where a cast of all tensors has lost or rounded that beside them."""
+    saved = state_dict.get(key)
+    if isinstance(saved, Tensor) and saved.is_floating_point() and not saved.is_meta and RATE.accepts(lr_scale):
+        nano = round(lr_scale * 1e9)
+        if is_lost(saved) or (saved.numel() == 1 and abs(float(saved) - nano) <= ROUNDED * nano):
+            state_dict[key] = torch.full_like(saved, nano, dtype=torch.int64)
