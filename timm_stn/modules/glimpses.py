@@ -4,6 +4,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..geometry.grid import lattice
 from ..geometry.transforms import map_points_matrix
 
 __all__ = ['TILE_REACH', 'keep_inside', 'tile_offsets']
@@ -43,7 +44,7 @@ def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     """
     d = base.shape[1]
     center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]  # (N * G, d)
-    corners = torch.cartesian_prod(*[theta.new_tensor([-1.0, 1.0])] * d)  # (2 ** d, d)
+    corners = 2 * lattice((2,) * d, theta.device, theta.dtype).reshape(-1, d)  # (2 ** d, d)
     centred = _shifted(theta, center, torch.zeros_like(center))
     half = map_points_matrix(centred, corners).abs().amax(1)  # (N * G, d)
     room = (1 - half).clamp_min(eps)
@@ -51,7 +52,7 @@ def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     t0 = (start / start_room).clamp(-0.95, 0.95)
     atanh = (torch.log1p(t0) - torch.log1p(-t0)) / 2  # torch.atanh, which not every exporter has
     moved = room * torch.tanh(atanh + (center - start) / (room * (1 - t0 * t0)))
-    return _shifted(theta, center, torch.where(room > eps, moved, 0.0))
+    return _shifted(theta, center, torch.where(room > eps, moved, torch.zeros_like(moved)))
 
 
 def _shifted(theta: Tensor, center: Tensor, moved: Tensor) -> Tensor:
