@@ -29,13 +29,13 @@ def of_one_size(image: Tensor, why: str) -> Tensor:
     A trace refuses other sides when it runs: ``expand`` fails.
 
     Raises:
-        ValueError: A side may vary. Or nobody knows, in strict export, which torch's exporter to ONNX falls back on, and
-            without a check of what it took for constant. The message starts with ``why``.
+        ValueError: A side may vary; or nobody knows, in strict export, on which torch's exporter to ONNX falls back
+            without checks of what is taken for constant. The message starts with ``why``.
     """
     if not torch.compiler.is_compiling():
         return image.expand(*image.shape[:2], *map(int, image.shape[2:]))
     if torch.compiler.is_dynamo_compiling() and hasattr(torch.compiler, 'is_exporting'):
-        raise ValueError(f'{why}: a program is for images of one size, which torch.export knows only with strict=False.')
+        raise ValueError(f'{why}: a program is for images of one size; torch.export knows it only with strict=False.')
     varying = [axis for axis, side in enumerate(image.shape[2:], 2) if isinstance(side, torch.SymInt)]
     if varying:
         raise ValueError(f'{why}: a program is for images of one size, but dimensions {varying} may vary; leave them '
