@@ -166,9 +166,10 @@ def spread(layer, args):
     h, = args
     generator = torch.Generator().manual_seed(layer.in_features)
     weight = torch.randn(layer.weight.shape, generator=generator)
-    weight = weight * 0.1 * layer.in_features / (h @ weight.T).std(0).unsqueeze(1)
-    layer.weight.copy_(weight)
-    layer.bias.copy_(0.1 * torch.randn(layer.bias.shape, generator=generator) - weight @ h.mean(0) / layer.in_features)
+    weight = weight * 0.1 / (h @ weight.T).std(0).unsqueeze(1)
+    bias = 0.1 * torch.randn(layer.bias.shape, generator=generator) - weight @ h.mean(0)
+    layer.weight.copy_(weight * layer.in_features / layer.lr_scale)
+    layer.bias.copy_(bias / layer.lr_scale)
 
 
 def images(n, shape):

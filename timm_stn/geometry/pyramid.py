@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import kernels
 from .grid import has_values
+from .programs import is_exporting, of_one_size
 
 __all__ = ['halve', 'interpolate', 'levels']
 
@@ -21,16 +22,26 @@ SHARPEN = 0.4
 
 def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
     """As `kernels.interpolate`, averaged over the footprint of each point. The levels get no gradient."""
-    level = levels(grid.detach(), image.shape[2:])
-    first, last = _span(level, image.shape[2:])
+    if is_exporting():
+        image = of_one_size(image, 'antialias=True')
+    size = [int(n) for n in image.shape[2:]]
+    level = levels(grid.detach(), size)
+    first, last = _span(level, size)
     for _ in range(first):
         image = halve(image)
     values = kernels.interpolate(image, grid, mode, padding_mode)
     for i in range(first + 1, last + 1):
         image = halve(image)
         share = (level - i + 1).clamp(0, 1)  # weight of this level against the finer ones
-        values = torch.lerp(values, kernels.interpolate(image, grid, mode, padding_mode), share)
+        coarser = kernels.interpolate(image, grid, mode, padding_mode)
+        values = _mix(values, coarser, share)
     return values
+
+
+def _mix(fine: Tensor, coarse: Tensor, share: Tensor) -> Tensor:
+    if is_exporting():  # to where torch.lerp is unknown
+        return fine + share * (coarse - fine)
+    return torch.lerp(fine, coarse, share)
 
 
 def levels(grid: Tensor, size: Sequence[int]) -> Tensor:
@@ -52,11 +63,15 @@ def _steps(pixels: Tensor, axis: int) -> Tensor:
 
     The nearer one, because a grid may hold several glimpses side by side, and points far outside.
     """
-    count = pixels.shape[axis] - 1
-    square = (pixels.narrow(axis, 1, count) - pixels.narrow(axis, 0, count)).square().sum(-1)
-    before = torch.cat([square.narrow(axis, 0, 1), square], axis)
-    after = torch.cat([square, square.narrow(axis, count - 1, 1)], axis)
+    square = (pixels[_part(axis, 1, None)] - pixels[_part(axis, None, -1)]).square().sum(-1)
+    before = torch.cat([square[_part(axis, None, 1)], square], axis)
+    after = torch.cat([square, square[_part(axis, -1, None)]], axis)
     return torch.minimum(before, after)
+
+
+def _part(axis: int, *limits: int | None) -> tuple[slice, ...]:
+    """The index of a part along `axis`."""
+    return (*[slice(None)] * axis, slice(*limits))
 
 
 def _top(size: Sequence[int]) -> int:
@@ -81,13 +96,13 @@ def halve(image: Tensor) -> Tensor:
 
 def _halve_axis(image: Tensor, axis: int) -> Tensor:
     """Averages over n // 2 cells of equal extent. For odd n, neighbouring cells share pixels by area."""
-    n = image.shape[axis]
+    n = int(image.shape[axis])
     if n == 1:
         return image
-    even, odd = (image[(slice(None),) * axis + (slice(start, 2 * (n // 2), 2),)] for start in (0, 1))
+    even, odd = (image[_part(axis, start, 2 * (n // 2), 2)] for start in (0, 1))
     if n % 2 == 0:
         return (even + odd) / 2
     m = n // 2
     share = torch.arange(m, device=image.device, dtype=image.dtype).view(-1, *[1] * (image.ndim - 1 - axis)) / m
-    after = image[(slice(None),) * axis + (slice(2, None, 2),)]
+    after = image[_part(axis, 2, None, 2)]
     return (even * (1 - share) + odd + after * (share + 1 / m)) * (m / n)

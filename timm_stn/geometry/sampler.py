@@ -4,7 +4,8 @@ Convention: `image` is (N, C, H, W) or (N, C, D, H, W); `grid` is (N, h, w, 2) o
 output pixel, the point of the image to read: xy(z) in [-1, 1] with half-pixel centres.
 """
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,11 +104,11 @@ def sample(
 
 def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tensor:
     """The integer kernel (eq. 4 of the paper), for any dtype. Its gradient to the grid is zero."""
-    index = torch.zeros((), dtype=torch.long, device=image.device)
-    inside = torch.ones((), dtype=torch.bool, device=image.device)
+    index: Any = 0
+    within: list[Tensor] = []
     for n, coords in zip(image.shape[2:], grid.unbind(-1)[::-1]):
         pixel = torch.floor(to_pixels(coords, n) + 0.5).long()
-        inside = inside & (pixel >= 0) & (pixel < n)
+        within += [pixel >= 0, pixel < n]
         if padding_mode == 'reflection':
             pixel = torch.remainder(pixel, 2 * n)
             pixel = torch.minimum(pixel, 2 * n - 1 - pixel)
@@ -115,6 +116,7 @@ def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tens
     values = image.flatten(2).gather(2, index.flatten(1).unsqueeze(1).expand(-1, image.shape[1], -1))
     values = values.view(*image.shape[:2], *grid.shape[1:-1])
     if padding_mode in ('zeros', 'fill'):
+        inside = reduce(torch.logical_and, within)
         values = torch.where(inside.unsqueeze(1), values, _color(image, fill or 0, image.dtype))
     if grid.requires_grad and image.is_floating_point():
         values = values + torch.zeros_like(grid).mul(grid).sum(-1).unsqueeze(1).to(image.dtype)
@@ -128,9 +130,10 @@ def _color(image: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
 
 def _like(image: Tensor, values: Tensor) -> Tensor:
     """`values` in the dtype and memory format of `image`."""
-    if not image.is_contiguous() and image.movedim(1, -1).is_contiguous():
-        # to channels last, with operations that torch.vmap supports
-        values = values.movedim(1, -1).contiguous().movedim(-1, 1)
+    last = (0, *range(2, image.ndim), 1)  # channels last
+    if not image.is_contiguous() and image.permute(last).is_contiguous():
+        # with operations that torch.vmap supports
+        values = values.permute(last).contiguous().permute(0, -1, *range(1, image.ndim - 1))
     return values.to(image.dtype)
 
 

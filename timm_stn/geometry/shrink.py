@@ -4,13 +4,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import full_precision
-from .grid import centers, coordinate_dtype, to_pixels
+from .grid import coordinate_dtype
+from .programs import is_always, is_exporting
 
 __all__ = ['shrink']
 
 
 def shrink(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize feature maps with an anti-aliasing triangle filter; volumes are pooled over boxes.
+
+    Exported programs do the same as one matrix product per axis: of an antialiased resize, OpenVINO, TensorRT, ONNX
+    before opset 18 and Core ML know nothing or half, and Core ML leaves the filter out without a word.
 
     Args:
         x: (N, C, H, W) or (N, C, D, H, W).
@@ -19,43 +23,51 @@ def shrink(x: Tensor, size: tuple[int, ...]) -> Tensor:
     Returns:
         (N, C, *size) in the dtype of ``x``; ``x`` itself where the size agrees.
     """
+    if is_exporting():
+        return _shrink_by_matrices(x, size)
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    volume = x.ndim == 5
-    pixels = x.to(coordinate_dtype(x.dtype))
     with full_precision(x):
-        if torch.onnx.is_in_onnx_export() and (volume or _is_traced()):
-            return _shrink_by_matrices(pixels, size).to(x.dtype)
-        if volume:
+        if x.ndim == 5:
             return F.adaptive_avg_pool3d(x, size)  # type: ignore[arg-type]
+        pixels = x.to(coordinate_dtype(x.dtype))
         return F.interpolate(pixels, size, mode='bilinear', align_corners=False, antialias=True).to(x.dtype)
 
 
-def _is_traced() -> bool:
-    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-
-
 def _shrink_by_matrices(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The same as one matrix product per axis: ONNX has no adaptive pooling of volumes, and TorchScript's ONNX exporter
-    no antialiased resize.
-    """
+    """The same for any side that a program may meet later: whether one agrees is not decided now."""
     weigh = _triangles if x.ndim == 4 else _boxes
-    for axis, m in enumerate(size, 2):
-        weights = weigh(int(x.shape[axis]), m).to(x)
-        x = torch.matmul(x.transpose(axis, x.ndim - 1), weights.T).transpose(axis, x.ndim - 1)
-    return x
+    pixels = x.to(coordinate_dtype(x.dtype))
+    with full_precision(x):
+        for axis, m in reversed(list(enumerate(size, 2))):
+            if is_always(x.shape[axis], m):
+                continue
+            weights = weigh(x.shape[axis], m, pixels)
+            if axis == x.ndim - 1:
+                pixels = torch.matmul(pixels, weights.transpose(0, 1))
+            else:
+                rows = pixels.flatten(axis + 1)
+                pixels = torch.matmul(weights, rows).reshape(*pixels.shape[:axis], m, *pixels.shape[axis + 1:])
+    return pixels.to(x.dtype)
 
 
-def _triangles(n: int, m: int) -> Tensor:
-    """Weights (m, n) of n pixels in each of m: triangles as wide as the scale, normalised."""
-    scale = n / m
-    middle = to_pixels(centers(m, dtype=torch.float64), n).unsqueeze(1)  # of each of the m, in pixels of the n
-    weights = (1 - (torch.arange(n, dtype=torch.float64) - middle).abs() / max(scale, 1)).relu()
+def _triangles(n: int, m: int, like: Tensor) -> Tensor:
+    """Weights (m, n) of n pixels in each of m: triangles as wide as the scale, normalised.
+
+    All in units of 1 / (2 m n) of the axis, where centres are integers: exact, for n = m the identity.
+    """
+    pixels, cells = _odd(n, like) * m, _odd(m, like).unsqueeze(1) * n
+    weights = (1 - (pixels - cells).abs() / (2 * torch.maximum(pixels[0], cells[0]))).relu()
     return weights / weights.sum(1, keepdim=True)
 
 
-def _boxes(n: int, m: int) -> Tensor:
+def _boxes(n: int, m: int, like: Tensor) -> Tensor:
     """Weights (m, n) of n pixels in each of m: equal ones for all pixels that a cell touches."""
-    pixel, cell = torch.arange(n), torch.arange(m).unsqueeze(1)
-    weights = ((pixel + 1) * m > cell * n) & (pixel * m < (cell + 1) * n)
-    return weights / weights.sum(1, keepdim=True, dtype=torch.float64)
+    pixels, cells = _odd(n, like) * m, _odd(m, like).unsqueeze(1) * n
+    weights = ((pixels - cells).abs() < m + n).to(like.dtype)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _odd(n: int, like: Tensor) -> Tensor:
+    """1, 3, ... 2 n - 1: centres of n pixels, in half-pixels."""
+    return 2 * torch.arange(n, dtype=like.dtype, device=like.device) + 1

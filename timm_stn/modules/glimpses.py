@@ -4,6 +4,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..geometry.grid import lattice
 from ..geometry.transforms import map_points_matrix
 from ..geometry.transforms.matrix import LIMIT, away_from_zero
 
@@ -49,7 +50,7 @@ def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     """
     d = base.shape[1]
     theta = theta.clamp(-LIMIT, LIMIT)
-    corners = torch.cartesian_prod(*[theta.new_tensor([-1.0, 1.0])] * d)  # (2 ** d, d)
+    corners = 2 * lattice((2,) * d, theta.device, theta.dtype).reshape(-1, d)  # (2 ** d, d)
     theta = _fitting(theta, corners)
     center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]  # (N * G, d)
     centred = _shifted(theta, center, torch.zeros_like(center))
@@ -59,7 +60,7 @@ def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     t0 = (start / start_room).clamp(-0.95, 0.95)
     atanh = (torch.log1p(t0) - torch.log1p(-t0)) / 2  # torch.atanh, which not every exporter has
     moved = room * torch.tanh(atanh + (center - start) / (room * (1 - t0 * t0)))
-    return _shifted(theta, center, torch.where(room > eps, moved, 0.0))
+    return _shifted(theta, center, torch.where(room > eps, moved, torch.zeros_like(moved)))
 
 
 def _fitting(theta: Tensor, corners: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def _fitting(theta: Tensor, corners: Tensor) -> Tensor:
         w = w.detach()[:, 0]
         g = at_corners[:, :, d] / w
         reach = torch.maximum(reach / w.abs() - g, -g / (1 - LEAST))
-    times = reach.amax(1).clamp_min(1)[:, None, None]  # too large
+    times = reach.amax(1).clamp_min(1.0)[:, None, None]  # too large
     return torch.cat([theta[:, :, :d] / times, theta[:, :, d:]], 2)
 
 

@@ -72,7 +72,7 @@ def attach_penalty(
 def lattice_of_glimpse(ndim: int, like: Tensor) -> Tensor:
     """Output points (SIDE ** ndim, ndim) in [-1, 1], edges included, on the device of ``like``, in its dtype."""
     axis = torch.linspace(-1, 1, SIDE, dtype=like.dtype, device=like.device)
-    return torch.cartesian_prod(*[axis] * ndim)
+    return torch.stack(torch.meshgrid(*[axis] * ndim, indexing='ij'), -1).reshape(-1, ndim)
 
 
 def placement_penalty(points: Tensor, start: Tensor) -> Tensor:

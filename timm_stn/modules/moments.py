@@ -19,7 +19,7 @@ class Moments(nn.Module):
         x = x.to(coordinate_dtype(x.dtype))
         moments = [x.flatten(2).mean(2)]
         for axis in range(2, x.ndim):
-            along = x.movedim(axis, -1).flatten(2, -2).mean(2)  # (N, C, side)
+            along = x.mean([other for other in range(2, x.ndim) if other != axis])  # (N, C, side)
             moments.append((along * centers(x.shape[axis], x.device, x.dtype)).mean(2))
         rms = x.square().flatten(1).mean(1, keepdim=True).clamp_min(1e-12).sqrt()  # of 0, sqrt has no slope
         return torch.cat(moments, 1) / rms

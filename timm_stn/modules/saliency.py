@@ -1,4 +1,5 @@
 """Where features respond: the start of glimpses that look at what is there, before anything is learned."""
+import math
 from typing import Any
 
 import torch
@@ -77,9 +78,10 @@ class Saliency(Localization):
             scale = torch.full_like(total, most)
             if least < most and not self.training:
                 square = torch.stack([(m * d.square()).sum(2) for m, d in zip(share, off)], 2)
-                wide = (3 * (square - shift.square()).amax(2, keepdim=True)).clamp_min(0).sqrt()
+                wide = (3 * (square - shift.square()).amax(2, keepdim=True)).clamp_min(0.0).sqrt()
                 scale = torch.where(total > 0, wide.clamp(least, most), scale)
-            known = total.isfinite()  # not of an image with a NaN in it
-            shift, scale = torch.where(known, shift, 0.0), torch.where(known, scale, least)
-            reach = TILE_REACH * (1 - scale).clamp_min(0) if self.bound else torch.ones_like(scale)
+            known = total.abs() < math.inf  # not of an image with a NaN in it
+            shift = torch.where(known, shift, torch.zeros_like(shift))
+            scale = torch.where(known, scale, torch.full_like(scale, least))
+            reach = TILE_REACH * (1 - scale).clamp_min(0.0) if self.bound else torch.ones_like(scale)
             return torch.maximum(torch.minimum(tiles + shift, reach), -reach), scale

@@ -297,7 +297,7 @@ class SpatialTransformer(nn.Module):
         seen = self._sample(x, pose).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))  # (N * G, C, h, w)
         params = self._held(_regressed(localize(seen)).params)  # (N * G, G * P)
         params = params.reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
-        return torch.diagonal(params, dim1=1, dim2=2).transpose(1, 2).flatten(0, 1)
+        return torch.stack([params[:, g, g] for g in range(self.glimpses)], 1).flatten(0, 1)
 
     def _sample(self, x: Tensor, pose: Pose) -> Tensor:
         """What x (N, C, H, W) shows at a pose of N * G samples: (N, C, h, w), or (N, G, C, h, w) with G > 1.

@@ -85,7 +85,7 @@ class Standardize(nn.Module):
             x = _with_gradient_of_batch_norm(x)
         mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)  # (F,)
         x = (x - mean) * (var + FLOOR * var.mean() + torch.finfo(torch.float32).tiny).rsqrt()
-        x = torch.where(x.isfinite(), x.clamp(-MOST, MOST), x)  # NaN and infinity must stay visible to `guard`
+        x = torch.where(x.abs() < math.inf, x.clamp(-MOST, MOST), x)  # NaN and infinity must stay visible to `guard`
         if self.relu:
             x = (x.relu() - MEAN_OF_RELU) / STD_OF_RELU
         return x * math.sqrt(self.features)

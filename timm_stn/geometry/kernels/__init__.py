@@ -6,15 +6,13 @@ Eager mode and exported programs use torch's own kernel. `torch.compile` on a CP
 import torch
 from torch import Tensor
 
+from ..programs import is_exporting
 from . import opaque
 
 __all__ = ['interpolate']
 
 KERNELS = {'bilinear': 0, 'bicubic': 2}
 PADDINGS = {'zeros': 0, 'border': 1, 'reflection': 2}
-
-# torch 2.6 cannot tell export from compilation: both use torch's own operator there.
-_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: True)
 
 
 def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
@@ -24,6 +22,6 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
     bounds for NaN, and for half precision on a CPU.
     """
     kernel, padding = KERNELS[mode], PADDINGS[padding_mode]
-    if torch.compiler.is_compiling() and not _is_exporting() and image.device.type == 'cpu':
+    if torch.compiler.is_compiling() and not is_exporting() and image.device.type == 'cpu':
         return opaque.grid_sampler(image, grid, kernel, padding)
     return torch.grid_sampler(image, grid, kernel, padding, False)

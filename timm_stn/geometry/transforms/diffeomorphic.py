@@ -42,7 +42,7 @@ class Diffeomorphic(LatticeTransform):
         start = (points + 1) * steps[:, None]
         moved = points.new_zeros(field.shape[0], *points.shape[1:])
         for _ in range(STEPS):
-            moved = moved + _step(field.movedim(3, 1), start + moved)
+            moved = moved + _step(field.permute(0, 3, 1, 2), start + moved)
         return moved / steps[:, None]
 
 

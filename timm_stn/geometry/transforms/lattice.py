@@ -37,7 +37,8 @@ class LatticeTransform(Transform):
         middle = points.shape[1:-1]
         flat = points.reshape(points.shape[0], math.prod(middle), 2).transpose(1, 2)
         mapped = self._displace(params.reshape(params.shape[0], self.rows, self.columns, 2), flat) + flat
-        return mapped.reshape(mapped.shape[0], 2, *middle).movedim(1, -1)
+        mapped = mapped.reshape(mapped.shape[0], 2, *middle)
+        return mapped.permute(0, *range(2, mapped.dim()), 1)
 
     def _displace(self, control: Tensor, points: Tensor) -> Tensor:
         """Displacements (N, 2, P) of points (N or 1, 2, P), for (x, y) control values (N, rows, columns, 2)."""

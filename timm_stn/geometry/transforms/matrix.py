@@ -52,7 +52,7 @@ def matrix_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
     planes = _planes(guard(theta), size)
     if theta.shape[1:] == (3, 3):
         planes = planes[:, :2] / away_from_zero(planes[:, 2:])
-    return planes.movedim(1, -1)
+    return planes.permute(0, *range(2, planes.dim()), 1)
 
 
 def map_points_matrix(theta: Tensor, points: Tensor) -> Tensor:
@@ -85,7 +85,8 @@ def compose_matrices(first: Tensor, second: Tensor) -> Tensor:
         raise ValueError(f'cannot compose matrices of shapes {tuple(first.shape)} and {tuple(second.shape)}')
     rows = max(first.shape[1], second.shape[1])
     first, second = _square(guard(first)), _square(guard(second))
-    return (first[:, :, :, None] * second[:, None]).sum(2)[:, :rows]
+    product = (first[:, :, :, None] * second[:, None]).sum(2)
+    return product if rows == product.shape[1] else product[:, :rows]
 
 
 def invert_matrix(theta: Tensor) -> Tensor:
