@@ -4,11 +4,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import full_precision
-from .grid import centers, coordinate_dtype, to_pixels
+from .grid import cast, centers, coordinate_dtype, is_traced, to_pixels
+from .symbolic import recorded_call
 
 __all__ = ['shrink']
 
 
+@recorded_call
 def shrink(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize feature maps with an anti-aliasing triangle filter; volumes are pooled over boxes.
 
@@ -22,17 +24,13 @@ def shrink(x: Tensor, size: tuple[int, ...]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     volume = x.ndim == 5
-    pixels = x.to(coordinate_dtype(x.dtype))
+    pixels = cast(x, coordinate_dtype(x.dtype))
     with full_precision(x):
-        if torch.onnx.is_in_onnx_export() and (volume or _is_traced()):
-            return _shrink_by_matrices(pixels, size).to(x.dtype)
+        if torch.onnx.is_in_onnx_export() and (volume or is_traced()):
+            return _shrink_by_matrices(pixels, size).type_as(x)
         if volume:
             return F.adaptive_avg_pool3d(x, size)  # type: ignore[arg-type]
-        return F.interpolate(pixels, size, mode='bilinear', align_corners=False, antialias=True).to(x.dtype)
-
-
-def _is_traced() -> bool:
-    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return F.interpolate(pixels, size, mode='bilinear', align_corners=False, antialias=True).type_as(x)
 
 
 def _shrink_by_matrices(x: Tensor, size: tuple[int, ...]) -> Tensor:
