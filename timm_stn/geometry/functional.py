@@ -15,6 +15,7 @@ from .grid import coordinate_dtype, has_values
 from .pose import pose_of
 from .sampler import Fill, Sampling
 from .sizes import as_sides
+from .symbolic import recorded_call
 from .transforms import Transform, get_transform
 from .transforms.linear import LinearTransform
 from .transforms.matrix import eye_like
@@ -22,6 +23,7 @@ from .transforms.matrix import eye_like
 __all__ = ['map_points', 'unwarp', 'warp']
 
 
+@recorded_call
 def warp(
         image: Tensor,
         theta: Tensor,
@@ -60,6 +62,7 @@ def warp(
     return sampling.read(image, _expand(pose_of(theta, transform).grid(size), image))
 
 
+@recorded_call
 def unwarp(
         image: Tensor,
         theta: Tensor,
@@ -90,6 +93,7 @@ def unwarp(
     return sampling.read(image, _expand(pose_of(theta, transform).inverse_grid(size), image))
 
 
+@recorded_call
 def map_points(theta: Tensor, points: Tensor, transform: str | Transform = 'affine') -> Tensor:
     """Source coordinates (N, ..., 2 or 3) of points in the warped image.
 

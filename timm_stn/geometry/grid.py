@@ -7,9 +7,11 @@ Points are in xy order (xyz for volumes), sizes in torch's order: (H, W) or (D, 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-__all__ = ['centers', 'coordinate_dtype', 'from_pixels', 'has_values', 'lattice', 'to_pixels']
+from .._torch import in_forward_mode, in_make_fx
+
+__all__ = ['cast', 'centers', 'coordinate_dtype', 'from_pixels', 'has_values', 'is_traced', 'lattice', 'to_pixels']
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -17,9 +19,24 @@ def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_traced() -> bool:
+    """Whether `torch.jit.trace` records operators."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, which a trace does not take for `x` where it is: `type_as(x)` is right once the trace is cast."""
+    return (x.view_as(x) if is_traced() else x).to(dtype)
+
+
 def has_values(x: Tensor) -> bool:
-    """Whether Python can read the values of `x` and keep it; False in traced programs and inside `torch.func`."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    """Whether Python can read the values of `x` and keep it.
+
+    False in traced programs, inside `torch.func`, and in forward-mode differentiation.
+    """
+    if torch.compiler.is_compiling() or is_traced():
+        return False
+    if in_forward_mode() or in_make_fx() or isinstance(x, fx.Proxy):
         return False
     try:
         x.data_ptr()

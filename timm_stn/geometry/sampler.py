@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import kernels, pyramid
-from .grid import coordinate_dtype, to_pixels
+from .grid import cast, coordinate_dtype, to_pixels
+from .symbolic import recorded_call
 
 __all__ = ['MODES', 'PADDING_MODES', 'Fill', 'Sampling', 'sample']
 
@@ -57,7 +58,7 @@ class Sampling(NamedTuple):
         if self.mode == 'nearest':
             return _like(image, _nearest(image, grid, self.padding_mode, self.fill))
         dtype, padding_mode = coordinate_dtype(image.dtype), self.padding_mode
-        pixels, grid = image.to(dtype), grid.to(dtype)
+        pixels, grid = cast(image, dtype), grid.to(dtype)
         color = _color(image, self.fill, dtype) if padding_mode == 'fill' else None
         if color is not None:  # subtract the fill colour, so that padding is zero
             pixels, padding_mode = pixels - color, 'zeros'
@@ -66,6 +67,7 @@ class Sampling(NamedTuple):
         return _like(image, values if color is None else values + color)
 
 
+@recorded_call
 def sample(
         image: Tensor,
         grid: Tensor,
@@ -134,7 +136,7 @@ def _like(image: Tensor, values: Tensor) -> Tensor:
     if not image.is_contiguous() and image.permute(last).is_contiguous():
         # with operations that torch.vmap supports
         values = values.permute(last).contiguous().permute(0, -1, *range(1, image.ndim - 1))
-    return values.to(image.dtype)
+    return values.type_as(image)
 
 
 def _check_fill(padding_mode: str, fill: Fill, channels: int) -> None:

@@ -4,12 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import full_precision
-from .grid import coordinate_dtype
+from .grid import cast, coordinate_dtype
 from .programs import is_always, is_exporting
+from .symbolic import recorded_call
 
 __all__ = ['shrink']
 
 
+@recorded_call
 def shrink(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize feature maps with an anti-aliasing triangle filter; volumes are pooled over boxes.
 
@@ -37,7 +39,7 @@ def shrink(x: Tensor, size: tuple[int, ...]) -> Tensor:
 def _shrink_by_matrices(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """The same for any side that a program may meet later: whether one agrees is not decided now."""
     weigh = _triangles if x.ndim == 4 else _boxes
-    pixels = x.to(coordinate_dtype(x.dtype))
+    pixels = cast(x, coordinate_dtype(x.dtype))
     with full_precision(x):
         for axis, m in reversed(list(enumerate(size, 2))):
             if is_always(x.shape[axis], m):
@@ -48,7 +50,7 @@ def _shrink_by_matrices(x: Tensor, size: tuple[int, ...]) -> Tensor:
             else:
                 rows = pixels.flatten(axis + 1)
                 pixels = torch.matmul(weights, rows).reshape(*pixels.shape[:axis], m, *pixels.shape[axis + 1:])
-    return pixels.to(x.dtype)
+    return pixels.type_as(x)
 
 
 def _triangles(n: int, m: int, like: Tensor) -> Tensor:

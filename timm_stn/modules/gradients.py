@@ -117,6 +117,10 @@ class _Hold(torch.autograd.Function):
             after_backward(partial(_advance, count, seen))  # sets the same value, however often this pass queues it
         return torch.where(seen < ctx.steps, torch.zeros_like(grad), grad), None, None
 
+    @staticmethod
+    def jvp(ctx: Any, params: Tensor, *others: Tensor | None) -> Tensor:
+        return params.view_as(params)
+
 
 def _advance(count: Tensor, seen: Tensor) -> None:
     count.copy_(seen + 1)
@@ -147,6 +151,10 @@ class _Fork(torch.autograd.Function):
         added = torch.where(length.isfinite(), added, torch.zeros_like(added))
         return (theirs + added).reshape(grad.shape), None, None, None, None
 
+    @staticmethod
+    def jvp(ctx: Any, theta: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
+        return theta.view_as(theta), theta.view_as(theta)
+
 
 def _followed(usual: Tensor, norm: Tensor) -> Tensor:
     """The running norm after one more pass, as a new tensor."""
@@ -171,6 +179,10 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad, grad.new_ones(ctx.images)
+
+    @staticmethod
+    def jvp(ctx: Any, theta: Tensor, penalty: Tensor) -> Tensor:
+        return theta.view_as(theta)
 
 
 def _outside(points: Tensor, start: Tensor) -> Tensor:

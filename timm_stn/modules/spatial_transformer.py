@@ -11,12 +11,13 @@ from ..geometry.grid import coordinate_dtype, has_values
 from ..geometry.pose import Pose, family_of_theta, pose_at, pose_of
 from ..geometry.sampler import Sampling
 from ..geometry.sizes import Kind, are_sides, is_number, plain, sides_of
+from ..geometry.symbolic import Recorded, recorded_method
 from ..geometry.transforms import Transform, get_transform, map_points_matrix
 from .glimpses import keep_inside, tile_offsets
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .localization import Localization, Regressed
 from .record import RECORD, adapt, describe, record, settings_of
-from .scripting import trace
+from .scripting import ScriptableTransformer
 from .settings import POSITIVE_INTEGER, TransformerSettings, check_kind, check_settings
 
 __all__ = ['SpatialTransformer']
@@ -24,7 +25,7 @@ __all__ = ['SpatialTransformer']
 Localize = Callable[[Tensor], Any]  # from images to parameters (N, G * P), or to `Regressed`
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Recorded):
     """Looks at x, regresses where to look, and returns what it sees there.
 
     theta maps output to source coordinates, xy in [-1, 1], half-pixel centres (``align_corners=False``). For families
@@ -197,10 +198,12 @@ class SpatialTransformer(nn.Module):
     def _base_is_identity(self) -> bool:
         return self.glimpses == 1 and self.scale == 1
 
+    @recorded_method
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
         """Where to look in x: theta, (N, ...) or (N, G, ...), differentiable."""
         return self._unflatten(self._refine(x, self.localization if localize is None else localize).theta)
 
+    @recorded_method
     def look(self, x: Tensor, localize: Localize | None = None) -> tuple[Tensor, Tensor]:
         """What is seen, (N, C, *size) or (N, G, C, *size), and the theta that made it.
 
@@ -218,6 +221,7 @@ class SpatialTransformer(nn.Module):
         pose = self._refine(x, self.localization if localize is None else localize)
         return self._sample(x, pose), self._unflatten(pose.theta)
 
+    @recorded_method
     def forward(self, x: Tensor) -> Tensor:
         seen, theta = self.look(x)
         self.remember(theta)
@@ -232,6 +236,7 @@ class SpatialTransformer(nn.Module):
             if self.witness is not None:
                 self.witness(self, self.last_theta)
 
+    @recorded_method
     def placement_penalty(self, theta: Tensor) -> Tensor:
         """How far theta, of ``regress``, is outside the image or collapsed: (N,), differentiable, 0 on the tiles."""
         return self._placement_penalty(self.pose_of(theta))
@@ -242,10 +247,12 @@ class SpatialTransformer(nn.Module):
         points = pose.map_points(lattice)  # (N * G, points, d)
         return placement_penalty(points.reshape(len(points) // self.glimpses, *start.shape), start)
 
+    @recorded_method
     def unwarp(self, features: Tensor, theta: Tensor, size: Sequence[int], **sampling: Any) -> Tensor:
         """Bring (N, C, h, w) seen through theta (without glimpse dimension) back to the input's frame of ``size``."""
         return unwarp(features, theta, size, transform=self.theta_transform, **sampling)
 
+    @recorded_method
     def map_points(self, theta: Tensor, points: Tensor) -> Tensor:
         """Output points (N, ..., 2), xy in [-1, 1], to the input's coordinates; theta without glimpse dimension."""
         return pose_of(theta, self.theta_transform).map_points(points)
@@ -315,13 +322,21 @@ class SpatialTransformer(nn.Module):
     def _unflatten(self, theta: Tensor) -> Tensor:
         return theta if self.glimpses == 1 else theta.reshape(-1, self.glimpses, *theta.shape[1:])
 
-    def __prepare_scriptable__(self) -> Any:
-        """What torch.jit.script takes in its place: a trace, which holds for batches and sizes of any kind."""
-        return trace(self, self._example_shape())
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script takes in its place: traces, which hold for batches of any size.
+
+        Also for images of any size, but with ``antialias``: the levels of the pyramid follow the size.
+        """
+        return ScriptableTransformer(self, self._example_shape(), fixed=self.sampling.antialias)
 
     def _example_shape(self) -> tuple[int, ...]:
-        """Of an image that is neither of the usual size nor of the localization network's: nothing is left out."""
+        """Of an image that is neither of the usual size nor of the localization network's: nothing is left out.
+
+        Of the usual size with ``antialias``, which has a trace take no other.
+        """
         taken = getattr(self.localization, 'size', None)
+        if self.sampling.antialias:
+            return self.in_chans, *self.input_size
         larger = [tuple(side + more for side in self.input_size) for more in (1, 2)]
         return (self.in_chans, *(larger[0] if larger[0] != taken else larger[1]))
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..geometry.layout import Layout
+from ..geometry.symbolic import recorded_method
 from ..modules.spatial_transformer import SpatialTransformer
 from ..modules.trial import trial_forward
 from .keys import CHILD
@@ -22,6 +23,7 @@ class StageTransformer(SpatialTransformer):
         super().__init__(in_chans=layout.channels, input_size=layout.size, **settings)
         self.layout = layout
 
+    @recorded_method
     def forward(self, x: Any) -> Any:
         features = self.layout.pick(x)
         seen = super().forward(self.layout.maps(features))
@@ -111,7 +113,8 @@ def unhook(backbone: nn.Module) -> None:
             stn = module.get_submodule(CHILD)
             detach(backbone, f'{name}.{CHILD}')
             parent, _, last = name.rpartition('.')
-            backbone.get_submodule(parent)._modules[last] = nn.Sequential(module, stn)
+            followed = backbone.get_submodule(parent)._modules[last] = nn.Sequential(module, stn)
+            followed.training = module.training
 
 
 def detach(backbone: nn.Module, name: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._timm import feature_take_indices
 from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides, plain, sides_of
+from ..geometry.symbolic import Recorded, recorded_method, symbol_in
 from ..modules.localization import Regressed
 from ..modules.record import describe
 from ..modules.spatial_transformer import SpatialTransformer
@@ -30,7 +31,7 @@ register_notrace_module(SpatialTransformer)
 register_notrace_module(StageTransformer)
 
 
-class SpatialTransformerNetwork(StreamsNetwork):
+class SpatialTransformerNetwork(Recorded, StreamsNetwork):
     """A timm backbone that looks through spatial transformers (Jaderberg et al. 2015).
 
     Images pass the input transformer, if there is one, then the backbone; transformers at stages are children of the
@@ -184,6 +185,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
             found[stage] = cast(SpatialTransformer, self.get_submodule(names[0]))
         return found
 
+    @recorded_method
     def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the input's transformer sees, (N, [G,] C, H, W), and theta, the map that made it (section 3.1).
 
@@ -250,25 +252,26 @@ class SpatialTransformerNetwork(StreamsNetwork):
         if self.stn is None:
             return x
         if self.glance is None:
-            seen = self.stn(x)  # not look(x): for torch.fx a call of the module is a leaf, which it does not trace into
+            seen = self.stn(x)
         else:
             seen, theta = self.look(x)  # (N, [G,] C, h, w), (N, [G,] ...)
             self.stn.remember(theta)
         if not self.arguments.whole:
             return seen
-        whole = shrink(x, self._stream_size(x)).unsqueeze(1)  # (N, 1, C, h, w)
-        return torch.cat([whole, self._glimpses_of(seen)], 1)  # (N, 1 + G, C, h, w)
+        whole = x if self.arguments.size is None else shrink(x, self._stream_size(x))  # (N, C, h, w)
+        return torch.cat([whole.unsqueeze(1), self._glimpses_of(seen)], 1)  # (N, 1 + G, C, h, w)
 
     def _glimpses_of(self, seen: Tensor) -> Tensor:
         """(N, C, h, w) of one glimpse or (N, G, C, h, w) of several to (N, G, C, h, w)."""
         return seen.unsqueeze(1) if self.glimpses == 1 else seen
 
-    def _sees_the_whole_once(self) -> bool:
-        """Whether the glance at the whole image serves as its stream, too.
+    def _sees_the_whole_once(self, x: Tensor) -> bool:
+        """Whether the glance at the whole image x serves as its stream, too; not where x is a symbol of torch.fx.
 
         In evaluation only: in training all streams must be in one batch, of which batch norms take the statistics.
         """
-        return self.glance is not None and self.glance.is_stream and not self.backbone.training
+        once = self.glance is not None and self.glance.is_stream and not self.backbone.training
+        return once and symbol_in(x) is None
 
     def _features_at_once(self, x: Tensor, **kwargs: object) -> Nest:
         """Features of all streams, where those of the whole image also tell where to look: they are computed once."""
@@ -288,7 +291,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
         return map_tensors(_first_of_streams, finals[0], glimpses)
 
     def forward(self, x: Tensor, **kwargs: object) -> Any:
-        if self._sees_the_whole_once():
+        if self._sees_the_whole_once(x):
             return self.forward_head(self._features_at_once(x, **kwargs))
         return super().forward(self._see(x), **kwargs)
 
@@ -296,7 +299,7 @@ class SpatialTransformerNetwork(StreamsNetwork):
 
     def forward_features(self, x: Tensor, **kwargs: object) -> Any:
         """Unpooled features of the backbone; (N, S, ...) with streams."""
-        if self._sees_the_whole_once():
+        if self._sees_the_whole_once(x):
             return self._features_at_once(x, **kwargs)
         return super().forward_features(self._see(x), **kwargs)
 

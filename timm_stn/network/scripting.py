@@ -1,9 +1,9 @@
 """What torch.fx and torch.jit.script see of a network: they cannot read all of Python."""
-from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..modules.scripting import share_tensors
 from .attach import StageTransformer, hooked, unhook
 
 __all__ = ['ScriptableNetwork', 'scriptable', 'traced_signature']
@@ -51,7 +51,7 @@ def scriptable(net: Any) -> ScriptableNetwork:
     Raises:
         ValueError: It has what torch.jit.script cannot compile.
     """
-    backbone = _share_tensors(net.backbone)
+    backbone = share_tensors(net.backbone)
     unhook(backbone)
     found = {
         'several streams': net.streams > 1,
@@ -63,9 +63,6 @@ def scriptable(net: Any) -> ScriptableNetwork:
     for what, is_here in found.items():
         if is_here:
             raise ValueError(f'torch.jit.script cannot compile {what}; use torch.jit.trace or torch.export.')
-    return ScriptableNetwork(net.stn or nn.Identity(), backbone)
-
-
-def _share_tensors(module: nn.Module) -> nn.Module:
-    """A copy with the same parameters and buffers: torch.jit.script puts traces into what it is given."""
-    return deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
+    script = ScriptableNetwork(net.stn or nn.Identity().train(net.training), backbone)
+    script.training = net.training
+    return script

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.layout import told_of_layout
+from ..geometry.symbolic import recorded_call
 from .keys import CLASSIFIER
 from .timm_model import Nest, Placement, TimmModel
 from .wrapper import TimmWrapper, if_backbone_can
@@ -175,10 +176,7 @@ class StreamsNetwork(TimmWrapper):
         x = cast(Tensor, x)
         if self.stream_join == 'mean':
             return x.mean(1)
-        if x.ndim == 3:
-            return x.flatten(1)  # (N, S, C) to (N, S * C)
-        channels_first = x.ndim == 5 and told_of_layout(self.backbone)['output_fmt'] != 'NHWC'
-        return torch.cat(x.unbind(1), 1 if channels_first else -1)
+        return _side_by_side(x, told_of_layout(self.backbone)['output_fmt'] != 'NHWC')
 
     def _logits(self, out: Nest) -> Nest:
         """What the streams' backbones give to logits; features of an extractor stay apart."""
@@ -234,6 +232,14 @@ def _has_linear(module: nn.Module, name: str) -> bool:
     return isinstance(found, nn.Linear)
 
 
+@recorded_call
+def _side_by_side(x: Tensor, channels_first: bool) -> Tensor:
+    """Features (N, S, ...) of all streams to one with all channels; `channels_first` is of maps."""
+    if x.ndim == 3:
+        return x.flatten(1)  # (N, S, C) to (N, S * C)
+    return torch.cat(x.unbind(1), 1 if channels_first and x.ndim == 5 else -1)
+
+
 def _stack(*streams: Tensor) -> Tensor:
     """Of S streams (N, ...) to (N, S, ...)."""
     return torch.stack(streams, 1)
@@ -247,10 +253,10 @@ def _mean(x: Tensor) -> Tensor:
 def map_tensors(fn: Callable[..., Tensor], *trees: Nest) -> Nest:
     """``fn`` over the tensors of equal nests of lists, tuples and dicts."""
     first = trees[0]
-    if isinstance(first, Tensor):
-        return fn(*trees)
     if isinstance(first, dict):
         dicts = cast('tuple[dict[str, Nest], ...]', trees)
         return {k: map_tensors(fn, *[d[k] for d in dicts]) for k in first}
-    mapped = [map_tensors(fn, *parts) for parts in zip(*cast('tuple[list[Nest], ...]', trees))]
-    return mapped if isinstance(first, list) else tuple(mapped)
+    if isinstance(first, (list, tuple)):
+        mapped = [map_tensors(fn, *parts) for parts in zip(*cast('tuple[list[Nest], ...]', trees))]
+        return mapped if isinstance(first, list) else tuple(mapped)
+    return fn(*trees)

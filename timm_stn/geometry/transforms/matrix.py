@@ -131,7 +131,10 @@ def _planes(theta: Tensor, size: Sequence[int]) -> Tensor:
     *columns, planes = theta.unsqueeze(-1).unbind(2)
     for column, n in zip(reversed(columns), size):
         column = column * centers(n, theta.device, theta.dtype)
-        planes = planes.unsqueeze(-1) + column.view(*column.shape[:2], *[1] * (planes.dim() - 2), column.shape[-1])
+        planes = planes.unsqueeze(-1)
+        while column.dim() < planes.dim():
+            column = column.unsqueeze(2)
+        planes = planes + column
     return planes.squeeze(2)
 
 

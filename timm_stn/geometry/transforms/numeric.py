@@ -4,6 +4,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..._torch import in_forward_mode
+
 __all__ = ['exact_matmul', 'invert_map']
 
 LEAST_JACOBIAN = 1e-6
@@ -40,12 +42,19 @@ def invert_map(function: Callable[[Tensor], Tensor], target: Tensor, iterations:
 def _newton(function: Callable[[Tensor], Tensor], points: Tensor, residual: Tensor) -> Tensor:
     """The residual times the inverse Jacobian of `function` at points (N, ..., 2); no gradient to the Jacobian."""
     with torch.no_grad():
-        (a, c), (b, d) = [
-            torch.func.jvp(function, (points,), (axis.expand_as(points),))[1].unbind(-1)
-            for axis in torch.eye(2, dtype=points.dtype, device=points.device)
-        ]
+        (a, b), (c, d) = _jacobian(function, points)
         determinant = a * d - b * c
         usable = determinant.abs() >= LEAST_JACOBIAN
         determinant = torch.where(usable, determinant, LEAST_JACOBIAN)
     x, y = residual.unbind(-1)
     return torch.stack([(d * x - b * y) / determinant, (a * y - c * x) / determinant], -1)
+
+
+def _jacobian(function: Callable[[Tensor], Tensor], points: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    """Rows of the Jacobian of `function` at points (N, ..., 2)."""
+    axes = [axis.expand_as(points) for axis in torch.eye(2, dtype=points.dtype, device=points.device)]
+    if in_forward_mode():  # which cannot be nested
+        pull = torch.func.vjp(function, points)[1]
+        return tuple(pull(axis)[0].unbind(-1) for axis in axes)
+    (a, c), (b, d) = [torch.func.jvp(function, (points,), (axis,))[1].unbind(-1) for axis in axes]
+    return (a, b), (c, d)
