@@ -7,6 +7,7 @@
     warp, unwarp         images or features through theta, and back
     map_points           points through theta
     sample               pixels at given coordinates
+    base_name            timm's own name of a parameter
     register_twin        the stn_ name of an architecture of your own
     push_to_hub          a trained network to the Hugging Face Hub
     timm_stn.data        the paper's distorted MNIST

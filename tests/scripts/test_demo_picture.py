@@ -8,6 +8,7 @@ from PIL import Image, features
 
 from timm_stn.cli import digits
 from timm_stn.names.weights import WEIGHTS
+from timm_stn.view import caption
 
 AGAIN = 'run scripts/release/make_demo_picture.py'
 
@@ -40,9 +41,10 @@ def test_another_picture_is_found(script, monkeypatch, tmp_path):
     script.main(['--output', str(tmp_path / 'd.png')])
     with Image.open(tmp_path / 'd.png') as picture:
         assert json.loads(picture.info['made from']) == script.made_from() and distance(picture, script.draw()) == 0
-        for name, other in (('FOOTER', digits.FOOTER.replace('rotated', 'turned')), ('GOOD', '#138A5B')):
+        for module, name, other in (
+                (digits, 'FOOTER', digits.FOOTER.replace('rotated', 'turned')), (caption, 'GOOD', '#138A5B')):
             with monkeypatch.context() as changed:
-                changed.setattr(digits, name, other)
+                changed.setattr(module, name, other)
                 assert distance(picture, script.draw()) > 4
     (tmp_path / WEIGHTS).write_bytes(b'other')
     (tmp_path / digits.EXAMPLES).write_bytes(b'digits')
