@@ -51,7 +51,7 @@ def _traced(stn: Any, size: tuple[int, ...]) -> Any:
 
     So the script has the names of the localization network, and of nothing around it.
     """
-    stn.penalty, stn.freeze_steps = 0.0, 0
+    stn.act_in_forward_passes_alone()
     root = stn.localization = copy(stn.localization)  # its attributes are its own, its children and tensors are not
     mode = root.training
     like = next(root.parameters(), stn.base)

@@ -322,6 +322,9 @@ class SpatialTransformer(Recorded):
     def _unflatten(self, theta: Tensor) -> Tensor:
         return theta if self.glimpses == 1 else theta.reshape(-1, self.glimpses, *theta.shape[1:])
 
+    def act_in_forward_passes_alone(self) -> None:
+        self.penalty, self.freeze_steps = 0.0, 0
+
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script takes in its place: traces, which hold for batches of any size.
 
