@@ -76,6 +76,27 @@ def test_a_script_shares_the_parameters():
     assert (script(x) - before).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize('make', [
+    lambda: create(), lambda: create(stn_stages=('input', 1)), lambda: create('stn_test_convnext', stn_stages=(0,)),
+    lambda: moved(timm_stn.SpatialTransformer(3, (64, 64), glimpses=2, scale=0.5)),
+    lambda: nn.Sequential(moved(timm_stn.SpatialTransformer(3, (64, 64), 'tps')), nn.Conv2d(3, 4, 3), nn.Dropout(0.5))])
+def test_a_script_is_in_the_mode_of_what_it_is_made_of_and_changes_it(make):
+    for training in (True, False):
+        model = make().double().train(training)
+        script = saved_and_loaded(torch.jit.script(model))
+        assert script.training is training and all(m.training is training for m in model.modules())
+        modes = {name: m.training for name, m in script.train().named_modules()}
+        assert all(modes.values()) and not any(m.training for m in script.eval().modules())
+        torch.testing.assert_close(script(images()), model.eval()(images()))
+        assert script.train().training
+
+
+def test_a_script_freezes_and_halves():
+    script, x = torch.jit.script(create().float()), images().float()
+    torch.testing.assert_close(torch.jit.freeze(script)(x), script(x))
+    assert script.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_scripted_feature_getter():
     model = create('stn_test_efficientnet')
     getter, x = FeatureGetterNet(model, out_indices=(0, 1, 2)).eval(), images()
