@@ -6,7 +6,6 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import timm_stn
-from timm_stn.geometry.kernels import composed
 from timm_stn.geometry.transforms import transform_names
 
 FAMILIES = [name for name in transform_names() if not name.endswith('3d')]
@@ -22,21 +21,6 @@ def transformer(*shape, family, **settings):
     nn.init.normal_(stn.localization.regression.weight, std=0.03)
     nn.init.normal_(stn.localization.regression.bias, std=0.01)
     return stn
-
-
-@pytest.mark.parametrize('mode', ['bilinear', 'bicubic'])
-@pytest.mark.parametrize('padding_mode', ['zeros', 'border', 'reflection'])
-@pytest.mark.parametrize('size', [(7, 5), (4, 5, 3)])
-def test_the_sum_over_pixels_is_the_kernel_of_torch(mode, padding_mode, size):
-    if len(size) == 3 and mode == 'bicubic':
-        pytest.skip('torch has no bicubic kernel for volumes')
-    codes = dict(bilinear=0, bicubic=2)[mode], ['zeros', 'border', 'reflection'].index(padding_mode)
-    image = rand(2, 3, *size, seed=1).double()
-    grid = rand(2, *[6, 5, 4][:len(size)], len(size), seed=2).double()
-    for spread in (0.9, 4.0):
-        points = spread * (2 * grid - 1)
-        torch.testing.assert_close(
-            composed.grid_sampler(image, points, *codes), torch.grid_sampler(image, points, *codes, False))
 
 
 @pytest.mark.parametrize('family', FAMILIES)

@@ -1,4 +1,4 @@
-"""Any tracer of torch.fx records a network, or a net of one's own with a transformer in it, and gives what it gives."""
+"""timm_stn.geometry.symbolic: graphs of torch.fx's tracers compute what was traced, at any batch size and in any mode."""
 import copy
 import pickle
 
@@ -9,68 +9,160 @@ from makers import rand
 from torch import fx, nn
 
 import timm_stn
-from timm_stn.geometry.shrink import shrink
+from timm_stn import SpatialTransformer
+
+pytestmark = [pytest.mark.usefixtures('seeded'), pytest.mark.filterwarnings('ignore')]
 
 
 def moved(model):
-    torch.manual_seed(0)
+    """Transformers that are not at the identity."""
     for module in model.modules():
-        if isinstance(module, timm_stn.SpatialTransformer):
+        if isinstance(module, SpatialTransformer):
             nn.init.normal_(module.localization.regression.weight, std=0.3)
+            nn.init.normal_(module.localization.regression.bias, std=0.1)
     return model.eval()
 
 
-class LeavesNothing(fx.Tracer):
-    """Traces into every module, those of torch too."""
+class ChildrenLast(fx.Tracer):
+    """Of one's own: modules without children are leaves, whoever made them."""
 
-    def is_leaf_module(self, module, name):
-        return False
-
-
-@pytest.mark.parametrize('kwargs', [
-    dict(), dict(stn_stages=('input', 1)), dict(stn_glimpses=2, stn_scale=0.5), dict(stn_localization='shared:2'),
-    dict(stn_glimpses=2, stn_scale=0.5, stn_whole=True, stn_join='concat'), dict(stn_antialias=True, stn_size=32)])
-def test_a_network(kwargs):
-    model = moved(timm.create_model('stn_test_resnet', **kwargs))
-    graph = fx.symbolic_trace(model)
-    for n, size in ((2, (64, 64)), (3, (48, 80))):
-        x = rand(n, 3, *size, seed=1)
-        torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
-    for again in (pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph)):
-        assert torch.equal(again(x), graph(x))
+    def is_leaf_module(self, m, module_qualified_name):
+        return not list(m.children())
 
 
-class Own(nn.Module):
-    def __init__(self):
+class Looks(nn.Module):
+    def __init__(self, **settings):
         super().__init__()
-        self.stn = timm_stn.SpatialTransformer(3, (32, 32), 'similarity', glimpses=2, scale=0.5)
-        self.conv = nn.Conv2d(3, 4, 3)
+        self.stn = SpatialTransformer(3, (32, 32), **settings)
+        self.head = nn.Conv2d(3, 2, 3)
 
+
+class Calls(Looks):
     def forward(self, x):
-        seen, theta = self.stn.look(shrink(x, (32, 32)))
-        corners = self.stn.map_points(theta.flatten(0, 1), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-        back = timm_stn.unwarp(seen[:, 0], theta[:, 0], (32, 32))
-        return self.conv(self.stn(x).flatten(0, 1)), corners, timm_stn.warp(back, theta[:, 1])
+        return self.head(self.stn(x))
 
 
-@pytest.mark.parametrize('tracer', [fx.Tracer, LeavesNothing])
-def test_a_net_of_ones_own(tracer):
-    net, x = moved(Own()), rand(2, 3, 40, 40, seed=1)
-    for found, expected in zip(fx.GraphModule(net, tracer().trace(net))(x), net(x), strict=True):
-        torch.testing.assert_close(found, expected)
+class Asks(Looks):
+    def forward(self, x):
+        seen, theta = self.stn.look(x)
+        points = self.stn.map_points(theta, theta[:, :, 2])
+        back = self.stn.unwarp(self.head(seen), theta, (20, 20))
+        return seen, theta, self.stn.regress(x), points, back, self.stn.placement_penalty(theta)
 
 
-def test_a_transformer_alone():
-    stn, x = moved(timm_stn.SpatialTransformer(3, (32, 32))), rand(2, 3, 32, 32, seed=1)
-    torch.testing.assert_close(fx.symbolic_trace(stn)(x), stn(x))
+class Warps(Looks):
+    def forward(self, x):
+        theta = self.stn.regress(x)
+        warped = timm_stn.warp(x, theta, size=(9, 8), padding_mode='zeros')
+        points = timm_stn.map_points(theta, points=theta[:, :, 2])
+        return warped, timm_stn.unwarp(warped, theta, size=(7, 7)), points, timm_stn.sample(x, points[:, None])
 
 
-@pytest.mark.filterwarnings('ignore')
-def test_quantization_prepares_and_converts():
-    quantize_fx = pytest.importorskip('torch.ao.quantization.quantize_fx')
-    from torch.ao.quantization import get_default_qconfig_mapping
-    model, x = moved(timm.create_model('stn_test_resnet')), rand(2, 3, 64, 64, seed=1)
-    prepared = quantize_fx.prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping('x86'), (x,))
-    torch.testing.assert_close(prepared(x), model(x), rtol=1e-4, atol=1e-5)
-    error = (quantize_fx.convert_fx(prepared)(x) - model(x)).abs().max()
-    assert error < 0.1 * model(x).abs().max()
+def assert_same(graph, model, x):
+    torch.testing.assert_close(graph(x), model(x))
+    batch = torch.cat([x, x.flip(3), x])
+    torch.testing.assert_close(graph(batch), model(batch))
+
+
+@pytest.mark.parametrize('tracer', [fx.Tracer, ChildrenLast])
+@pytest.mark.parametrize('make', [Calls, Asks, Warps])
+def test_a_network_of_ones_own(make, tracer):
+    model, x = moved(make()), rand(2, 3, 32, 32)
+    graph = fx.GraphModule(model, tracer().trace(model))
+    graph.graph.lint()
+    assert_same(graph, model, x)
+    assert_same(copy.deepcopy(graph), model, x)
+    assert_same(pickle.loads(pickle.dumps(graph)), model, x)
+    assert {name for name, _ in graph.named_parameters()} <= {name for name, _ in model.named_parameters()}
+
+
+def test_a_transformer_itself():
+    stn, x = moved(SpatialTransformer(3, (32, 32), 'tps', iterations=2)), rand(2, 3, 32, 32)
+    assert_same(fx.symbolic_trace(stn), stn, x)
+    assert_same(fx.symbolic_trace(nn.Sequential(stn)), stn, x)
+
+
+NETWORKS = [
+    ('stn_test_resnet', dict()),
+    ('stn_test_efficientnet', dict()),
+    ('stn_test_resnet', dict(stn_stages=('input', 1, 'layer3'))),
+    ('stn_test_convnext', dict(stn_stages=(0, 2))),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5)),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_towers='separate', stn_join='concat')),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_localization='moments', stn_whole=True)),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_localization='shared:1', stn_whole=True, stn_size=64)),
+    ('stn_test_resnet', dict(stn_localization='shared:2')),
+    ('stn_test_resnet', dict(stn_target='input', stn_stages=(2,))),
+]
+
+
+@pytest.mark.parametrize('name, arguments', NETWORKS)
+def test_networks(name, arguments):
+    model, x = moved(timm.create_model(name, **arguments)), rand(2, 3, 96, 96)
+    graph = fx.symbolic_trace(model)
+    assert_same(graph, model, x)
+    before = model.spatial_transformers()
+    graph.train()
+    assert all(transformer.training for transformer in before.values())
+    graph(rand(4, 3, 96, 96)).sum().backward()
+    assert all(stn.localization.regression.weight.grad is not None for stn in before.values())
+
+
+def test_a_network_in_a_network():
+    model = moved(nn.Sequential(SpatialTransformer(3, (96, 96)), timm.create_model('stn_test_resnet')))
+    assert_same(fx.symbolic_trace(model), model, rand(2, 3, 96, 96))
+
+
+def test_a_twin_is_traced_where_the_plain_model_is():
+    for name in ('test_resnet', 'test_vit'):
+        outcomes = []
+        for model in (timm.create_model(name), timm.create_model(f'stn_{name}')):
+            try:
+                outcomes.append(bool(fx.symbolic_trace(model)))
+            except fx.proxy.TraceError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]
+
+
+def test_extraction_by_torchvision():
+    extraction = pytest.importorskip('torchvision.models.feature_extraction')
+    model, x = moved(timm.create_model('stn_test_resnet')), rand(2, 3, 96, 96)
+    nodes = extraction.get_graph_node_names(model)[1]
+    assert 'stn' in nodes
+    graph = extraction.create_feature_extractor(model, ['stn', nodes[-1]]).eval()
+    torch.testing.assert_close(graph(x), {'stn': model.look(x)[0], nodes[-1]: model(x)})
+
+
+def test_quantization_in_graph_mode():
+    quantization = pytest.importorskip('torch.ao.quantization')
+    prepare = pytest.importorskip('torch.ao.quantization.quantize_fx')
+    model, x = moved(timm.create_model('stn_test_resnet')), rand(2, 3, 96, 96)
+    prepared = prepare.prepare_fx(model, quantization.get_default_qconfig_mapping(), (x,))
+    expected = model(x)
+    torch.testing.assert_close(prepared(x), expected)
+    assert (prepare.convert_fx(prepared)(x) - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+def test_passes_of_torch():
+    from torch.fx.experimental.optimization import fuse
+    from torch.fx.passes.shape_prop import ShapeProp
+    from torch.fx.passes.split_module import split_module
+
+    model, x = moved(timm.create_model('stn_test_resnet')), rand(2, 3, 96, 96)
+    fused = fuse(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-3, atol=1e-3)
+    graph = fx.symbolic_trace(model)
+    ShapeProp(graph).propagate(x)
+    assert next(node for node in graph.graph.nodes if node.target == 'stn').meta['tensor_meta'].shape == x.shape
+    split = split_module(graph, graph, lambda node: int(node.target not in ('x', 'stn')))
+    assert_same(split, model, x)
+    assert_same(fx.Transformer(graph).transform(), model, x)
+
+
+def test_operators_by_make_fx():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model, x = moved(timm.create_model('stn_test_resnet', stn_antialias=True)), rand(2, 3, 96, 96)
+    torch.testing.assert_close(make_fx(model)(x)(x), model(x))
+    assert model.stn.last_theta.isfinite().all(), 'remembers no symbols'
