@@ -72,3 +72,18 @@ def test_what_acts_in_backward_passes_does_not_in_forward_mode():
     x, direction = rand(2, 3, 16, 16, seed=1).double(), rand(2, 3, 16, 16, seed=2).double()
     slope = torch.func.jvp(stn, (x,), (direction,))[1]
     torch.testing.assert_close(slope, finite_difference(stn, x, direction), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(stn_scale=0.5, stn_localization='saliency:2'), dict(stn_glimpses=2, stn_scale=0.5, stn_whole=True),
+    dict(stn_localization='shared:1'), dict(stn_target='input', stn_stages=(2,))])
+def test_what_a_glance_tells_is_a_constant_in_both_modes(kwargs):
+    model = create(**kwargs).double()
+    for stn in model.spatial_transformers().values():
+        nn.init.normal_(stn.localization.regression.weight, std=0.05)
+    x, direction = rand(2, 3, 64, 64, seed=1).double(), rand(2, 3, 64, 64, seed=2).double()
+    slope = torch.func.jvp(model, (x,), (direction,))[1]
+    weight = torch.ones_like(slope)
+    x.requires_grad_()
+    gradient, = torch.autograd.grad((model(x) * weight).sum(), x)
+    torch.testing.assert_close((slope * weight).sum(), (gradient * direction).sum())

@@ -1,4 +1,4 @@
-"""timm_stn.geometry.symbolic: graphs of torch.fx's tracers compute what was traced, at any batch size and in any mode."""
+"""timm_stn.geometry.symbolic: graphs of torch.fx compute what was traced, at any batch size and in any mode."""
 import copy
 import pickle
 

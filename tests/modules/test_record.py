@@ -18,7 +18,7 @@ from timm.models import load_checkpoint
 from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch.optim.swa_utils import AveragedModel
 
-import timm_stn  # noqa: F401
+import timm_stn
 from timm_stn.modules.record import LETTERS, RECORD, read_record, record, settings_of, without_records
 
 CHECKOUT = os.environ.get('TIMM_SCRIPTS')
@@ -262,3 +262,18 @@ def test_networks_for_images_of_other_shapes_say_what_makes_them_fit(localizatio
     save_for_hf(narrow, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=(16, 128))
     assert list(again.stn.localization.size) == size
+
+
+def test_a_localization_network_of_ones_own_is_not_asked():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scales, self.size, self.kind = [1, 2, 4], torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU()
+            self.regress = torch.nn.Linear(3 * 8 * 8, 6)
+
+        def forward(self, x):
+            return self.regress(x.flatten(1))
+
+    stn = timm_stn.SpatialTransformer(3, (8, 8), localization=Own())
+    assert stn(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8) and read_record(stn.made_with)['transform'] == 'affine'
+    stn.load_state_dict(stn.state_dict())

@@ -184,3 +184,19 @@ def test_a_backbone_that_removes_what_holds_its_classifier(more):
     assert model(x).shape == (2, 7)
     model.reset_classifier(3)
     assert model(x).shape == (2, 3)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext'])
+def test_an_older_checkpoint_with_the_classifier_behind_the_mean_loads(name, tmp_path):
+    kwargs = dict(stn_glimpses=2, stn_scale=0.5, stn_localization='conv', num_classes=5)
+    model = move_theta(create('stn_' + name, **kwargs))
+    x = images(size=160)
+    own = 'backbone.' + {'test_resnet': 'fc', 'test_convnext': 'head.fc'}[name] + '.'
+    older = {k.replace(own, 'classifier.'): v for k, v in model.state_dict().items()}
+    assert 'classifier.weight' in older and own + 'weight' not in older
+    later = create('stn_' + name, **kwargs)
+    later.load_state_dict(older)
+    assert torch.equal(later(x), model(x))
+    torch.save(older, tmp_path / 'older.pth')
+    given = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'older.pth'), num_classes=5))
+    assert torch.equal(create('stn_' + name, **kwargs, **given)(x), model(x))

@@ -22,6 +22,8 @@ from .transforms.matrix import eye_like
 
 __all__ = ['map_points', 'unwarp', 'warp']
 
+NUMBERS_OF_MATRICES = (6, 8, 12)  # that are written flat: affine, projective without its last, affine of volumes
+
 
 @recorded_call
 def warp(
@@ -121,10 +123,12 @@ def _doubt(theta: Tensor, transform: str | Transform) -> None:
     """Warn of increments that zoom out by exactly two, and do nothing else: 1 where a matrix has 1."""
     if theta.ndim != 2 or theta.device.type != 'cpu' or not len(theta) or not has_values(theta):
         return
-    row, family = theta[0].tolist(), get_transform(transform)
-    if 1 not in row or not set(row) <= {0, 1} or len(row) != family.num_params:
+    if theta.shape[1] not in NUMBERS_OF_MATRICES:
         return
-    if not isinstance(family, LinearTransform):
+    row, family = theta[0].tolist(), get_transform(transform)
+    if 1 not in row or not set(row) <= {0, 1}:
+        return
+    if len(row) != family.num_params or not isinstance(family, LinearTransform):
         return
     matrix = family.matrix(theta[:1].detach())
     expected = eye_like(matrix)
@@ -134,7 +138,7 @@ def _doubt(theta: Tensor, transform: str | Transform) -> None:
         warnings.warn(
             f'theta begins with [{numbers}], as if it were absolute: parameters (N, P) are increments on the identity, '
             f'which is zeros, and so these of {family.name!r} zoom out by two. Matrices have the shape (N, 2, 3), '
-            '(N, 3, 3) or (N, 3, 4): theta.reshape(-1, 2, 3), say.', stacklevel=3)
+            '(N, 3, 3) or (N, 3, 4): theta.reshape(-1, 2, 3), say.', stacklevel=4)  # of whom calls what is recorded
 
 
 def _check_size(size: int | Sequence[int], image: Tensor) -> Sequence[int]:

@@ -2,6 +2,8 @@
 import torch
 from torch import Tensor
 
+from .grid import is_traced
+
 __all__ = ['is_always', 'is_exporting', 'of_one_size']
 
 # torch 2.6 cannot tell export from compilation: both are taken for export there.
@@ -10,9 +12,7 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', lambda: True)
 
 def is_exporting() -> bool:
     """Whether `torch.export`, an exporter to ONNX or `torch.jit.trace` is making a program; not in `torch.compile`."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return True
-    return torch.compiler.is_compiling() and bool(_is_exporting())
+    return is_traced() or (torch.compiler.is_compiling() and bool(_is_exporting()))
 
 
 def is_always(side: int, value: int) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..geometry.grid import has_values
 from .casts import as_count, is_lost
 from .gradients import COUNT
+from .localization import Localization
 from .regression import SCALE
 from .settings import FIELDS, RATE
 
@@ -32,7 +33,7 @@ MEANT = (*OF_TRANSFORMER, 'glimpses', 'whole', 'target')  # other entries tell h
 
 def settings_of(stn: Any) -> dict[str, Any]:
     """What a transformer is made with, as JSON stores it."""
-    localization = stn.localization
+    localization = stn.localization if isinstance(stn.localization, Localization) else None  # one's own tells nothing
     least, most = getattr(localization, 'scales', (stn.scale, stn.scale))
     found = {name: getattr(stn, name, getattr(stn.sampling, name, None)) for name in OF_TRANSFORMER}
     found.update(

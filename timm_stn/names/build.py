@@ -31,7 +31,16 @@ from ..modules.spatial_transformer import SpatialTransformer
 from ..modules.standardize import without_statistics
 from ..network.arguments import DEFAULTS, StnArguments, hint, split_arguments, stn_arguments
 from ..network.features import StnFeatures, usual_indices
-from ..network.keys import CLASSIFIER, as_tuple, is_classifiers, is_transformers, is_whole, prefix_of, split_backbone
+from ..network.keys import (
+    CLASSIFIER,
+    as_tuple,
+    is_classifiers,
+    is_transformers,
+    is_whole,
+    prefix_of,
+    split_backbone,
+    unjoined,
+)
 from ..network.model import SpatialTransformerNetwork
 from ..network.timm_model import TimmModel
 from .brief import listed, short
@@ -118,8 +127,12 @@ def _assemble(
     num_classes = rest.get('num_classes', cfg.num_classes)
     num_classes = None if num_classes < 0 else num_classes
     behind_join = arguments.join == 'concat' or arguments.towers == 'separate'
-    if whole and behind_join and any(map(is_classifiers, state_dict or ())):  # one over all streams
-        rest['num_classes'] = 0
+    if whole and state_dict and any(map(is_classifiers, state_dict)):
+        if behind_join:  # one classifier over all streams
+            rest['num_classes'] = 0
+        else:
+            classifier, = as_tuple((get_pretrained_cfg(base) or cfg).classifier)
+            state_dict = {unjoined(key, classifier): value for key, value in state_dict.items()}
     bases = [
         _build_base(base, cfg, rest, pretrained, _part(state_dict, tower, whole), cache_dir, model_args)
         for tower in range(arguments.streams if arguments.towers == 'separate' else 1)

@@ -42,7 +42,8 @@ class Glance(NamedTuple):
             backbone.forward_intermediates, self.shown(x, streams), indices=[self.stage],
             intermediates_only=True, stop_early=True)
         features = ask() if self.learns else _as_in_evaluation(backbone, x, ask)
-        return cast('list[Tensor]', features)[0]
+        found = cast('list[Tensor]', features)[0]
+        return found if self.learns else found.detach()  # in forward mode, too, where no_grad lets derivatives pass
 
     def maps_and_features(
             self,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = [
     'CHILD', 'CLASSIFIER', 'as_tuple', 'base_name', 'is_classifiers', 'is_transformers', 'is_whole', 'pattern_here',
-    'prefix_of', 'prefixed', 'split_backbone', 'within_backbone']
+    'prefix_of', 'prefixed', 'split_backbone', 'unjoined', 'within_backbone']
 
 CHILD = 'stn'
 CLASSIFIER = 'classifier.'
@@ -47,6 +47,11 @@ def base_name(key: str) -> str:
     """
     match = re.match(IS_BACKBONE, key)
     return key[match.end():] if match and not is_transformers(key) else ''
+
+
+def unjoined(key: str, classifier: str) -> str:
+    """A key of an older checkpoint, whose classifier was behind the mean over streams: the backbone has it now."""
+    return f'{prefix_of(0)}{classifier}.{key[len(CLASSIFIER):]}' if is_classifiers(key) else key
 
 
 def within_backbone(key: str) -> str:

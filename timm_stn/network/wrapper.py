@@ -7,7 +7,16 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .keys import base_name, is_classifiers, is_transformers, is_whole, pattern_here, prefix_of, within_backbone
+from .keys import (
+    base_name,
+    is_classifiers,
+    is_transformers,
+    is_whole,
+    pattern_here,
+    prefix_of,
+    unjoined,
+    within_backbone,
+)
 from .timm_model import TimmModel
 
 __all__ = ['TimmWrapper', 'if_backbone_can']
@@ -77,8 +86,8 @@ class TimmWrapper(nn.Module):
         super().train(mode)
         if mode and not any(p.requires_grad for p in self.parameters()):
             warnings.warn(
-                'no parameter requires a gradient, so nothing will learn. If parameters were chosen by name: '
-                "here, they begin with 'backbone.'; timm_stn.base_name('backbone.fc.weight') is 'fc.weight'.",
+                'no parameter of this network requires a gradient: it will not learn. If parameters were chosen by '
+                "name: here, they begin with 'backbone.'; timm_stn.base_name('backbone.fc.weight') is 'fc.weight'.",
                 stacklevel=2)
         return self
 
@@ -204,6 +213,11 @@ def _is_own_key(key: str) -> bool:
 def _load_plain(net: TimmWrapper, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
     """Before a state dict is loaded: a plain checkpoint of the backbone fills backbone(s), all else stays as it is."""
     names = [k[len(prefix):] for k in state_dict if k.startswith(prefix)]
+    if is_whole(names) and 'classifier' not in net._modules and any(map(is_classifiers, names)):
+        classifier = net.backbone.get_classifier()
+        own = next(name for name, module in net.backbone.named_modules() if module is classifier)
+        for name in filter(is_classifiers, names):
+            state_dict[prefix + unjoined(name, own)] = state_dict.pop(prefix + name)
     if not names or is_whole(names):
         return
     plain = {n: state_dict.pop(prefix + n) for n in names}

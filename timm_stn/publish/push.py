@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..geometry.layout import size_that_enters
 from ..names.brief import listed, short
 from ..names.hub_token import token_fault
-from ..names.provenance import OF_WEIGHTS
+from ..names.provenance import inherited
 from ..names.weights import WEIGHTS
 from ..names.zoo import card_folder
 from ..version import __version__
@@ -171,7 +171,7 @@ def _write(
         raise TypeError(f'model must be a timm model, with a pretrained_cfg, got {type(run.model).__name__}.')
     model: Any = copy.deepcopy(run.model).cpu().float().to(memory_format=torch.contiguous_format).eval()
     if not getattr(model, 'cfg_is_of_weights', True):
-        model.pretrained_cfg.update(dict.fromkeys(OF_WEIGHTS))
+        model.pretrained_cfg.update(dict.fromkeys(inherited(model.pretrained_cfg)))
     model.pretrained_cfg.update(dict(label_names=names) if (names := run.class_names()) else {})
     model.pretrained_cfg.update(dict(license=license) if license else {})
     save_network(model, folder)
