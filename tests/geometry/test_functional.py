@@ -353,7 +353,8 @@ class TestDoubt:
         (torch.zeros(2, 6), 'affine'), (torch.eye(2, 3).repeat(2, 1, 1), 'affine'), (torch.ones(2, 6), 'affine'),
         (torch.tensor([[1.0, 0, 0, 0, 0, 0]]), 'affine'), (torch.tensor([[1.0, 0, 0, 0, 1, 0.1]]), 'affine'),
         (torch.tensor([[1.0, 0.0]]), 'translation'), (torch.tensor([[1.0]]), 'rotation'),
-        (torch.tensor([[1.0, 0.0, 0.0]]), 'attention'), (torch.eye(32)[:1], 'tps'), (torch.tensor([[0.9, 0, 0, 0, 0.9, 0]]), 'affine')])
+        (torch.tensor([[1.0, 0.0, 0.0]]), 'attention'),
+        (torch.eye(32)[:1], 'tps'), (torch.tensor([[0.9, 0, 0, 0, 0.9, 0]]), 'affine')])
     def test_all_else_does_not(self, theta, family):
         with warnings.catch_warnings():
             warnings.simplefilter('error')
