@@ -55,6 +55,6 @@ class TestShrink:
     ((6, 18, 17), (6, 16, 16)), ((5, 7, 9), (3, 3, 2)), ((3, 4, 5), (7, 4, 5)),
 ])
 def test_shrink_by_matrices_is_shrink(size, out):
-    """What programs in ONNX do where it lacks torch's own operators."""
+    """What exported programs do."""
     x = randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(_shrink_by_matrices(x, out), shrink(x, out), rtol=0, atol=1e-12)

@@ -272,6 +272,23 @@ def test_diffeomorphic_never_folds(name, scale):
     assert mapped.abs().max() < 2 + 0.9 * 2
 
 
+@pytest.mark.parametrize('name, size', [
+    ('diffeomorphic', (112, 90)), ('diffeomorphic', (40, 224)), ('diffeomorphic:2x3', (60, 64))])
+@pytest.mark.parametrize('scale, accuracy', [(0.1, 5e-6), (1, 1e-4), (1e5, 2e-4)])
+def test_diffeomorphic_grids_of_large_images_are_interpolated(name, size, scale, accuracy):
+    transform = get_transform(name)
+    exact = random_params(transform, n=4, scale=scale).requires_grad_()
+    params = exact.detach().float().requires_grad_()
+    grid, expected = transform.grid(params, size), transform.grid(exact, size)
+    assert 0 < (grid - expected).abs().max() < accuracy
+    quads = [grid.double().diff(dim=axis).narrow(3 - axis, 0, size[2 - axis] - 1) for axis in (2, 1)]
+    assert torch.linalg.det(torch.stack(quads, -1)).min() > 0, 'no pixel is folded'
+    weight = rand(*grid.shape, dtype=torch.float64)
+    (grid * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert (params.grad - exact.grad).abs().max() < 20 * accuracy * exact.grad.abs().max().clamp_min(1)
+
+
 def test_diffeomorphic_inverse_is_accurate():
     for name, scale, accuracy in (('diffeomorphic', 0.1, 1e-5), ('diffeomorphic', 1, 2e-2)):
         transform = get_transform(name)

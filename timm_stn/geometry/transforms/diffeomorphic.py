@@ -1,10 +1,14 @@
 """Diffeomorphisms: the flow of a smooth velocity field, which never folds."""
+import math
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..grid import has_values
+from ..grid import centers, has_values, lattice
+from ..programs import is_exporting
 from .lattice import LatticeTransform
 from .numeric import exact_matmul
 
@@ -12,6 +16,8 @@ __all__ = ['Diffeomorphic']
 
 STEPS = 4
 MAX_VELOCITY = 0.9  # in lattice spacings per unit of time
+DENSITY = 16  # samples a lattice spacing, from which the grids of larger images are interpolated
+BEYOND = 2  # samples beyond each edge
 
 
 class Diffeomorphic(LatticeTransform):
@@ -25,8 +31,25 @@ class Diffeomorphic(LatticeTransform):
     exp(2.7 h) - 1 < 1, and the map cannot fold for any parameters.
 
     Negated parameters give the inverse, up to the integration error: below 1e-5 for velocities up to 0.1.
+
+    The flow is smooth. So that of a float32 grid with at least twice as many pixels is computed at 16 points a lattice
+    spacing, and interpolated by polynomials of degree 5: for velocities up to 0.1 exact to 5e-6 in [-1, 1], for any to
+    2e-4. Exported programs compute the flow of all pixels.
     """
     name = 'diffeomorphic'
+
+    def grid(self, params: Tensor, size: Sequence[int]) -> Tensor:
+        sides = [DENSITY * (n - 1) + 1 + 2 * BEYOND for n in (self.rows, self.columns)]
+        if is_exporting() or params.dtype == torch.float64 or math.prod(size) < 2 * math.prod(sides):
+            return super().grid(params, size)
+        params = self.prepare(params)
+        pixels = lattice(self.check_size(size), params.device, params.dtype)
+        axes = [_samples(m, params) for m in sides]
+        points = torch.stack(torch.meshgrid(*axes, indexing='ij')[::-1], -1)[None]
+        moved = (self._map(params, points) - points).permute(0, 3, 1, 2)  # (N, 2, *sides)
+        rows, columns = (_interpolation(n, m, params) for n, m in zip(size, sides))
+        moved = exact_matmul(rows, exact_matmul(moved, columns.transpose(0, 1)))  # (N, 2, *size)
+        return pixels + moved.permute(0, 2, 3, 1)
 
     def inverse(self, params: Tensor) -> Tensor:
         return -self.prepare(params)
@@ -108,3 +131,20 @@ def _bspline_slope(points: Tensor, n: int) -> Tensor:
 
 def _nodes(points: Tensor, n: int) -> Tensor:
     return torch.arange(n, dtype=points.dtype, device=points.device)[:, None]
+
+
+def _samples(m: int, like: Tensor) -> Tensor:
+    """m places along an axis in [-1, 1], BEYOND of which lie beyond each edge."""
+    return (torch.arange(m, dtype=like.dtype, device=like.device) - BEYOND) * (2 / (m - 1 - 2 * BEYOND)) - 1
+
+
+def _interpolation(n: int, m: int, like: Tensor) -> Tensor:
+    """Weights (n, m) of the m samples of an axis in each of n pixels: Lagrange's, of the nearest three on each side."""
+    place = (centers(n, like.device, like.dtype) + 1) / 2 * (m - 1 - 2 * BEYOND) + BEYOND
+    first = place.floor() - 2
+    share, sample = place - first, torch.arange(m, dtype=like.dtype, device=like.device)
+    weights = torch.zeros(n, m, dtype=like.dtype, device=like.device)
+    for k in range(6):
+        weight = reduce(torch.mul, [(share - j) / (k - j) for j in range(6) if j != k])
+        weights = weights + weight[:, None] * (sample == first[:, None] + k)
+    return weights
