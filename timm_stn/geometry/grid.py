@@ -26,7 +26,7 @@ def is_traced() -> bool:
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x.to(dtype)`, which a trace does not take for `x` where it is: `type_as(x)` is right once the trace is cast."""
-    return (x.view_as(x) if is_traced() else x).to(dtype)
+    return (x.view(x.shape) if is_traced() else x).to(dtype)
 
 
 def has_values(x: Tensor) -> bool:
