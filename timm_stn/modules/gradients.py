@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._torch import after_backward
+from .._torch import after_backward, in_forward_mode
 from ..geometry.grid import has_values
 
 __all__ = ['COUNT', 'attach_penalty', 'hold', 'lattice_of_glimpse', 'placement_penalty', 'without_counts']
@@ -32,6 +32,8 @@ def hold(params: Tensor, count: Tensor, steps: int) -> Tensor:
     failed pass adds nothing. Compiled code cannot wait for the end of a pass. There, several backward passes count as
     one if all their forward passes came before the first of them.
     """
+    if in_forward_mode():  # what acts in backward passes has no part in it
+        return params
     return _Hold.apply(params, count, steps)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -64,6 +66,8 @@ def attach_penalty(
         usual: float32 scalar, changed in place; 0 before the first pass.
         glimpses: Number G of glimpses of each image.
     """
+    if in_forward_mode():
+        return theta
     keep = has_values(theta) or torch.compiler.is_compiling()
     theta, judged = _Fork.apply(theta, usual, keep, strength, glimpses)  # type: ignore[no-untyped-call]
     return _Join.apply(theta, penalty(judged))  # type: ignore[no-untyped-call, no-any-return]
@@ -117,10 +121,6 @@ class _Hold(torch.autograd.Function):
             after_backward(partial(_advance, count, seen))  # sets the same value, however often this pass queues it
         return torch.where(seen < ctx.steps, torch.zeros_like(grad), grad), None, None
 
-    @staticmethod
-    def jvp(ctx: Any, params: Tensor, *others: Tensor | None) -> Tensor:
-        return params.view_as(params)
-
 
 def _advance(count: Tensor, seen: Tensor) -> None:
     count.copy_(seen + 1)
@@ -151,10 +151,6 @@ class _Fork(torch.autograd.Function):
         added = torch.where(length.isfinite(), added, torch.zeros_like(added))
         return (theirs + added).reshape(grad.shape), None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, theta: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
-        return theta.view_as(theta), theta.view_as(theta)
-
 
 def _followed(usual: Tensor, norm: Tensor) -> Tensor:
     """The running norm after one more pass, as a new tensor."""
@@ -179,10 +175,6 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad, grad.new_ones(ctx.images)
-
-    @staticmethod
-    def jvp(ctx: Any, theta: Tensor, penalty: Tensor) -> Tensor:
-        return theta.view_as(theta)
 
 
 def _outside(points: Tensor, start: Tensor) -> Tensor:
