@@ -10,7 +10,7 @@ from timm_stn.network.arguments import DEFAULTS  # and registers the names
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
-PAGES = ('README.md', 'docs/surgery.md')
+PAGES = ('README.md', 'docs/surgery.md', 'docs/tools.md')
 EXAMPLES = [
     (page, code) for page in PAGES for code in re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)]
 
@@ -21,6 +21,8 @@ def test_there_are_five():
 
 @pytest.mark.parametrize('page,code', EXAMPLES, ids=lambda text: (text.splitlines() * 3)[2][:30])
 def test_example(page, code):
+    if 'torch_pruning' in code:
+        pytest.importorskip('torch_pruning')
     exec(compile(code, page, 'exec'), {})
 
 

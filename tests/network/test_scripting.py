@@ -1,4 +1,5 @@
 """torch.fx and torch.jit.script: what they make of a network gives what the network gives, at any size."""
+import copy
 import io
 
 import pytest
@@ -59,6 +60,80 @@ def test_scripted(name, stages):
     for x in (images(), images(1, (160, 160))):
         torch.testing.assert_close(script(x), model(x))
         assert (model(x) - model.backbone(x)).abs().max() > 1e-3 or 'input' not in stages
+
+
+class Looks(nn.Module):
+    def __init__(self, *stages):
+        super().__init__()
+        self.stages = nn.Sequential(*stages)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.dropout(self.stages(x))
+
+
+MODULES = {
+    'a transformer': lambda: timm_stn.SpatialTransformer(3, (64, 64), penalty=0.1, freeze_steps=2),
+    'with batch norms': lambda: timm_stn.SpatialTransformer(3, (64, 64), localization='timm:test_resnet', glimpses=2),
+    'with moments': lambda: timm_stn.SpatialTransformer(3, (64, 64), 'tps', localization='moments', antialias=True),
+    'in a net': lambda: Looks(timm_stn.SpatialTransformer(3, (64, 64)), nn.Conv2d(3, 4, 3)),
+    'a network in a net': lambda: Looks(
+        timm_stn.SpatialTransformer(3, (64, 64)), timm.create_model('stn_test_resnet', drop_rate=0.2)),
+    'at stages': lambda: timm.create_model('stn_test_resnet', stn_stages=(1,), drop_rate=0.2),
+}
+
+
+def drawn(model, x):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return model(x)
+
+
+@pytest.mark.parametrize('of', MODULES)
+def test_a_script_has_the_mode_and_the_names_of_what_it_is_of(of):
+    model, x = moved(MODULES[of]()), images(3, (64, 64))
+    state = copy.deepcopy(model.state_dict())
+    for training in (False, True):
+        model.train(training).load_state_dict(state)
+        script = torch.jit.script(copy.deepcopy(model))
+        assert script.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in script.state_dict().items())
+        for found in (script, saved_and_loaded(script)):
+            assert all(module.training == training for module in found.modules())
+            for mode in (training, not training):
+                found.train(mode).load_state_dict(state)
+                model.train(mode).load_state_dict(state)
+                torch.testing.assert_close(drawn(found, x), drawn(model, x))
+                torch.testing.assert_close(found.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize('of', MODULES)
+def test_a_script_is_frozen_optimized_and_cast(of):
+    model, x = moved(MODULES[of]()), images(3, (64, 64))
+    script, expected = torch.jit.script(copy.deepcopy(model)), model(x)
+    for found in (torch.jit.freeze(script), torch.jit.optimize_for_inference(script)):
+        torch.testing.assert_close(found(x), expected)
+    for dtype, share in ((torch.float32, 0.999), (torch.float16, 0.9), (torch.bfloat16, 0.5)):
+        found = saved_and_loaded(script).to(dtype)(x.to(dtype))
+        assert found.dtype == dtype
+        assert ((found - expected).abs() < 0.1 * expected.abs().max()).double().mean() > share
+
+
+@pytest.mark.parametrize('stage', ['input', 1])
+def test_a_script_learns(stage):
+    model, x = create(stn_stages=(stage,)).train(), images(4)
+    script = torch.jit.script(copy.deepcopy(model))
+    for net in (model, script):
+        net(x).square().sum().backward()
+    found = dict(script.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name].grad, parameter.grad)
+
+
+def test_a_script_with_antialias_names_the_size_that_it_takes():
+    script = torch.jit.script(moved(timm_stn.SpatialTransformer(3, (64, 64), antialias=True)))
+    with pytest.raises(torch.jit.Error, match=r'takes a batch of size \[3, 64, 64\], got \[3, 32, 64\]'):
+        script(images(2, (32, 64)))
 
 
 def test_scripted_tokens_at_the_input():

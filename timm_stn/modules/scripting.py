@@ -32,6 +32,7 @@ class ScriptableTransformer(nn.Module):
         self.localization: Any = _traced(share_tensors(stn), size)
         self.size = list(size) if fixed else []
         self.training = stn.training
+        self.made_of = (stn,)  # kept: torch.jit.script knows by its id what it has prepared, no other may take it
 
     def forward(self, x: Tensor):  # type: ignore[no-untyped-def]
         if len(self.size) > 0 and x.shape[1:] != self.size:  # type: ignore[comparison-overlap]

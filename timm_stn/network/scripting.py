@@ -20,8 +20,10 @@ def traced_signature(net: nn.Module, x: Tensor) -> Any:
 class ScriptableNetwork(nn.Module):
     """A network with one glimpse as torch.jit.script compiles it."""
 
-    def __init__(self, stn: nn.Module, backbone: nn.Module) -> None:
+    def __init__(self, stn: nn.Module, backbone: nn.Module, net: nn.Module) -> None:
         super().__init__()
+        self.training = net.training
+        self.made_of = (net,)  # kept, as in `ScriptableTransformer`
         self.stn = stn
         self.backbone: Any = backbone
 
@@ -63,6 +65,4 @@ def scriptable(net: Any) -> ScriptableNetwork:
     for what, is_here in found.items():
         if is_here:
             raise ValueError(f'torch.jit.script cannot compile {what}; use torch.jit.trace or torch.export.')
-    script = ScriptableNetwork(net.stn or nn.Identity().train(net.training), backbone)
-    script.training = net.training
-    return script
+    return ScriptableNetwork(net.stn or nn.Identity().train(net.training), backbone, net)
