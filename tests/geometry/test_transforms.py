@@ -275,11 +275,16 @@ def test_diffeomorphic_never_folds(name, scale):
 @pytest.mark.parametrize('name, size', [
     ('diffeomorphic', (112, 90)), ('diffeomorphic', (40, 224)), ('diffeomorphic:2x3', (60, 64))])
 @pytest.mark.parametrize('scale, accuracy', [(0.1, 5e-6), (1, 1e-4), (1e5, 2e-4)])
-def test_diffeomorphic_grids_of_large_images_are_interpolated(name, size, scale, accuracy):
+def test_diffeomorphic_grids_of_large_images_are_interpolated(name, size, scale, accuracy, monkeypatch):
     transform = get_transform(name)
+    _map = type(transform)._map
     exact = random_params(transform, n=4, scale=scale).requires_grad_()
     params = exact.detach().float().requires_grad_()
+    moved = []
+    monkeypatch.setattr(type(transform), '_map', lambda self, params, points: moved.append(points) or _map(
+        self, params, points))
     grid, expected = transform.grid(params, size), transform.grid(exact, size)
+    assert 2 * moved[0].numel() <= moved[1].numel() == 2 * math.prod(size)
     assert 0 < (grid - expected).abs().max() < accuracy
     quads = [grid.double().diff(dim=axis).narrow(3 - axis, 0, size[2 - axis] - 1) for axis in (2, 1)]
     assert torch.linalg.det(torch.stack(quads, -1)).min() > 0, 'no pixel is folded'

@@ -135,7 +135,7 @@ def _like(image: Tensor, values: Tensor) -> Tensor:
     last = (0, *range(2, image.ndim), 1)  # channels last
     if not image.is_contiguous() and image.permute(last).is_contiguous():
         # with operations that torch.vmap supports
-        values = values.permute(last).contiguous().permute(0, -1, *range(1, image.ndim - 1))
+        values = values.permute(last).contiguous().permute(0, image.ndim - 1, *range(1, image.ndim - 1))
     return values.type_as(image)
 
 
