@@ -99,7 +99,8 @@ def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path
     (['a.png', *MODEL, '--stage', '3'], "--stage: there are transformers at input, got '3'"),
     (['a.png', *MODEL, '--model-kwargs', 'stn_glimpse=2'], "Did you mean 'stn_glimpses'?"),
     (['a.png', *MODEL, '--model-kwargs', 'glimpses'], "--model-kwargs: takes KEY=VALUE, got 'glimpses'"),
-    (['a.png', *MODEL, '--model-kwargs', 'in_chans=4'], 'images have 1 or 3 channels, and the model takes 4'),
+    (['a.png', *MODEL, '--model-kwargs', 'in_chans=4'],
+     '--model-kwargs in_chans=4: ValueError: images have 1 or 3 channels, and the model takes 4'),
     (['a.png', *MODEL, '--model-kwargs', 'num_classes=0'], 'has no classifier'),
     (['a.png', *MODEL, '--checkpoint', 'no.pt'], "--checkpoint: no file 'no.pt'"),
     (['a.png', *MODEL, '--checkpoint', 'notes.txt'], '--checkpoint notes.txt'),
@@ -113,6 +114,16 @@ def test_show_refuses(photos, capsys, monkeypatch, argv, message):
     Path('empty').mkdir()
     assert message in refused(capsys, 'show', *argv)
     assert not (photos / 'look.png').exists()
+
+
+def test_show_without_a_hub(photos, capsys, monkeypatch):
+    def create_model(*args, pretrained, **kwargs):
+        raise ConnectionError('no Hub') if pretrained else ValueError('no network')
+
+    monkeypatch.setattr(timm, 'create_model', create_model)
+    message = refused(capsys, 'show', photos / 'a.png', '--model', 'stn_resnet18')
+    assert message.endswith('no Hub Without the trained weights: --checkpoint FILE, or --no-pretrained\n')
+    assert refused(capsys, 'show', photos / 'a.png', *MODEL).endswith('no network\n')
 
 
 @pytest.mark.parametrize('output', ['notes.txt/look.png', 'more.png', f'{"x" * 255}.png', 'gone/look.png'])
@@ -162,6 +173,9 @@ def test_show_knows_classes_by_name_and_else_not_at_all(tmp_path, capsys):
     for given in ([data], [data / 'owl', data / 'jay'], [data / 'owl' / '0.png', data / 'jay' / '0.png']):
         lines = show(capsys, *given, *argv, '--labels', tmp_path / 'labels.txt')
         assert sorted(line['class'] for line in lines) == ['jay', 'owl']
+    (tmp_path / 'labels.txt').write_text('owl\ntit\nrook\n')
+    assert cli.main(['show', str(data), *map(str, argv), '--labels', str(tmp_path / 'labels.txt')]) == 0
+    assert 'wrong, 1 of classes that the model does not name\n' in capsys.readouterr().err
 
 
 def test_show_skips_and_names_what_is_no_image(photos, tmp_path, capsys):

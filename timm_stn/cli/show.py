@@ -16,7 +16,7 @@ from ..view.images import find_images, folder_name, in_turn, natural
 from ..view.observe import observe
 from ..view.sheet import captions, data_config, draw, read_images
 from .common import Refused, attempt, check_output, positive
-from .models import check_transformers, load_model, model_arguments
+from .models import check_transformers, kwargs_argument, load_model, model_arguments
 
 __all__ = ['show', 'show_arguments']
 
@@ -52,7 +52,8 @@ def show(args: argparse.Namespace) -> int:
         raise Refused(f'argument --model: {args.model} has no spatial transformer')
     if not model.num_classes:
         raise Refused(f'argument --model: {args.model} has no classifier (num_classes=0)')
-    stage, config = _stage(model, args.stage), attempt(f'--model {args.model}', data_config, model)
+    described = f'--model {args.model}' + (f' {kwargs_argument(args)}' if args.model_kwargs else '')
+    stage, config = _stage(model, args.stage), attempt(described, data_config, model)
     paths, labels = [file.path for file in files], [file.label for file in files]
     order = sorted(in_turn(labels, args.count), key=lambda i: not files[i].named)
     pictures = attempt('IMAGE', read_images, paths, config, order, args.count)
@@ -62,7 +63,7 @@ def show(args: argparse.Namespace) -> int:
     classes = classes_of(model, sorted({label for label in labels if label}, key=natural), names)
     shown = [paths[i] for i in pictures.chosen]
     truths = [classes.of_folder.get(labels[i]) for i in pictures.chosen]
-    said = attempt(f'--model {args.model}', captions, look.logits, classes, shown, truths)
+    said = attempt(described, captions, look.logits, classes, shown, truths)
     picture = draw(images, look, said, config, args.model)
     attempt(f'--output {args.output}', save_picture, picture, args.output)  # before lines that may go to `head`
     for i, (path, caption, truth) in enumerate(zip(shown, said, truths)):
@@ -82,6 +83,7 @@ def _count(right: Sequence[bool | None], bad: int, left: int) -> str:
     known = {True, False} & {*right}
     parts = (
         f'{len(right)} images', known and f'{right.count(True)} right', known and f'{right.count(False)} wrong',
+        known and None in right and f'{right.count(None)} of classes that the model does not name',
         bad and f'{bad} skipped that cannot be read', left and f'{left} more not shown (--count)')
     return ', '.join(part for part in parts if part)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import kernels, pyramid
 from .grid import cast, coordinate_dtype, to_pixels
+from .sizes import are_numbers, plain
 from .symbolic import recorded_call
 
 __all__ = ['MODES', 'PADDING_MODES', 'Fill', 'Sampling', 'sample']
@@ -142,8 +143,8 @@ def _like(image: Tensor, values: Tensor) -> Tensor:
 def _check_fill(padding_mode: str, fill: Fill, channels: int) -> None:
     if padding_mode != 'fill' or fill is None:
         raise ValueError(f"fill and padding_mode='fill' go together, got fill={fill!r}, padding_mode={padding_mode!r}")
-    count = 1 if isinstance(fill, (int, float)) else len(torch.as_tensor(fill).flatten())
-    if count not in (1, channels):
+    known = isinstance(fill, Tensor) or are_numbers(plain(fill))
+    if not known or torch.as_tensor(fill).numel() not in (1, channels):
         raise ValueError(f'fill must be one number or {channels}, one for each channel, got {fill!r}')
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .grid import has_values
 
-__all__ = ['Kind', 'are_sides', 'as_sides', 'is_count', 'is_number', 'plain', 'sides_of']
+__all__ = ['Kind', 'are_numbers', 'are_sides', 'as_sides', 'is_count', 'is_number', 'plain', 'sides_of']
 
 
 class Kind(NamedTuple):
@@ -40,6 +40,11 @@ def is_count(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is finite; True and False count as 1 and 0, as Python has it."""
     return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether a value is a finite number or a list or tuple of some."""
+    return all(map(is_number, value)) and bool(value) if isinstance(value, (list, tuple)) else is_number(value)
 
 
 def are_sides(value: Any, ndim: int) -> bool:

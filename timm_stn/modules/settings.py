@@ -4,7 +4,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from ..geometry.sampler import MODES, PADDING_MODES
-from ..geometry.sizes import Kind, is_count, is_number, plain
+from ..geometry.sizes import Kind, are_numbers, is_count, is_number, plain
 from ..geometry.transforms import get_transform, transform_names
 
 __all__ = [
@@ -88,7 +88,8 @@ class TransformerSettings:
         'border', one_of(*PADDING_MODES),
         '`border`, `zeros` (the mean colour, after normalisation), `reflection`, `fill`')
     fill: float | Sequence[float] | None = argument(
-        None, ANY, 'value(s) for `fill`: one, or one per channel, in normalised space')
+        None, Kind(lambda v: v is None or are_numbers(v), 'a number, or several, one for each channel'),
+        'value(s) for `fill`: one, or one per channel, in normalised space')
     antialias: bool = argument(False, BOOL, 'low-pass filter where the transform shrinks the image')
     lr_scale: float = argument(
         10.0, RATE,

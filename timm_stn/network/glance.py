@@ -98,7 +98,14 @@ def _make_glancing(
     if not planned.learns:  # else the glance is as large as the streams, and the size is of what the network sees
         size = _fixed_size(settings.localization_size, arguments, streams)
         settings = replace(settings, localization_size=None)
-    index, layout = _feature_stage(backbone, cast(int | str, planned.features_of), (input_size[0], *(size or streams)))
+    try:
+        stage = cast(int | str, planned.features_of)
+        index, layout = _feature_stage(backbone, stage, (input_size[0], *(size or streams)))
+    except ValueError as error:
+        if planned.learns:  # it is among the stages
+            raise
+        asked = arguments.settings(planned.stage).localization
+        raise ValueError(str(error).replace('stn_stages', f'stn_localization={asked!r}', 1)) from None
     scales = settings.scales
     if planned.is_salient and scales[0] >= 1:
         raise ValueError(f"stn_localization='saliency:{planned.features_of}' is for glimpses: stn_scale must be below "

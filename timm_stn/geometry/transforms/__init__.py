@@ -64,10 +64,12 @@ def get_transform(transform: str | Transform, **settings: Any) -> Transform:
         return transform
     if not isinstance(transform, str):
         raise ValueError(f'transform must be a name, as in affine+tps, got {transform!r}')
-    parts = transform.split('+')
+    parts = [part.strip() for part in transform.split('+')]
+    if '' in parts:
+        raise ValueError(f"transform must be a name, or several joined by '+', as in affine+tps, got {transform!r}")
     if settings and len(parts) > 1:
         raise ValueError(f'settings go into the parts of {transform!r} (as in tps:5x5), got {sorted(settings)}')
-    return chain([_single(part.strip(), settings) for part in parts])
+    return chain([_single(part, settings) for part in parts])
 
 
 def _single(text: str, settings: dict[str, Any]) -> Transform:
