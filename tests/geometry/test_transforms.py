@@ -75,7 +75,7 @@ def test_chains_are_linear_where_their_parts_are():
 
 @pytest.mark.parametrize('name, settings, words', [
     ('afine', {}, ['afine', 'affine', 'tps']),
-    ('affine+', {}, ["''"]),
+    ('affine+', {}, ["joined by '+'", "'affine+'"]),
     ('affine+affine3d', {}, ['dimensions', 'affine+affine3d']),
     ('affine', {'lattice': (4, 4)}, ['affine', 'lattice']),
     ('affine+tps', {'lattice': (4, 4)}, ['affine+tps', 'lattice']),

@@ -27,6 +27,7 @@ def pruned(model, ratio, *ignored):
     *(('stn_test_resnet', arguments) for arguments in (
         dict(stn_localization='fc'), dict(stn_localization='moments'), dict(stn_localization='timm:test_resnet'),
         dict(stn_transform='tps'), dict(stn_transform='projective'), dict(stn_iterations=2), dict(stn_stages=(1,)),
+        dict(stn_stages=(1,), stn_transform='projective'),
         dict(stn_stages=('input', 1), stn_transform='tps'), dict(stn_stages=(1,), stn_transform='diffeomorphic'),
         dict(stn_glimpses=2, stn_scale=0.5, stn_localization='conv'))),
 ])

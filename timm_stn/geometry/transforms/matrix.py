@@ -51,7 +51,8 @@ def matrix_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
         raise ValueError(f'size must have {ndim} entries for theta of shape {tuple(theta.shape)}, got {tuple(size)}')
     planes = _planes(guard(theta), size)
     if theta.shape[1:] == (3, 3):
-        planes = planes[:, :2] / away_from_zero(planes[:, 2:])
+        numerators, denominator = planes.split((2, 1), 1)
+        planes = numerators / away_from_zero(denominator)
     return planes.permute(0, *range(2, planes.dim()), 1)
 
 
@@ -123,7 +124,8 @@ def eye_like(theta: Tensor) -> Tensor:
 
 def away_from_zero(w: Tensor) -> Tensor:
     """Denominators with the same sign and a magnitude of at least 1e-6."""
-    return torch.where(w < 0, w.clamp(max=-MIN_DENOMINATOR), w.clamp(min=MIN_DENOMINATOR))
+    least = torch.where(w < 0, -MIN_DENOMINATOR, MIN_DENOMINATOR).to(w.dtype)
+    return torch.where(w.abs() < MIN_DENOMINATOR, least, w)
 
 
 def _planes(theta: Tensor, size: Sequence[int]) -> Tensor:
