@@ -143,8 +143,8 @@ def _like(image: Tensor, values: Tensor) -> Tensor:
 def _check_fill(padding_mode: str, fill: Fill, channels: int) -> None:
     if padding_mode != 'fill' or fill is None:
         raise ValueError(f"fill and padding_mode='fill' go together, got fill={fill!r}, padding_mode={padding_mode!r}")
-    known = isinstance(fill, Tensor) or are_numbers(plain(fill))
-    if not known or torch.as_tensor(fill).numel() not in (1, channels):
+    is_known = isinstance(fill, (int, float, Tensor)) or are_numbers(plain(fill))
+    if not is_known or torch.as_tensor(fill).numel() not in (1, channels):
         raise ValueError(f'fill must be one number or {channels}, one for each channel, got {fill!r}')
 
 

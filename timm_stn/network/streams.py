@@ -74,7 +74,8 @@ class StreamsNetwork(TimmWrapper):
 
     def _leave_classifiers_out(self, *pool: str) -> None:
         for backbone in self.backbones():
-            backbone.reset_classifier(0, *pool)
+            if pool or backbone.num_classes:  # to timm 1.0.29, no pooling would mean average pooling
+                backbone.reset_classifier(0, *pool)
             if type(dict(backbone.named_modules()).get(self._classifier_name)) is nn.Identity:
                 backbone.set_submodule(self._classifier_name, _Elsewhere())
 
