@@ -83,7 +83,7 @@ def test_eval(tmp_path, capsys, monkeypatch):
         assert cli.main(['eval', '--model', name, '--no-pretrained', *argv]) == 0
         assert 'weights   random' in capsys.readouterr().out
     message = refused(capsys, 'eval', *MODEL, *argv, '--model-kwargs', 'num_classes=5')
-    assert 'argument --model-kwargs num_classes=5: digits need num_classes=10, and stn_test_resnet has 5' in message
+    assert 'argument --model-kwargs num_classes=5: eval measures on digits, which need num_classes=10; stn_' in message
     model = ['--model', 'stn_mnist_cnn', '--no-pretrained']
     message = refused(capsys, 'eval', *model, *argv, '--model-kwargs', 'img_size=30')
     assert 'argument --model stn_mnist_cnn --model-kwargs img_size=30 (on --set RTS' in message

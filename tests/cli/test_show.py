@@ -122,7 +122,7 @@ def test_show_without_a_hub(photos, capsys, monkeypatch):
 
     monkeypatch.setattr(timm, 'create_model', create_model)
     message = refused(capsys, 'show', photos / 'a.png', '--model', 'stn_resnet18')
-    assert message.endswith('no Hub Without the trained weights: --checkpoint FILE, or --no-pretrained\n')
+    assert message.endswith('no Hub. Without the trained weights: --checkpoint FILE, or --no-pretrained\n')
     assert refused(capsys, 'show', photos / 'a.png', *MODEL).endswith('no network\n')
 
 
@@ -173,6 +173,9 @@ def test_show_knows_classes_by_name_and_else_not_at_all(tmp_path, capsys):
     for given in ([data], [data / 'owl', data / 'jay'], [data / 'owl' / '0.png', data / 'jay' / '0.png']):
         lines = show(capsys, *given, *argv, '--labels', tmp_path / 'labels.txt')
         assert sorted(line['class'] for line in lines) == ['jay', 'owl']
+    (tmp_path / 'labels.txt').write_text('owl\ntit\n')
+    message = refused(capsys, 'show', data, *argv, '--labels', tmp_path / 'labels.txt')
+    assert f'argument --labels: 3 classes need as many names, and {tmp_path / "labels.txt"} has 2' in message
     (tmp_path / 'labels.txt').write_text('owl\ntit\nrook\n')
     assert cli.main(['show', str(data), *map(str, argv), '--labels', str(tmp_path / 'labels.txt')]) == 0
     assert 'wrong, 1 of classes that the model does not name\n' in capsys.readouterr().err

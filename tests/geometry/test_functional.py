@@ -14,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from timm_stn.geometry.functional import map_points, unwarp, warp
 from timm_stn.geometry.grid import lattice, to_pixels
+from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import get_transform
 
 pytestmark = pytest.mark.usefixtures('seeded')
@@ -390,3 +391,27 @@ def test_sizes_and_colours_of_numpy_and_torch(size):
 def test_what_is_no_size_is_refused(size):
     with pytest.raises(ValueError, match='size must be 2 positive integers for an image of shape'):
         warp(torch.rand(1, 1, 5, 6), torch.zeros(1, 6), size=size)
+
+
+@pytest.mark.parametrize('wrong, message', [
+    ('afine', "'afine'.*did you mean 'affine'"), (None, 'transform must be a name, .*got None'),
+    ((32, 32), r'transform must be a name, .*got \(32, 32\); a size is size=\(32, 32\)'), (5, 'a size is size=5'),
+])
+@pytest.mark.parametrize('theta', [torch.eye(2, 3)[None], torch.zeros(1, 6)])
+def test_what_is_no_transform_is_told_also_where_theta_needs_none(theta, wrong, message):
+    image = torch.rand(1, 2, 8, 8)
+    for call in (lambda: warp(image, theta, wrong), lambda: unwarp(image, theta, 8, wrong),
+                 lambda: map_points(theta, torch.rand(3, 2), wrong)):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize('call', [
+    lambda image, theta: warp(image.numpy(), theta), lambda image, theta: warp(image, theta.numpy()),
+    lambda image, theta: unwarp(image, [[1, 0, 0], [0, 1, 0]], 8), lambda image, theta: map_points(theta, [[0, 0]]),
+    lambda image, theta: map_points(theta.numpy(), image[0, 0, :, :2]),
+    lambda image, theta: sample(image.numpy(), theta),
+])
+def test_what_is_no_tensor_is_told(call):
+    with pytest.raises(TypeError, match='must be (a tensor|tensors), got .*(ndarray|list)'):
+        call(torch.rand(1, 2, 8, 8), torch.eye(2, 3)[None])

@@ -380,3 +380,34 @@ def test_errors_name_argument_value_and_what_is_accepted(image, grid, settings, 
         sample(image, grid, **settings)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize('fill', [
+    0.5, np.float32(0.5), [0.1, 0.2, 0.3], (0.1, 0.2, 0.3), np.array([0.1, 0.2, 0.3]),
+    torch.tensor([[0.1], [0.2], [0.3]]), [[0.1], [0.2], [0.3]], float('inf'), [math.inf] * 3])
+def test_fill_by_all_kinds_of_numbers(fill):
+    image, grid = torch.rand(2, 3, 5, 6), torch.full((2, 4, 4, 2), 3.0)
+    expected = torch.as_tensor(fill).flatten().float().expand(3)[None, :, None, None].expand(2, 3, 4, 4)
+    seen = sample(image, grid, padding_mode='fill', fill=fill, mode='nearest')
+    torch.testing.assert_close(seen, expected)
+
+
+@pytest.mark.parametrize('fills', [(0.1, 0.2), ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), ((0.1, 0.2, 0.3),) * 2])
+def test_fill_compiles(fills):
+    def shown(image, grid, fill):
+        return sample(image, grid, padding_mode='fill', fill=fill)
+
+    image, grid = torch.rand(2, 3, 5, 6), torch.rand(2, 4, 4, 2) * 3
+    compiled = torch.compile(shown, fullgraph=True, backend='eager')
+    for fill in fills:
+        torch.testing.assert_close(compiled(image, grid, fill), shown(image, grid, fill))
+
+
+@pytest.mark.filterwarnings('ignore')  # torch.jit is deprecated
+def test_nearest_traces_with_gradients_and_without():
+    def shown(image, grid):
+        return sample(image, grid, mode='nearest')
+
+    image, grid = torch.rand(2, 3, 5, 6), (torch.rand(2, 4, 4, 2) * 2 - 1).requires_grad_()
+    traced = torch.jit.trace(shown, (image, grid))  # which compares a second trace, without gradients
+    torch.testing.assert_close(traced(image, grid), shown(image, grid))

@@ -85,7 +85,7 @@ class TestBound:
         theta = stn.regress(randn(1, 2, 12, 10), constant(params)).double()
         rows = theta.reshape(-1, *theta.shape[-2:]).numpy() @ CORNERS
         if transform in HOMOGRAPHIES:
-            assert (rows[:, 2] > 0).all() or (rows[:, 2] < 0).all()
+            assert ((rows[:, 2] > 0).all(1) | (rows[:, 2] < 0).all(1)).all()
             rows = rows[:, :2] / rows[:, 2:]
         assert (np.abs(rows) <= 1 + 1e-5).all()
 

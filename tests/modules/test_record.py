@@ -244,6 +244,28 @@ def test_checkpoints_of_torch_distributed(tmp_path):
     assert read_record(net.stn.made_with)['padding_mode'] == 'border'
 
 
+# other shapes
+
+@pytest.mark.parametrize('other', [
+    dict(stn_transform='similarity'), dict(stn_localization='fc'), dict(stn_glimpses=2),
+    dict(stn_transform='tps', stn_padding_mode='zeros')])
+def test_the_error_of_other_shapes_names_the_settings(other, tmp_path):
+    net = create()
+    texts = [f'{name[4:]}={settings_of(net.stn)[name[4:]]!r}' for name in other]
+    words = rf"the weights stn\.\* are of a transformer with {', '.join(texts)}; here .*pass stn_{texts[0]}"
+    with pytest.raises(RuntimeError, match=words):
+        quietly(lambda: create(**other).load_state_dict(net.state_dict()))
+    torch.save(net.state_dict(), tmp_path / 'net.pth')
+    with pytest.raises(RuntimeError, match=words):
+        create(**other, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'net.pth')))
+
+
+def test_what_is_missing_is_no_other_shape():
+    state_dict = {k: v for k, v in create(**ZEROS).state_dict().items() if 'regression' not in k}
+    with pytest.warns(UserWarning, match=WORDS):
+        create(**OTHER).load_state_dict(state_dict, strict=False)
+
+
 # another size of what the localization network sees
 
 @pytest.mark.parametrize('localization', ['conv', 'fc', 'linear'])

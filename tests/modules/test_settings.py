@@ -13,7 +13,7 @@ from timm_stn import SpatialTransformer
 class TestModule:
     @pytest.mark.parametrize(('arguments', 'error', 'message'), [
         ({'transform': 'afine'}, ValueError, "'afine'.*did you mean 'affine'"),
-        ({'input_size': 12}, ValueError, "input_size must be 2 positive integers for transform 'affine', got 12"),
+        ({'input_size': 1.5}, ValueError, "input_size must be 2 positive integers, or one, for .*'affine', got 1.5"),
         ({'input_size': (4, 4, 4)}, ValueError, r"input_size must be 2 .*got \(4, 4, 4\)"),
         ({'transform': 'affine3d'}, ValueError, r"input_size must be 3 .*'affine3d', got \(12, 10\)"),
         ({'input_size': (0, 4)}, ValueError, r'input_size must be .*got \(0, 4\)'),
@@ -67,6 +67,12 @@ def test_scales_are_one_or_two(scale):
 def test_errors_name_the_argument_that_was_given(arguments, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model('stn_test_resnet', **arguments)
+
+
+@pytest.mark.parametrize('side', [12, np.int64(12), torch.tensor(12)])
+def test_one_side_is_that_of_all_axes(side):
+    assert SpatialTransformer(2, side, size=side).input_size == (12, 12)
+    assert SpatialTransformer(2, side, transform='affine3d').input_size == (12, 12, 12)
 
 
 @pytest.mark.parametrize('number', [np.array, torch.tensor])

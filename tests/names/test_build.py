@@ -183,3 +183,12 @@ def test_a_localization_network_gets_its_own_weights_only_beside_timms(tmp_path,
     overlay = dict(pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth'))) if from_file else {}
     create(pretrained=True, stn_localization='timm:test_efficientnet', **overlay)
     assert asked == ([] if from_file else [('test_resnet', True)]) + [('test_efficientnet', not from_file)]
+
+
+@pytest.mark.parametrize('name, words', [
+    ('transform', "'transform'. Did you mean 'stn_transform'?"), ('stages', "'stages'. Did you mean 'stn_stages'?"),
+    ('colour', "'colour'")])
+def test_a_forgotten_prefix_is_told(name, words):
+    with pytest.raises(TypeError) as error:
+        timm.create_model('stn_test_resnet', **{name: 'tps'})
+    assert str(error.value).endswith(words)

@@ -4,6 +4,7 @@ import timm
 import torch
 
 from timm_stn import SpatialTransformer
+from timm_stn.geometry.transforms import transform_names
 
 pruning = pytest.importorskip('torch_pruning')
 
@@ -27,8 +28,9 @@ def pruned(model, ratio, *ignored):
     *(('stn_test_resnet', arguments) for arguments in (
         dict(stn_localization='fc'), dict(stn_localization='moments'), dict(stn_localization='timm:test_resnet'),
         dict(stn_transform='tps'), dict(stn_transform='projective'), dict(stn_iterations=2), dict(stn_stages=(1,)),
-        dict(stn_stages=(1,), stn_transform='projective'),
-        dict(stn_stages=('input', 1), stn_transform='tps'), dict(stn_stages=(1,), stn_transform='diffeomorphic'),
+        dict(stn_stages=(1,), stn_localization='fc', stn_localization_size=8),
+        *(dict(stn_stages=(1,), stn_transform=name) for name in transform_names() if name != 'affine3d'),
+        dict(stn_stages=('input', 1), stn_transform='tps'),
         dict(stn_glimpses=2, stn_scale=0.5, stn_localization='conv'))),
 ])
 def test_twins(name, arguments, ratio):

@@ -1,6 +1,7 @@
 """torch.fx and torch.jit.script: what they make of a network gives what the network gives, at any size."""
 import copy
 import io
+import warnings
 
 import pytest
 import timm
@@ -55,7 +56,9 @@ def test_a_scripted_transformer_takes_batches_of_any_size(transform, settings):
 def test_scripted(name, stages):
     model = create(name, stn_stages=stages)
     before = [type(m) for m in model.modules()]
-    script = saved_and_loaded(torch.jit.script(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', torch.jit.TracerWarning)
+        script = saved_and_loaded(torch.jit.script(model))
     assert [type(m) for m in model.modules()] == before
     for x in (images(), images(1, (160, 160))):
         torch.testing.assert_close(script(x), model(x))

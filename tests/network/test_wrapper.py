@@ -226,6 +226,21 @@ def test_a_transformer_in_a_net_of_ones_own_leaves_the_meta_device():
     torch.testing.assert_close(net(x), whole(x))
 
 
+def test_a_transformer_whose_tensors_were_put_elsewhere_one_by_one_moves():
+    """As accelerate's load_checkpoint_and_dispatch after init_empty_weights(include_buffers=True)."""
+    whole = create(stn_glimpses=2, stn_scale=0.5, stn_localization='conv', stn_penalty=0.1)
+    with torch.device('meta'):
+        net = create(stn_glimpses=2, stn_scale=0.5, stn_localization='conv', stn_penalty=0.1)
+    for name, tensor in whole.state_dict().items():
+        of, _, leaf = name.rpartition('.')
+        module = net.get_submodule(of)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(tensor)
+        else:
+            module._buffers[leaf] = tensor
+    torch.testing.assert_close(net.to('cpu')(images()), whole(images()))
+
+
 def test_a_network_that_learns_nothing_says_so():
     model = create()
     for name, parameter in model.named_parameters():
@@ -238,3 +253,16 @@ def test_a_network_that_learns_nothing_says_so():
         warnings.simplefilter('error')
         model.train().eval()
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ['backbone.fc.weight', 'backbone.fc.bias']
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('backbone.fc.weight', 'fc.weight'), ('towers.1.fc.weight', 'fc.weight'), ('stn.base', ''), ('classifier.bias', ''),
+    ('module.backbone.fc.weight', 'fc.weight'), ('_orig_mod.module.towers.1.fc.bias', 'fc.bias'),
+    ('module.stn.base', ''), ('backbone.module.weight', 'module.weight'), ('module', '')])
+def test_names_under_ddp_and_torch_compile(name, expected):
+    assert timm_stn.base_name(name) == expected
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(TypeError, match='key must be the name of a parameter or module, got 3'):
+        timm_stn.base_name(3)

@@ -99,6 +99,16 @@ def test_registered_names(hub, capsys):
     assert "got 'stn_resnt50'" in refused(capsys, 'stn_resnt50', '--repo', REPO)
 
 
+def test_weights_that_are_not_here(monkeypatch, capsys):
+    def create_model(name, pretrained):
+        raise ConnectionError('no way')
+
+    monkeypatch.setattr(timm, 'create_model', create_model)
+    for more in ((), ('--dry-run',)):
+        message = refused(capsys, 'stn_resnet18', '--repo', REPO, *more)
+        assert message.endswith('of stn_resnet18 are not here and could not be downloaded: no way')
+
+
 def test_what_it_leaves_as_it_was(hub):
     model = network(stn_freeze_steps=3).to(memory_format=torch.channels_last).half()
     model.train()

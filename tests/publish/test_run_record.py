@@ -236,14 +236,18 @@ def test_what_is_no_checkpoint(hub, tmp_path, capsys, monkeypatch):
             ('evil.pth.tar', {**held, 'args': Evil()}), ('bare.pth.tar', held['state_dict']), ('list.pt', [1]),
             ('other.pth.tar', {**held, 'args': argparse.Namespace(model='stn_nothing')})):
         torch.save(content, name)
-    Path('text.pt').write_text('not a checkpoint')
+    texts = {'text.pt': 'not a checkpoint', 'summary.csv': 'epoch,train_loss\n0,1.6\n', 'args.yaml': 'aa_type: 1\n',
+             'hello.txt': 'hello', 'empty.pt': ''}
+    for name, text in texts.items():
+        Path(name).write_text(text)
     assert 'it lacks state_dict or arch' in refused(capsys, 'list.pt', '--repo', REPO)
     assert 'no checkpoint that can be read safely: it holds posix.system' in refused(
         capsys, 'evil.pth.tar', '--repo', REPO)
     assert not Path('evil').exists()
     assert 'it lacks state_dict or arch' in refused(capsys, 'bare.pth.tar', '--repo', REPO)
     assert 'Unknown model (stn_nothing)' in refused(capsys, 'other.pth.tar', '--repo', REPO)
-    assert 'no checkpoint that can be read safely' in refused(capsys, 'text.pt', '--repo', REPO)
+    for name in texts:
+        assert 'no checkpoint that can be read safely' in refused(capsys, name, '--repo', REPO)
     assert 'name its checkpoint' in refused(capsys, path.parent, '--repo', REPO)
     assert 'there is no' in refused(capsys, path, '--repo', REPO, '--images', 'no.png')
     assert 'takes one, or else --all' in refused(capsys, '--repo', REPO)

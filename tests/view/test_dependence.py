@@ -121,7 +121,7 @@ def test_features_are_what_the_regression_sees():
 def test_advice():
     line = advice('layer3', Dependence(153, 0.00004, 9, 20))
     assert line == ('the transformer at layer3 does the same for all 153 images (standard deviation 0.0000; '
-                    '9 of 20 features are dead): see docs/training.md#it-does-nothing')
+                    '9 of 20 features are dead): see https://github.com/timm-stn/timm_stn/blob/main/docs/training.md#it-does-nothing')
     assert 'deviation 0.0049):' in advice('input', Dependence(2, 0.0049, 0, 0))
     assert advice('input', Dependence(153, LITTLE, 20, 20)) is None
     assert advice('input', Dependence(1, 0.0, 0, 20)) is None and advice('input', Dependence(0, 0.0, 0, 0)) is None
@@ -307,7 +307,7 @@ def test_script(script, ending, kind, code):
     assert type(end) is kind and getattr(end, 'code', None) == code
     line, = lines
     assert line.startswith('timm-stn: the transformer at input does the same for all 10 images (standard deviation 0.0')
-    assert 'of 20 features are dead): see docs/' in line
+    assert 'of 20 features are dead): see https://' in line
     assert script('well', ending)[1] == []
 
 

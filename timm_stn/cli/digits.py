@@ -110,7 +110,8 @@ def evaluate(args: argparse.Namespace) -> int:
     for name, value, needed in (('in_chans', getattr(model, 'in_chans', 1), 1), ('num_classes', model.num_classes, 10)):
         if value != needed:
             argument = kwargs_argument(args) if name in dict(args.model_kwargs) else '--model'
-            raise Refused(f'argument {argument}: digits need {name}={needed}, and {args.model} has {value}')
+            raise Refused(f'argument {argument}: eval measures on digits, which need {name}={needed}; {args.model} '
+                          f'has {value}. For images of your own: timm-stn validate')
     images, labels = _digits(args.set, args.data, args.download)
     start = time.perf_counter()
     with witnessing() as witness:

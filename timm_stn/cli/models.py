@@ -80,7 +80,7 @@ def _create(args: argparse.Namespace, pretrained: bool, defaults: dict[str, Any]
         return create_model(args.model, pretrained, {**defaults, **given})
     except Exception as error:
         of_kwargs = given and not isinstance(error, OSError) and _is_made(args.model, pretrained, defaults)
-        no_file = pretrained and isinstance(error, OSError)
+        no_file = pretrained and isinstance(error, OSError) and not args.model.startswith(FROM_CONFIG)
         hint = 'Without the trained weights: --checkpoint FILE, or --no-pretrained' if no_file else ''
         raise refusal(kwargs_argument(args) if of_kwargs else f'--model {args.model}', error, hint) from error
 

@@ -29,7 +29,8 @@ def show_arguments(add: Callable[..., Any]) -> None:
     model_arguments(add)
     add('--stage', help="stage of the transformer to show, as in stn_stages (default: 'input' if there is one)")
     add('--labels', metavar='FILE',
-        help='class names, one per line (default: those of the model, else the folders, if as many as classes)')
+        help='names of all classes, one per line (default: those of the model, else the folders, if as many as '
+             'classes)')
     add('--count', type=positive, default=24, help='largest number of images (default: %(default)s)')
     add('--output', default='look.png', metavar='FILE', help='(default: %(default)s)')
 
@@ -53,6 +54,9 @@ def show(args: argparse.Namespace) -> int:
     if not model.num_classes:
         raise Refused(f'argument --model: {args.model} has no classifier (num_classes=0)')
     described = f'--model {args.model}' + (f' {kwargs_argument(args)}' if args.model_kwargs else '')
+    if args.labels and len(names) < model.num_classes:
+        raise Refused(f'argument --labels: {model.num_classes} classes need as many names, and {args.labels} has '
+                      f'{len(names)}')
     stage, config = _stage(model, args.stage), attempt(described, data_config, model)
     paths, labels = [file.path for file in files], [file.label for file in files]
     order = sorted(in_turn(labels, args.count), key=lambda i: not files[i].named)
@@ -74,16 +78,17 @@ def show(args: argparse.Namespace) -> int:
             'stage': look.stage, 'theta': _numbers(look.theta[i])}))
     bad = [*(f'{folder}: {reason}' for folder, reason in lost), *pictures.bad]
     left = len(files) - len(shown) - len(pictures.bad)
-    print(f'{args.output}: {_count([caption.right for caption in said], len(bad), left)}', file=sys.stderr)
+    unnamed = sum(truth is None and bool(labels[i]) for i, truth in zip(pictures.chosen, truths))
+    print(f'{args.output}: {_count([caption.right for caption in said], unnamed, len(bad), left)}', file=sys.stderr)
     tell([*(f'skipped {line}' for line in bad[:MOST]), *pictures.notes, *witness.advice()])
     return 0
 
 
-def _count(right: Sequence[bool | None], bad: int, left: int) -> str:
+def _count(right: Sequence[bool | None], unnamed: int, bad: int, left: int) -> str:
     known = {True, False} & {*right}
     parts = (
         f'{len(right)} images', known and f'{right.count(True)} right', known and f'{right.count(False)} wrong',
-        known and None in right and f'{right.count(None)} of classes that the model does not name',
+        known and unnamed and f'{unnamed} of classes that the model does not name',
         bad and f'{bad} skipped that cannot be read', left and f'{left} more not shown (--count)')
     return ', '.join(part for part in parts if part)
 

@@ -59,7 +59,7 @@ def warp(
     sampling = Sampling(mode, padding_mode, fill, antialias)
     sampling.check(image)
     theta = _check_theta(theta, image)
-    _doubt(theta, transform)
+    _check_transform(theta, transform)
     size = _check_size(image.shape[2:] if size is None else size, image)
     return sampling.read(image, _expand(pose_of(theta, transform).grid(size), image))
 
@@ -90,7 +90,7 @@ def unwarp(
     sampling = Sampling(mode, padding_mode, fill)
     sampling.check(image)
     theta = _check_theta(theta, image)
-    _doubt(theta, transform)
+    _check_transform(theta, transform)
     size = _check_size(size, image)
     return sampling.read(image, _expand(pose_of(theta, transform).inverse_grid(size), image))
 
@@ -103,13 +103,20 @@ def map_points(theta: Tensor, points: Tensor, transform: str | Transform = 'affi
         theta: Absolute matrices or parameters of `transform`.
         points: (N, ..., 2 or 3), or (M, 2 or 3) for all samples, in xy(z) order and [-1, 1].
         transform: The name of a family, `'a+b'`, or a `Transform`.
+
+    Raises:
+        ValueError, TypeError: for shapes, names or types other than these.
     """
-    _doubt(theta, transform)
+    if not isinstance(theta, Tensor) or not isinstance(points, Tensor):
+        raise TypeError(f'theta and points must be tensors, got {type(theta).__name__}, {type(points).__name__}')
+    _check_transform(theta, transform)
     return pose_of(theta, transform).map_points(points)
 
 
 def _check_theta(theta: Tensor, image: Tensor) -> Tensor:
     """theta in the coordinate dtype; raises if it does not fit the image."""
+    if not isinstance(theta, Tensor):
+        raise TypeError(f'theta must be a tensor, got {type(theta).__name__}')
     if theta.ndim not in (2, 3) or theta.shape[0] not in (1, image.shape[0]):
         raise ValueError(
             f'theta must be (N, 2, 3), (N, 3, 3), (N, 3, 4) or (N, P) with N = {image.shape[0]}, the number of images, '
@@ -119,9 +126,19 @@ def _check_theta(theta: Tensor, image: Tensor) -> Tensor:
     return theta.to(coordinate_dtype(image.dtype))
 
 
+def _check_transform(theta: Tensor, transform: str | Transform) -> None:
+    """Raise where this names no transform, also if theta needs none; warn where theta looks like a matrix."""
+    if isinstance(transform, (int, Sequence)) and not isinstance(transform, str):
+        raise ValueError(f'transform must be a name, as in affine+tps, got {transform!r}; a size is size={transform!r}')
+    if theta.ndim == 2:
+        _doubt(theta, transform)
+    elif transform != 'affine':
+        get_transform(transform)
+
+
 def _doubt(theta: Tensor, transform: str | Transform) -> None:
     """Warn of increments that zoom out by exactly two, and do nothing else: 1 where a matrix has 1."""
-    if theta.ndim != 2 or theta.device.type != 'cpu' or not len(theta) or not has_values(theta):
+    if theta.device.type != 'cpu' or not len(theta) or not has_values(theta):
         return
     if theta.shape[1] not in NUMBERS_OF_MATRICES:
         return
@@ -138,7 +155,7 @@ def _doubt(theta: Tensor, transform: str | Transform) -> None:
         warnings.warn(
             f'theta begins with [{numbers}], as if it were absolute: parameters (N, P) are increments on the identity, '
             f'which is zeros, and so these of {family.name!r} zoom out by two. Matrices have the shape (N, 2, 3), '
-            '(N, 3, 3) or (N, 3, 4): theta.reshape(-1, 2, 3), say.', stacklevel=4)  # of whom calls what is recorded
+            '(N, 3, 3) or (N, 3, 4): theta.reshape(-1, 2, 3), say.', stacklevel=5)  # of whom calls what is recorded
 
 
 def _check_size(size: int | Sequence[int], image: Tensor) -> Sequence[int]:

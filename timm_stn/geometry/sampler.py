@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from . import kernels, pyramid
-from .grid import cast, coordinate_dtype, to_pixels
-from .sizes import are_numbers, plain
+from .grid import cast, coordinate_dtype, is_traced, to_pixels
 from .symbolic import recorded_call
 
 __all__ = ['MODES', 'PADDING_MODES', 'Fill', 'Sampling', 'sample']
@@ -36,6 +35,8 @@ class Sampling(NamedTuple):
     def check(self, image: Tensor) -> None:
         """Raise a ValueError or TypeError for an image and options that do not go together."""
         mode, padding_mode, fill, antialias = self
+        if not isinstance(image, Tensor):
+            raise TypeError(f'image must be a tensor, got {type(image).__name__}')
         if image.ndim not in (4, 5) or 0 in image.shape[2:]:
             raise ValueError(
                 f'image must be (N, C, H, W) or (N, C, D, H, W) with pixels, got shape {tuple(image.shape)}')
@@ -120,8 +121,8 @@ def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tens
     values = values.view(*image.shape[:2], *grid.shape[1:-1])
     if padding_mode in ('zeros', 'fill'):
         inside = reduce(torch.logical_and, within)
-        values = torch.where(inside.unsqueeze(1), values, _color(image, fill or 0, image.dtype))
-    if grid.requires_grad and image.is_floating_point():
+        values = torch.where(inside.unsqueeze(1), values, _color(image, 0 if fill is None else fill, image.dtype))
+    if grid.requires_grad and image.is_floating_point() and not is_traced():  # whose graph must not depend on it
         values = values + torch.zeros_like(grid).mul(grid).sum(-1).unsqueeze(1).to(image.dtype)
     return values
 
@@ -143,8 +144,11 @@ def _like(image: Tensor, values: Tensor) -> Tensor:
 def _check_fill(padding_mode: str, fill: Fill, channels: int) -> None:
     if padding_mode != 'fill' or fill is None:
         raise ValueError(f"fill and padding_mode='fill' go together, got fill={fill!r}, padding_mode={padding_mode!r}")
-    is_known = isinstance(fill, (int, float, Tensor)) or are_numbers(plain(fill))
-    if not is_known or torch.as_tensor(fill).numel() not in (1, channels):
+    try:
+        count = 1 if isinstance(fill, (int, float)) else torch.as_tensor(fill).numel()
+    except (RuntimeError, TypeError, ValueError):  # no numbers
+        count = 0
+    if count not in (1, channels):
         raise ValueError(f'fill must be one number or {channels}, one for each channel, got {fill!r}')
 
 

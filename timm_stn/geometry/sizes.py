@@ -43,8 +43,8 @@ def is_number(value: Any) -> bool:
 
 
 def are_numbers(value: Any) -> bool:
-    """Whether a value is a finite number or a list or tuple of some."""
-    return all(map(is_number, value)) and bool(value) if isinstance(value, (list, tuple)) else is_number(value)
+    """Whether a value is a finite number, or a list or tuple of some, or of such lists."""
+    return all(map(are_numbers, value)) and bool(value) if isinstance(value, (list, tuple)) else is_number(value)
 
 
 def are_sides(value: Any, ndim: int) -> bool:

@@ -99,12 +99,9 @@ def adapt(stn: Any, state_dict: dict[str, Any], prefix: str, errors: list[str]) 
         UserWarning: The weights are of a transformer with other settings; it names these, and the arguments to pass.
     """
     theirs, ours = read_record(state_dict.get(prefix + RECORD)), settings_of(stn)
-    other = {k: theirs[k] for k in MEANT if k in theirs and k in ours and theirs[k] != ours[k]}
-    if other:
-        mine = _text({k: ours[k] for k in other})
-        warnings.warn(
-            f'the weights {prefix}* are of a transformer with {_text(other)}; here it has {mine}. To use them as they '
-            f'were trained, pass {_text(other, stn.argument)}{_where(stn)}.', stacklevel=2)
+    if _fits(stn, state_dict, prefix):
+        for text in _other_settings(stn, prefix, theirs, ours):
+            warnings.warn(text, stacklevel=2)
     errors += misfit(stn, state_dict, prefix)
     _keep_scale(state_dict, f'{prefix}localization.regression.{SCALE}', theirs.get('lr_scale'))
     placed = [v.device for v in state_dict.values() if isinstance(v, Tensor) and not v.is_meta]
@@ -116,19 +113,46 @@ def adapt(stn: Any, state_dict: dict[str, Any], prefix: str, errors: list[str]) 
 
 
 def misfit(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
-    """Why weights do not fit where the localization network sees another size than theirs did: a sentence, or none."""
-    name, ours = f'{prefix}localization', settings_of(stn)['localization_size']
+    """Why weights are of other shapes than a transformer's: what it is made with, what its localization network sees.
+
+    Sentences; none where the shapes are the same, or nothing is known.
+    """
+    if _fits(stn, state_dict, prefix):
+        return []
+    theirs, ours = read_record(state_dict.get(prefix + RECORD)), settings_of(stn)
+    return _other_settings(stn, prefix, theirs, ours) + _other_size(stn, state_dict, prefix, theirs, ours)
+
+
+def _fits(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> bool:
+    parameters = stn.named_parameters(prefix[:-1])
+    return all(key not in state_dict or state_dict[key].shape == own.shape for key, own in parameters)
+
+
+Settings = Mapping[str, Any]
+
+
+def _other_settings(stn: Any, prefix: str, theirs: Settings, ours: Settings) -> list[str]:
+    other = {k: theirs[k] for k in MEANT if k in theirs and k in ours and theirs[k] != ours[k]}
+    if not other:
+        return []
+    mine = _text({k: ours[k] for k in other})
+    return [f'the weights {prefix}* are of a transformer with {_text(other)}; here it has {mine}. To use them as they '
+            f'were trained, pass {_text(other, stn.argument)}{_where(stn)}.']
+
+
+def _other_size(
+        stn: Any, state_dict: Mapping[str, Any], prefix: str, theirs: Settings, ours: Settings) -> list[str]:
+    name, kind = f'{prefix}localization', ours.get('localization')
+    sides, own = theirs.get('localization_size'), ours['localization_size']
     parameters = dict(stn.localization.named_parameters(name)).items()
-    if ours is None or all(k not in state_dict or state_dict[k].shape[1:] == own.shape[1:] for k, own in parameters):
+    as_here = all(k not in state_dict or state_dict[k].shape[1:] == p.shape[1:] for k, p in parameters)
+    if own is None or sides == own or as_here or theirs.get('localization', kind) != kind:
         return []
-    theirs = read_record(state_dict.get(prefix + RECORD)).get('localization_size')
-    if theirs is None:
-        return [f'{name} sees {_sides(ours)} here. If the weights are of a network for images of another size, pass '
+    if sides is None:
+        return [f'{name} sees {_sides(own)} here. If the weights are of a network for images of another size, pass '
                 f'what {name}.size is there: {stn.argument}localization_size=(height, width){_where(stn)}.']
-    if theirs == ours:
-        return []
-    return [f'{name} saw {_sides(theirs)} when the weights were trained, and sees {_sides(ours)} here: pass '
-            f'{_text({"localization_size": theirs}, stn.argument)}{_where(stn)}.']
+    return [f'{name} saw {_sides(sides)} when the weights were trained, and sees {_sides(own)} here: pass '
+            f'{_text({"localization_size": sides}, stn.argument)}{_where(stn)}.']
 
 
 def _text(settings: Mapping[str, Any], before: str = '') -> str:

@@ -1,4 +1,5 @@
 """A transformer as torch.jit.script takes it, which cannot read all of Python: traces of it, for training and else."""
+import warnings
 from collections.abc import Callable
 from copy import copy, deepcopy
 from typing import Any, TypeVar
@@ -60,7 +61,8 @@ def _traced(stn: Any, size: tuple[int, ...]) -> Any:
     methods = {'seen_in_training': _seen(stn, True), 'seen_in_evaluation': _seen(stn, False)}
     vars(root).update(methods)
     before = [(buffer, buffer.clone()) for buffer in root.buffers()]
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace_module(  # type: ignore[no-untyped-call]
             root, dict.fromkeys(methods, example), check_trace=False)
     with torch.no_grad():

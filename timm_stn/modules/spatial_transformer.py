@@ -10,7 +10,7 @@ from ..geometry.functional import unwarp
 from ..geometry.grid import coordinate_dtype, has_values
 from ..geometry.pose import Pose, family_of_theta, pose_at, pose_of
 from ..geometry.sampler import Sampling
-from ..geometry.sizes import Kind, are_sides, is_number, plain, sides_of
+from ..geometry.sizes import Kind, are_sides, as_sides, is_number, plain, sides_of
 from ..geometry.symbolic import Recorded, recorded_method
 from ..geometry.transforms import Transform, get_transform, map_points_matrix
 from .glimpses import keep_inside, tile_offsets
@@ -37,7 +37,8 @@ class SpatialTransformer(Recorded):
 
     Args:
         in_chans: Channels C of the input.
-        input_size: (H, W), or (D, H, W) for volumes, that the input usually has; other sizes work, too.
+        input_size: (H, W), or (D, H, W) for volumes, or one for all sides, that the input usually has; other sizes
+            work, too.
         transform: Family of theta, one of :func:`timm_stn.geometry.transforms.transform_names` (``affine``, ``tps``,
             ...), or a composition ``a+b``.
         localization: ``conv``, ``fc``, ``linear``, ``moments``, ``timm:<arch>``, or a module that maps the input to
@@ -81,7 +82,7 @@ class SpatialTransformer(Recorded):
     def __init__(
             self,
             in_chans: int,
-            input_size: Sequence[int],
+            input_size: int | Sequence[int],
             transform: str = TransformerSettings.transform,
             localization: str | nn.Module = 'conv',
             localization_size: int | Sequence[int] | None = TransformerSettings.localization_size,
@@ -106,15 +107,15 @@ class SpatialTransformer(Recorded):
         ndim = self.transform.ndim
         in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias, penalty, freeze_steps = map(plain, (
             in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias, penalty, freeze_steps))
-        accepted = f'{ndim} positive integers for transform {self.transform.name!r}'
-        check_kind('input_size', input_size, Kind(lambda value: are_sides(value, ndim), accepted))
+        accepted = f'{ndim} positive integers, or one, for transform {self.transform.name!r}'
+        check_kind('input_size', input_size, Kind(lambda value: are_sides(as_sides(value, ndim), ndim), accepted))
         check_kind('glimpses', glimpses, POSITIVE_INTEGER)
         check_kind('scale', scale, Kind(lambda value: is_number(value) and value > 0, 'a positive number'))
         check_settings(
             iterations=iterations, bound=bound, antialias=antialias, penalty=penalty, freeze_steps=freeze_steps)
         self.sampling = Sampling(mode, padding_mode, fill, antialias)
         self.sampling.check(torch.empty(1, in_chans, *[1] * ndim, device='meta'))
-        self.in_chans, self.input_size = in_chans, tuple(input_size)
+        self.in_chans, self.input_size = in_chans, tuple(as_sides(input_size, ndim))
         linear = self.transform.linear
         if bound is True and not linear:
             raise ValueError(f'bound=True needs a transform with a matrix, got transform={self.transform.name!r}.')
@@ -128,7 +129,7 @@ class SpatialTransformer(Recorded):
             self.localization = localization
         else:
             self.localization = Localization(
-                localization, in_chans, tuple(input_size), self.glimpses * self.transform.num_params,
+                localization, in_chans, self.input_size, self.glimpses * self.transform.num_params,
                 size=localization_size, lr_scale=lr_scale, device=device, dtype=dtype, **localization_settings,
             )
         self.register_buffer('base', self._make_base(device), persistent=False)
@@ -151,6 +152,7 @@ class SpatialTransformer(Recorded):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> 'SpatialTransformer':
         """Moves and casts as any module, but for the base and the usual gradient: float32 whatever the dtype."""
+        _leave_meta(self)  # accelerate puts parameters elsewhere one by one
         usual = self._buffers.get('usual_gradient')
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.base = self._make_base(self.base.device)
@@ -348,10 +350,12 @@ class SpatialTransformer(Recorded):
         return ', '.join([f'transform={self.transform.name}', *(f'{k}={v}' for k, v in settings.items())])
 
 
-def _leave_meta(module: SpatialTransformer, keys: object) -> None:
-    """After a state dict is loaded with ``assign=True``: what is not in it follows from the meta device."""
+def _leave_meta(module: SpatialTransformer, keys: object = None) -> None:
+    """What is in no state dict follows from the meta device, as after one is loaded with ``assign=True``."""
+    if not module.base.is_meta:
+        return
     devices = [t.device for t in (*module.parameters(), *module.buffers()) if not t.is_meta]
-    if module.base.is_meta and devices:
+    if devices:
         module.init_non_persistent_buffers(devices[0])
 
 

@@ -245,11 +245,19 @@ def _build_base(
         if 'img_size' in args:
             args['img_size'] = base_cfg.input_size[1:]
         extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
-        model = timm.create_model(
-            base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
+        try:
+            model = timm.create_model(
+                base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
+        except TypeError as error:
+            raise TypeError(f'{error}{_prefix_forgotten(error)}') from error
     if state_dict is not None:
         model.pretrained_cfg.pop('state_dict', None)
     return model
+
+
+def _prefix_forgotten(error: TypeError) -> str:
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return f". Did you mean 'stn_{found[1]}'?" if found and f'stn_{found[1]}' in DEFAULTS else ''
 
 
 def _knows_model_args() -> bool:

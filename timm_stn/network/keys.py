@@ -43,8 +43,15 @@ def prefix_of(tower: int) -> str:
 def base_name(key: str) -> str:
     """timm's own name of a backbone's parameter or module: ``fc.weight`` for ``backbone.fc.weight``.
 
-    Empty for those of a transformer, and of one classifier over several streams.
+    Empty for those of a transformer, and of one classifier over several streams. What DDP (``module.``) and
+    torch.compile (``_orig_mod.``) put before names counts for nothing.
+
+    Raises:
+        TypeError: ``key`` is no text.
     """
+    if not isinstance(key, str):
+        raise TypeError(f'key must be the name of a parameter or module, got {key!r}')
+    key = re.sub(r'^(module\.|_orig_mod\.)+', '', key)
     match = re.match(IS_BACKBONE, key)
     return key[match.end():] if match and not is_transformers(key) else ''
 

@@ -144,7 +144,11 @@ def _source(model: str | Path | nn.Module) -> tuple[Path | None, Run]:
     if not path.exists() and timm.is_model(name.partition('.')[0]) and not (own / WEIGHTS).is_file():
         if not timm.is_model_pretrained(name):
             raise ValueError(f'model: {name} has no trained weights; name a checkpoint, or give a trained model.')
-        return None, Run(timm.create_model(name, pretrained=True))
+        try:
+            return None, Run(timm.create_model(name, pretrained=True))
+        except (OSError, HfHubHTTPError) as error:
+            raise ValueError(f'model: the trained weights of {name} are not here and could not be downloaded: '
+                             f'{short(error)}') from error
     folder = path if path.is_dir() else own
     if path.is_file():
         return None, read_run(path)

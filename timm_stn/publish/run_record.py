@@ -1,7 +1,6 @@
 """A run of timm's train.py, read back from its files."""
 import argparse
 import csv
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +50,9 @@ def read_run(path: Path) -> Run:
     try:
         with options_allowed():
             held = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of many types, where it is no pickle
         raise ValueError(f'model: {str(path)!r} is no checkpoint that can be read safely{_unsafe(path)}.') from error
     args = dict(vars(held.get('args') or argparse.Namespace())) if isinstance(held, dict) else {}
     if not isinstance(held, dict) or 'state_dict' not in held or not (args.get('model') or held.get('arch')):

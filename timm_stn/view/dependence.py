@@ -16,7 +16,7 @@ from ..modules.spatial_transformer import SpatialTransformer
 __all__ = ['Dependence', 'Witness', 'advice', 'dependence', 'tell', 'witnessing']
 
 LITTLE = 0.005  # half-widths of the image; a quarter of a pixel of 100
-HELP = 'docs/training.md#it-does-nothing'
+HELP = 'https://github.com/timm-stn/timm_stn/blob/main/docs/training.md#it-does-nothing'
 
 
 class Dependence(NamedTuple):

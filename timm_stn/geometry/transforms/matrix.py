@@ -51,7 +51,7 @@ def matrix_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
         raise ValueError(f'size must have {ndim} entries for theta of shape {tuple(theta.shape)}, got {tuple(size)}')
     planes = _planes(guard(theta), size)
     if theta.shape[1:] == (3, 3):
-        numerators, denominator = planes.split((2, 1), 1)
+        numerators, denominator = torch.split(planes, [2, 1], 1)
         planes = numerators / away_from_zero(denominator)
     return planes.permute(0, *range(2, planes.dim()), 1)
 
