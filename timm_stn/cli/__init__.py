@@ -59,7 +59,8 @@ def _parser() -> Parser:
     for name, run, text, arguments in (
             ('demo', digits.demo, 'classify held-out digits and draw where the transformer looked; works offline',
              digits.demo_arguments),
-            ('show', show.show, 'draw where the transformers of any stn_ model look in images', show.show_arguments),
+            ('show', show.show, 'draw where a transformer of any stn_ model looks in images; a line of JSON for each',
+             show.show_arguments),
             ('eval', digits.evaluate, 'test error on 10,000 distorted digits (your own images: timm-stn validate)',
              digits.eval_arguments),
             ('push', push.push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', push.push_arguments),
