@@ -299,3 +299,14 @@ def test_a_localization_network_of_ones_own_is_not_asked():
     stn = timm_stn.SpatialTransformer(3, (8, 8), localization=Own())
     assert stn(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8) and read_record(stn.made_with)['transform'] == 'affine'
     stn.load_state_dict(stn.state_dict())
+
+
+def test_a_localization_network_without_shapes_so_far_loads():
+    def make():
+        body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(6))
+        return timm_stn.SpatialTransformer(3, (8, 8), localization=body)
+
+    whole, net = make(), make()
+    whole(torch.rand(2, 3, 8, 8))
+    net.load_state_dict(whole.state_dict())
+    assert torch.equal(net.localization[1].weight, whole.localization[1].weight)

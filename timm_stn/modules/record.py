@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ..geometry.grid import has_values
 from .casts import as_count, is_lost
@@ -124,7 +125,7 @@ def misfit(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def _fits(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> bool:
-    parameters = stn.named_parameters(prefix[:-1])
+    parameters = [(key, own) for key, own in stn.named_parameters(prefix[:-1]) if not is_lazy(own)]
     return all(key not in state_dict or state_dict[key].shape == own.shape for key, own in parameters)
 
 
