@@ -6,7 +6,7 @@ import torch
 from timm_stn import SpatialTransformer
 from timm_stn.geometry.transforms import transform_names
 
-pruning = pytest.importorskip('torch_pruning')
+pruning = pytest.importorskip('torch_pruning', reason='needs torch-pruning')
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore')]
 
