@@ -46,7 +46,7 @@ def test_an_error_of_another_library_is_one_short_line(monkeypatch):
     def fail(error):
         raise error
 
-    with pytest.raises(Refused, match=r'^argument --x: RuntimeError: why Try y$'):
+    with pytest.raises(Refused, match=r'^argument --x: RuntimeError: why\. Try y$'):
         attempt('--x', fail, RuntimeError('why'), hint='Try y')
     with pytest.raises(Refused, match='characters') as refusal:
         attempt('--x', fail, RuntimeError('k' * 100_000))

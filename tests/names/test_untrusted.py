@@ -88,7 +88,7 @@ MODEL_ARGS = [
     (dict(stn_localization=[]), ValueError, r'localization must be one of .*got \[\]'),
     (dict(stn_localization='timm:hf-hub:someone/else'), ValueError, "timm knows no model 'hf-hub:someone/else'"),
     (dict(stn_localization='timm:../../etc'), ValueError, 'timm knows no model'),
-    (dict(stn_localization='shared:²'), ValueError, "stn_stages: mnist_cnn has no module '²'"),
+    (dict(stn_localization='shared:²'), ValueError, "stn_localization='shared:²': mnist_cnn has no module '²'"),
     (dict(stn_localization='shared:--1'), ValueError, "has no module '--1'"),
     (dict(stn_localization='fc', stn_stages=[['input', {'hidden': 10 ** 12}]]), TypeError, "unknown setting 'hidden'"),
     (dict(hidden=10 ** 12), ValueError, 'model_args.hidden must be from -1048576 to 1048576; got 1000000000000'),
