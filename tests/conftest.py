@@ -1,4 +1,6 @@
 """Fixtures of several test files."""
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,17 @@ pytest.register_assert_rewrite('commands', 'makers', 'pushing')
 def seeded():
     """torch's own generator starts at 0."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def heeding_signals():
+    """Children heed signals that this process ignores, as it does in the background and under nohup."""
+    ignored = [s for s in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(s) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler)  # which is not handed on to children
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from makers import ROOT
 
+pytestmark = pytest.mark.usefixtures('heeding_signals')
+
 STOPPED = 'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n'
 WORKERS = '''
 import time

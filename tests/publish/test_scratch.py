@@ -14,6 +14,8 @@ import timm_stn
 from timm_stn.publish import scratch
 from timm_stn.publish.scratch import scratch_folder
 
+pytestmark = pytest.mark.usefixtures('heeding_signals')
+
 PUSH = f"""
 import tempfile, timm, timm_stn
 timm_stn.push_to_hub(timm.create_model('stn_mnist_cnn_tc'), '{REPO}')
