@@ -395,7 +395,8 @@ def test_what_is_no_size_is_refused(size):
 
 @pytest.mark.parametrize('wrong, message', [
     ('afine', "'afine'.*did you mean 'affine'"), (None, 'transform must be a name, .*got None'),
-    ((32, 32), r'transform must be a name, .*got \(32, 32\); a size is size=\(32, 32\)'), (5, 'a size is size=5'),
+    ((32, 32), r'transform must be a name, .*got \(32, 32\); sizes go into size='), (5, 'sizes go into size='),
+    (np.array([8, 8]), 'transform must be a name, .*array'), (b'affine', "transform must be a name, .*b'affine'"),
 ])
 @pytest.mark.parametrize('theta', [torch.eye(2, 3)[None], torch.zeros(1, 6)])
 def test_what_is_no_transform_is_told_also_where_theta_needs_none(theta, wrong, message):
@@ -415,3 +416,15 @@ def test_what_is_no_transform_is_told_also_where_theta_needs_none(theta, wrong, 
 def test_what_is_no_tensor_is_told(call):
     with pytest.raises(TypeError, match='must be (a tensor|tensors), got .*(ndarray|list)'):
         call(torch.rand(1, 2, 8, 8), torch.eye(2, 3)[None])
+
+
+@pytest.mark.parametrize('transform', ['affine', 'tps', get_transform('affine'), get_transform('affine+tps')])
+@pytest.mark.parametrize('theta', [torch.eye(2, 3)[None], torch.eye(3)[None]])
+def test_matrices_compile_with_any_transform(theta, transform):
+    def warped(image):
+        seen = warp(image, theta, transform)
+        return unwarp(seen, theta, 8, transform), map_points(theta, image[:, 0, :, :2], transform)
+
+    image = torch.rand(1, 2, 8, 8)
+    for a, b in zip(torch.compile(warped, fullgraph=True, backend='eager')(image), warped(image)):
+        torch.testing.assert_close(a, b)

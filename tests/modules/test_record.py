@@ -310,3 +310,50 @@ def test_a_localization_network_without_shapes_so_far_loads():
     whole(torch.rand(2, 3, 8, 8))
     net.load_state_dict(whole.state_dict())
     assert torch.equal(net.localization[1].weight, whole.localization[1].weight)
+
+
+class Table(torch.nn.Module):
+    """A localization network that takes a table of another length."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.zeros(length))
+
+    def forward(self, x):
+        return x.new_zeros(len(x), 6) + self.table.sum()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict[prefix + 'table'] = torch.nn.functional.pad(state_dict[prefix + 'table'], (0, 2))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def of_ones_own(localization, **settings):
+    return timm_stn.SpatialTransformer(3, (8, 8), localization=localization, **settings)
+
+
+def test_a_localization_network_that_makes_weights_fit_is_warned_of_settings_only():
+    net = of_ones_own(Table(12))
+    with pytest.warns(UserWarning, match="padding_mode='zeros'; here it has padding_mode='border'"):
+        net.load_state_dict(of_ones_own(Table(10), padding_mode='zeros').state_dict())
+    assert net.doubts is None
+
+
+def test_errors_of_torch_are_its_own():
+    def make(channels):
+        return of_ones_own(torch.nn.Sequential(
+            torch.nn.Conv2d(3, channels, 3), torch.nn.Flatten(), torch.nn.LazyLinear(6)))
+
+    whole = make(4)
+    whole(torch.rand(2, 3, 8, 8))
+    with pytest.raises(RuntimeError, match=r'size mismatch for localization.0.weight'):
+        make(8).load_state_dict(whole.state_dict())
+    state_dict = {**whole.state_dict(), 'localization.0.bias': [0.0] * 4}
+    with pytest.raises(RuntimeError, match="received <class 'list'>"):
+        make(4).load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize('fill', [((0.1,), (0.2,), (0.3,)), float('nan')])
+def test_the_same_fill_is_no_other_one(fill):
+    net = of_ones_own(Table(3), padding_mode='fill', fill=fill)
+    state_dict = {k: v for k, v in net.state_dict().items() if 'table' not in k}
+    quietly(lambda: of_ones_own(torch.nn.Flatten(), padding_mode='fill', fill=fill).load_state_dict(state_dict))

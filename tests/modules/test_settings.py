@@ -35,6 +35,7 @@ class TestModule:
         ({'padding_mode': 'wrap'}, ValueError, "padding_mode must be one of .*'wrap'"),
         ({'padding_mode': 'fill', 'fill': (1, 2, 3)}, ValueError, r'fill must be .*got \(1, 2, 3\)'),
         ({'padding_mode': 'fill', 'fill': '0.5'}, ValueError, "fill must be one number or 2, .*got '0.5'"),
+        ({'padding_mode': 'fill', 'fill': 1j}, ValueError, 'fill must be one number or 2, .*got 1j'),
         ({'padding_mode': 'fill', 'fill': {}}, ValueError, 'fill must be one number or 2, .*got {}'),
         ({'transform': 'affine+'}, ValueError, r"must be .*joined by '\+', as in affine\+tps, got 'affine\+'"),
         ({'antialias': 'false'}, ValueError, r"antialias must be one of \(False, True\), got 'false'"),

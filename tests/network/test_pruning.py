@@ -43,7 +43,8 @@ def test_twins(name, arguments, ratio):
 
 
 @pytest.mark.parametrize('arguments, stage', [
-    (dict(stn_localization='shared:2'), 'layer2'), (dict(stn_stages=(2,), stn_target='input'), 'layer2')])
+    (dict(stn_localization='shared:2'), 'layer2'), (dict(stn_glimpses=2, stn_scale=0.5), 'layer3'),
+    (dict(stn_stages=(2,), stn_target='input'), 'layer2')])
 def test_a_backbone_that_is_asked_where_to_look(arguments, stage):
     model = timm.create_model('stn_test_resnet', num_classes=10, **arguments)
     assert pruned(model, 0.5, model.backbone.get_submodule(stage)).shape == (2, 10)

@@ -2,6 +2,7 @@
 import copy
 import io
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -214,3 +215,13 @@ def test_keyword_arguments_reach_the_backbone():
     mask = torch.zeros(1, 1, tokens, tokens)
     mask[..., -100:] = float('-inf')
     assert (model(x, attn_mask=mask) - model(x)).abs().max() > 1e-4
+
+
+def test_a_script_warns_of_control_flow_that_is_not_ours():
+    class Own(nn.Module):
+        def forward(self, x):
+            return x.mean((1, 2, 3))[:, None].repeat(1, 6) * (10 if x.mean() > 0 else 0)
+
+    with pytest.warns(torch.jit.TracerWarning, match='Python boolean') as told:
+        torch.jit.script(nn.Sequential(timm_stn.SpatialTransformer(3, (8, 8), localization=Own())))
+    assert {Path(w.filename).name for w in told if w.category is torch.jit.TracerWarning} == {'test_scripting.py'}

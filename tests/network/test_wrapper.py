@@ -258,7 +258,9 @@ def test_a_network_that_learns_nothing_says_so():
 @pytest.mark.parametrize('name, expected', [
     ('backbone.fc.weight', 'fc.weight'), ('towers.1.fc.weight', 'fc.weight'), ('stn.base', ''), ('classifier.bias', ''),
     ('module.backbone.fc.weight', 'fc.weight'), ('_orig_mod.module.towers.1.fc.bias', 'fc.bias'),
-    ('module.stn.base', ''), ('backbone.module.weight', 'module.weight'), ('module', '')])
+    ('module.stn.base', ''), ('backbone._orig_mod.fc.bias', 'fc.bias'),
+    ('_fsdp_wrapped_module.backbone.fc._fsdp_wrapped_module.weight', 'fc.weight'),
+    ('backbone.module.weight', 'module.weight'), ('module', '')])
 def test_names_under_ddp_and_torch_compile(name, expected):
     assert timm_stn.base_name(name) == expected
 

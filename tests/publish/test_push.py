@@ -106,7 +106,7 @@ def test_weights_that_are_not_here(monkeypatch, capsys):
     monkeypatch.setattr(timm, 'create_model', create_model)
     for more in ((), ('--dry-run',)):
         message = refused(capsys, 'stn_resnet18', '--repo', REPO, *more)
-        assert message.endswith('of stn_resnet18 are not here and could not be downloaded: no way')
+        assert message.endswith('of stn_resnet18 could not be loaded: ConnectionError: no way')
 
 
 def test_what_it_leaves_as_it_was(hub):

@@ -26,8 +26,9 @@ def attempt(argument: str, run: Callable[..., Any], *values: Any, hint: str = ''
 
 def refusal(argument: str, error: Exception, hint: str = '') -> Refused:
     fault = token_fault() if isinstance(error, UnicodeEncodeError) else None  # timm has asked the Hub
-    text = fault or f'{type(error).__name__}: {short(error)}'
-    text = f'{text.rstrip(".")}. {hint}' if hint and not fault else text
+    text = fault or f'{type(error).__name__}: {short(error)}'.rstrip().rstrip(':')
+    if hint and not fault:
+        text += f' {hint}' if text.endswith(('.', '?', '!')) else f'. {hint}'
     return Refused(f'argument {argument}: {text}')
 
 

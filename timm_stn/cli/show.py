@@ -122,7 +122,7 @@ def _same(path: Path, other: Path) -> bool:
 
 def _read_labels(path: str) -> list[str]:
     text = attempt(f'--labels {path}', Path(path).read_text)
-    return [line.strip() for line in text.splitlines()]
+    return [line.strip() for line in text.rstrip().splitlines()]
 
 
 def _stage(model: Any, text: str | None) -> int | str | None:

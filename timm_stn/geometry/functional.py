@@ -128,11 +128,11 @@ def _check_theta(theta: Tensor, image: Tensor) -> Tensor:
 
 def _check_transform(theta: Tensor, transform: str | Transform) -> None:
     """Raise where this names no transform, also if theta needs none; warn where theta looks like a matrix."""
-    if isinstance(transform, (int, Sequence)) and not isinstance(transform, str):
-        raise ValueError(f'transform must be a name, as in affine+tps, got {transform!r}; a size is size={transform!r}')
+    if not isinstance(transform, (str, Transform)):
+        raise ValueError(f'transform must be a name, as in affine+tps, got {transform!r}; sizes go into size=')
     if theta.ndim == 2:
         _doubt(theta, transform)
-    elif transform != 'affine':
+    elif isinstance(transform, str) and transform != 'affine':
         get_transform(transform)
 
 

@@ -122,7 +122,7 @@ def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tens
     if padding_mode in ('zeros', 'fill'):
         inside = reduce(torch.logical_and, within)
         values = torch.where(inside.unsqueeze(1), values, _color(image, 0 if fill is None else fill, image.dtype))
-    if grid.requires_grad and image.is_floating_point() and not is_traced():  # whose graph must not depend on it
+    if (grid.requires_grad or is_traced()) and image.is_floating_point():  # a trace is compared with one without grad
         values = values + torch.zeros_like(grid).mul(grid).sum(-1).unsqueeze(1).to(image.dtype)
     return values
 
@@ -145,7 +145,8 @@ def _check_fill(padding_mode: str, fill: Fill, channels: int) -> None:
     if padding_mode != 'fill' or fill is None:
         raise ValueError(f"fill and padding_mode='fill' go together, got fill={fill!r}, padding_mode={padding_mode!r}")
     try:
-        count = 1 if isinstance(fill, (int, float)) else torch.as_tensor(fill).numel()
+        values = torch.as_tensor(fill)
+        count = 0 if values.is_complex() else values.numel()
     except (RuntimeError, TypeError, ValueError):  # no numbers
         count = 0
     if count not in (1, channels):

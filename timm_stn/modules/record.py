@@ -10,7 +10,7 @@ to float8 hold them exactly, also after a mean over checkpoints, or over time in
 import json
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ from .localization import Localization
 from .regression import SCALE
 from .settings import FIELDS, RATE
 
-__all__ = ['RECORD', 'adapt', 'describe', 'misfit', 'read_record', 'record', 'settings_of', 'without_records']
+__all__ = [
+    'RECORD', 'Doubts', 'adapt', 'describe', 'explain', 'misfit', 'read_record', 'record', 'settings_of',
+    'without_records']
 
 RECORD = 'made_with'  # name of the buffer
 LETTERS, DIGITS = 512, 3  # at most, and for each
@@ -44,7 +46,11 @@ def settings_of(stn: Any) -> dict[str, Any]:
     if found['localization'] is None:  # somebody's own
         del found['localization']
     found.update(stn.of_network)
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
+    return {name: _lists(v) for name, v in found.items()}
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def record(settings: Mapping[str, Any], device: Any = None) -> Tensor:
@@ -94,16 +100,17 @@ def adapt(stn: Any, state_dict: dict[str, Any], prefix: str, errors: list[str]) 
         stn: The transformer.
         state_dict: With its keys; changed in place.
         prefix: That its keys begin with.
-        errors: Of loading; one is added where shapes differ because the localization network sees another size.
+        errors: Of loading; see :func:`explain`.
 
     Warns:
         UserWarning: The weights are of a transformer with other settings; it names these, and the arguments to pass.
     """
     theirs, ours = read_record(state_dict.get(prefix + RECORD)), settings_of(stn)
+    other = _other_settings(stn, prefix, theirs, ours)
     if _fits(stn, state_dict, prefix):
-        for text in _other_settings(stn, prefix, theirs, ours):
-            warnings.warn(text, stacklevel=2)
-    errors += misfit(stn, state_dict, prefix)
+        _warn(other)
+    else:  # what torch makes of it is known after the layers have loaded
+        stn.doubts = Doubts(errors, len(errors), other, misfit(stn, state_dict, prefix))
     _keep_scale(state_dict, f'{prefix}localization.regression.{SCALE}', theirs.get('lr_scale'))
     placed = [v.device for v in state_dict.values() if isinstance(v, Tensor) and not v.is_meta]
     state_dict[prefix + RECORD] = record(ours, placed[0] if placed else 'cpu')
@@ -111,6 +118,30 @@ def adapt(stn: Any, state_dict: dict[str, Any], prefix: str, errors: list[str]) 
     if own is not None:
         absent = torch.zeros_like(own, device='cpu') if own.is_meta else own
         state_dict[prefix + COUNT] = absent if count is None else as_count(count, lost=2 ** 53)
+
+
+class Doubts(NamedTuple):
+    """What to say of weights of other shapes: ``why`` they do not fit if loading fails, else ``other`` settings."""
+    errors: list[str]  # of loading
+    before: int  # so many of them are of what loaded before
+    other: list[str]
+    why: list[str]
+
+
+def explain(stn: Any) -> None:
+    """After a state dict was loaded into a transformer and its layers: say what is to be said of other shapes."""
+    doubts, stn.doubts = stn.doubts, None
+    if doubts is None:
+        return
+    if len(doubts.errors) > doubts.before:
+        doubts.errors.extend(doubts.why)
+    else:  # a localization network of one's own has made them fit
+        _warn(doubts.other)
+
+
+def _warn(texts: list[str]) -> None:
+    for text in texts:
+        warnings.warn(text, stacklevel=3)
 
 
 def misfit(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
@@ -125,15 +156,21 @@ def misfit(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def _fits(stn: Any, state_dict: Mapping[str, Any], prefix: str) -> bool:
-    parameters = [(key, own) for key, own in stn.named_parameters(prefix[:-1]) if not is_lazy(own)]
-    return all(key not in state_dict or state_dict[key].shape == own.shape for key, own in parameters)
+    return all(theirs == ours for theirs, ours in _shapes(stn, state_dict, prefix[:-1]))
+
+
+def _shapes(module: Any, state_dict: Mapping[str, Any], name: str) -> list[tuple[Any, Any]]:
+    """Of the parameters that both a state dict and a module of this name have: the two shapes."""
+    parameters = [(state_dict.get(key), own) for key, own in module.named_parameters(name) if not is_lazy(own)]
+    return [(value.shape, own.shape) for value, own in parameters if isinstance(value, Tensor)]
 
 
 Settings = Mapping[str, Any]
 
 
 def _other_settings(stn: Any, prefix: str, theirs: Settings, ours: Settings) -> list[str]:
-    other = {k: theirs[k] for k in MEANT if k in theirs and k in ours and theirs[k] != ours[k]}
+    known = [k for k in MEANT if k in theirs and k in ours]
+    other = {k: theirs[k] for k in known if theirs[k] != ours[k] and repr(theirs[k]) != repr(ours[k])}  # NaN is NaN
     if not other:
         return []
     mine = _text({k: ours[k] for k in other})
@@ -145,8 +182,7 @@ def _other_size(
         stn: Any, state_dict: Mapping[str, Any], prefix: str, theirs: Settings, ours: Settings) -> list[str]:
     name, kind = f'{prefix}localization', ours.get('localization')
     sides, own = theirs.get('localization_size'), ours['localization_size']
-    parameters = dict(stn.localization.named_parameters(name)).items()
-    as_here = all(k not in state_dict or state_dict[k].shape[1:] == p.shape[1:] for k, p in parameters)
+    as_here = all(a[1:] == b[1:] for a, b in _shapes(stn.localization, state_dict, name))
     if own is None or sides == own or as_here or theirs.get('localization', kind) != kind:
         return []
     if sides is None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 __all__ = ['ScriptableTransformer', 'share_tensors']
 
 M = TypeVar('M', bound=nn.Module)
+OURS = r'(.*[/\\])?timm_stn\b'  # modules whose sides of the example may be constants
 
 
 class ScriptableTransformer(nn.Module):
@@ -62,7 +63,7 @@ def _traced(stn: Any, size: tuple[int, ...]) -> Any:
     vars(root).update(methods)
     before = [(buffer, buffer.clone()) for buffer in root.buffers()]
     with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter('ignore', torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.filterwarnings('ignore', category=torch.jit.TracerWarning, module=OURS)  # type: ignore[attr-defined]
         traced = torch.jit.trace_module(  # type: ignore[no-untyped-call]
             root, dict.fromkeys(methods, example), check_trace=False)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from ..geometry.transforms import Transform, get_transform, map_points_matrix
 from .glimpses import keep_inside, tile_offsets
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .localization import Localization, Regressed
-from .record import RECORD, adapt, describe, record, settings_of
+from .record import RECORD, Doubts, adapt, describe, explain, record, settings_of
 from .scripting import ScriptableTransformer
 from .settings import POSITIVE_INTEGER, TransformerSettings, check_kind, check_settings
 
@@ -78,6 +78,7 @@ class SpatialTransformer(Recorded):
     witness: Callable[['SpatialTransformer', Tensor], object] | None = None  # of all transformers; gets every theta
     stage: int | str = 'input'  # as in ``stn_stages`` of the network around it
     rows: int = 1  # of its batch, for each image
+    doubts: Doubts | None = None  # while weights are loaded
 
     def __init__(
             self,
@@ -140,7 +141,7 @@ class SpatialTransformer(Recorded):
             self.register_buffer('usual_gradient', usual, persistent=False)
         self.last_theta: Tensor | None = None
         self.register_buffer(RECORD, record(settings_of(self), device))
-        self.register_load_state_dict_post_hook(_leave_meta)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
 
     def _make_base(self, device: Any = None) -> Tensor:
         """(G, d, d + 1) in float32, whatever the default: scale and tile offset of each glimpse."""
@@ -350,7 +351,12 @@ class SpatialTransformer(Recorded):
         return ', '.join([f'transform={self.transform.name}', *(f'{k}={v}' for k, v in settings.items())])
 
 
-def _leave_meta(module: SpatialTransformer, keys: object = None) -> None:
+def _loaded(module: SpatialTransformer, keys: object) -> None:
+    _leave_meta(module)
+    explain(module)
+
+
+def _leave_meta(module: SpatialTransformer) -> None:
     """What is in no state dict follows from the meta device, as after one is loaded with ``assign=True``."""
     if not module.base.is_meta:
         return

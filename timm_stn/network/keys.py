@@ -40,18 +40,21 @@ def prefix_of(tower: int) -> str:
     return f'towers.{tower}.' if tower else 'backbone.'
 
 
+WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
+
+
 def base_name(key: str) -> str:
     """timm's own name of a backbone's parameter or module: ``fc.weight`` for ``backbone.fc.weight``.
 
-    Empty for those of a transformer, and of one classifier over several streams. What DDP (``module.``) and
-    torch.compile (``_orig_mod.``) put before names counts for nothing.
+    Empty for those of a transformer, and of one classifier over several streams. What DDP, FSDP, torch.compile and
+    activation checkpointing put into names counts for nothing.
 
     Raises:
         TypeError: ``key`` is no text.
     """
     if not isinstance(key, str):
         raise TypeError(f'key must be the name of a parameter or module, got {key!r}')
-    key = re.sub(r'^(module\.|_orig_mod\.)+', '', key)
+    key = re.sub(r'^(module\.)+', '', '.'.join(part for part in key.split('.') if part not in WRAPPERS))
     match = re.match(IS_BACKBONE, key)
     return key[match.end():] if match and not is_transformers(key) else ''
 

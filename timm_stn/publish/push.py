@@ -147,8 +147,8 @@ def _source(model: str | Path | nn.Module) -> tuple[Path | None, Run]:
         try:
             return None, Run(timm.create_model(name, pretrained=True))
         except (OSError, HfHubHTTPError) as error:
-            raise ValueError(f'model: the trained weights of {name} are not here and could not be downloaded: '
-                             f'{short(error)}') from error
+            raise ValueError(f'model: the trained weights of {name} could not be loaded: '
+                             f'{type(error).__name__}: {short(error)}') from error
     folder = path if path.is_dir() else own
     if path.is_file():
         return None, read_run(path)

@@ -50,7 +50,7 @@ def read_run(path: Path) -> Run:
     try:
         with options_allowed():
             held = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # of many types, where it is no pickle
         raise ValueError(f'model: {str(path)!r} is no checkpoint that can be read safely{_unsafe(path)}.') from error

@@ -124,8 +124,8 @@ def eye_like(theta: Tensor) -> Tensor:
 
 def away_from_zero(w: Tensor) -> Tensor:
     """Denominators with the same sign and a magnitude of at least 1e-6."""
-    least = torch.where(w < 0, -MIN_DENOMINATOR, MIN_DENOMINATOR).to(w.dtype)
-    return torch.where(w.abs() < MIN_DENOMINATOR, least, w)
+    least = torch.full((), MIN_DENOMINATOR, dtype=w.dtype, device=w.device)
+    return torch.where(w.abs() < least, torch.where(w < 0, -least, least), w)
 
 
 def _planes(theta: Tensor, size: Sequence[int]) -> Tensor:
