@@ -124,7 +124,7 @@ def eye_like(theta: Tensor) -> Tensor:
 
 def away_from_zero(w: Tensor) -> Tensor:
     """Denominators with the same sign and a magnitude of at least 1e-6."""
-    least = torch.full((), MIN_DENOMINATOR, dtype=w.dtype, device=w.device)
+    least = w.new_full((), MIN_DENOMINATOR)
     return torch.where(w.abs() < least, torch.where(w < 0, -least, least), w)
 
 
