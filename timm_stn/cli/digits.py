@@ -21,7 +21,7 @@ from ..view.draw import Caption, draw_look, save_picture
 from ..view.observe import observe
 from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive
-from .models import FROM_CONFIG, create_model, kwargs_argument, load_model, model_arguments
+from .models import FROM_CONFIG, create_model, described, kwargs_argument, load_model, model_arguments
 
 __all__ = ['demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
 
@@ -115,8 +115,7 @@ def evaluate(args: argparse.Namespace) -> int:
     images, labels = _digits(args.set, args.data, args.download)
     start = time.perf_counter()
     with witnessing() as witness:
-        given = f' {kwargs_argument(args)}' if args.model_kwargs else ''
-        what = f'--model {args.model}{given} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
+        what = f'{described(args)} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
         wrong = attempt(what, wrong_answers, model, images, labels, args.device)
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')

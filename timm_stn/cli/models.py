@@ -18,8 +18,8 @@ from ..publish.run_record import read_run
 from .common import Refused, attempt, refusal
 
 __all__ = [
-    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'kwargs_argument', 'list_arguments',
-    'list_models', 'load_model', 'model_arguments']
+    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'described', 'kwargs_argument',
+    'list_arguments', 'list_models', 'load_model', 'model_arguments']
 
 FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
@@ -95,6 +95,11 @@ def _is_made(name: str, pretrained: bool, kwargs: dict[str, Any]) -> bool:
 def kwargs_argument(args: argparse.Namespace) -> str:
     """--model-kwargs as it was given."""
     return ' '.join(['--model-kwargs', *(f'{key}={value}' for key, value in args.model_kwargs)])
+
+
+def described(args: argparse.Namespace) -> str:
+    """--model, and --model-kwargs where there are some, as they were given."""
+    return f'--model {args.model}' + (f' {kwargs_argument(args)}' if args.model_kwargs else '')
 
 
 def create_model(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

@@ -16,7 +16,7 @@ from ..view.images import find_images, folder_name, in_turn, natural
 from ..view.observe import observe
 from ..view.sheet import captions, data_config, draw, read_images
 from .common import Refused, attempt, check_output, positive
-from .models import check_transformers, kwargs_argument, load_model, model_arguments
+from .models import check_transformers, described, load_model, model_arguments
 
 __all__ = ['show', 'show_arguments']
 
@@ -53,11 +53,10 @@ def show(args: argparse.Namespace) -> int:
         raise Refused(f'argument --model: {args.model} has no spatial transformer')
     if not model.num_classes:
         raise Refused(f'argument --model: {args.model} has no classifier (num_classes=0)')
-    described = f'--model {args.model}' + (f' {kwargs_argument(args)}' if args.model_kwargs else '')
     if args.labels and len(names) < model.num_classes:
         raise Refused(f'argument --labels: {model.num_classes} classes need as many names, and {args.labels} has '
                       f'{len(names)}')
-    stage, config = _stage(model, args.stage), attempt(described, data_config, model)
+    stage, config = _stage(model, args.stage), attempt(described(args), data_config, model)
     paths, labels = [file.path for file in files], [file.label for file in files]
     order = sorted(in_turn(labels, args.count), key=lambda i: not files[i].named)
     pictures = attempt('IMAGE', read_images, paths, config, order, args.count)
@@ -67,7 +66,7 @@ def show(args: argparse.Namespace) -> int:
     classes = classes_of(model, sorted({label for label in labels if label}, key=natural), names)
     shown = [paths[i] for i in pictures.chosen]
     truths = [classes.of_folder.get(labels[i]) for i in pictures.chosen]
-    said = attempt(described, captions, look.logits, classes, shown, truths)
+    said = attempt(described(args), captions, look.logits, classes, shown, truths)
     picture = draw(images, look, said, config, args.model)
     attempt(f'--output {args.output}', save_picture, picture, args.output)  # before lines that may go to `head`
     for i, (path, caption, truth) in enumerate(zip(shown, said, truths)):
