@@ -19,7 +19,7 @@ from timm_stn.network.stages import stage_layouts
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANAR = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective',
-          'affine+similarity', 'tps', 'diffeomorphic', 'affine+tps']  # transforms of images, some of each kind
+          'affine+similarity', 'tps', 'diffeomorphic', 'zoom', 'affine+tps', 'zoom+rotation']  # of images, of each kind
 PADDING_MODES = ['border', 'fill', 'reflection', 'zeros']
 FILL = [0.5, -2.0, 3.0]
 NETWORKS = [  # arguments of small networks with transformers of many kinds

@@ -54,7 +54,7 @@ def net(name='stn_test_resnet', size=48, **settings):
 SWIN = dict(img_size=64, window_size=4, embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
 FAMILIES = (
     'translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective', 'tps',
-    'diffeomorphic', 'affine+projective', 'similarity+tps', 'tps+affine')
+    'diffeomorphic', 'zoom', 'affine+projective', 'similarity+tps', 'tps+affine', 'zoom+rotation')
 SAMPLINGS = [(m, p) for m in ('bilinear', 'bicubic', 'nearest') for p in ('border', 'zeros', 'reflection', 'fill')]
 CASES = {
     **{f'`{name}`': one(transform=name, size=(16, 12)) for name in FAMILIES},
@@ -89,6 +89,12 @@ CASES = {
         size=64, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=0.5, stn_whole=True, stn_localization='shared:1'),
     'network, 2 glimpses of two scales, `saliency:1`': net(
         size=64, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=[0.2, 0.5], stn_localization='saliency:1'),
+    'network, `zoom`, `saliency:1`': net(size=64, img_size=64, stn_size=32, stn_transform='zoom',
+                                         stn_localization='saliency:1'),
+    'network, 2 looks at 2 places, `saliency:1`': net(
+        size=64, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=[0.2, 0.5], stn_localization='saliency:1',
+        stn_iterations=2),
+    'network, `orbit:4`': net(stn_localization='orbit:4'),
     'network, penalty': net(stn_penalty=1.0),
 }
 FAST_CASES = {

@@ -7,6 +7,7 @@
     warp, unwarp         images or features through theta, and back
     map_points           points through theta
     sample               pixels at given coordinates
+    canonicalize         images in the pose in which a classifier is most certain
     base_name            timm's own name of a parameter
     register_twin        the stn_ name of an architecture of your own
     push_to_hub          a trained network to the Hugging Face Hub
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from . import data as data
     from .geometry.functional import map_points, unwarp, warp
     from .geometry.sampler import sample
+    from .modules.orbit import canonicalize
     from .modules.spatial_transformer import SpatialTransformer
     from .names.build import wrap
     from .names.registry import register_twin
@@ -35,14 +37,14 @@ if TYPE_CHECKING:
     from .publish.push import push_to_hub
 
 __all__ = [
-    'SpatialTransformer', 'SpatialTransformerNetwork', '__version__', 'base_name', 'map_points', 'push_to_hub',
-    'register_twin', 'sample', 'unwarp', 'warp', 'wrap',
+    'SpatialTransformer', 'SpatialTransformerNetwork', '__version__', 'base_name', 'canonicalize', 'map_points',
+    'push_to_hub', 'register_twin', 'sample', 'unwarp', 'warp', 'wrap',
 ]
 
 _PLACES = dict(
     SpatialTransformer='modules.spatial_transformer', SpatialTransformerNetwork='network.model',
-    base_name='network.keys', map_points='geometry.functional', push_to_hub='publish.push',
-    register_twin='names.registry', sample='geometry.sampler',
+    base_name='network.keys', canonicalize='modules.orbit', map_points='geometry.functional',
+    push_to_hub='publish.push', register_twin='names.registry', sample='geometry.sampler',
     unwarp='geometry.functional', warp='geometry.functional', wrap='names.build',
 )
 

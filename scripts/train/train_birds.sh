@@ -6,7 +6,7 @@
 # DATA has the folders train and test, each with one folder of images per class. WEIGHTS is the ImageNet checkpoint
 # (model.safetensors of timm/tf_efficientnet_lite0.in1k). Every run gets a folder in OUTPUT. An interrupted run
 # resumes; a finished run is skipped.
-# NAMEs (all): plain112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192.
+# NAMEs (all): plain112 zoom112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192.
 # OPTIONs, also from the environment: PYTHON (python), DEVICE (cpu), WORKERS (1), EPOCHS (12), SEED (0),
 # OMP_NUM_THREADS (1).
 set -euo pipefail
@@ -64,11 +64,12 @@ run() {  # NAME MODEL SIDE [stn_argument=value...]
 plain=tf_efficientnet_lite0
 glimpses="stn_size=112 stn_transform=translation stn_scale=0.5 stn_join=mean stn_lr_scale=10.0 stn_localization=saliency:3"
 one="stn_transform=translation stn_lr_scale=10.0 stn_localization=saliency:3"
-((${#names[@]})) || names=(plain112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192)
+((${#names[@]})) || names=(plain112 zoom112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192)
 for name in "${names[@]}"; do
     # shellcheck disable=SC2086  # several arguments each
     case $name in
         plain112) run "$name" $plain 112 ;;
+        zoom112) run "$name" stn_$plain 224 stn_size=112 stn_transform=zoom ;;
         plain176) run "$name" $plain 176 ;;
         plain224) run "$name" $plain 224 ;;
         whole2) run "$name" stn_$plain 224 $glimpses stn_glimpses=2 stn_whole=True ;;

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from makers import rand
-from scipy.integrate import solve_ivp
+from scipy.integrate import cumulative_trapezoid, solve_ivp
 from scipy.interpolate import BSpline, RBFInterpolator
 
 from timm_stn.geometry.grid import lattice
@@ -22,12 +22,15 @@ from timm_stn.geometry.transforms import (
     matrix_grid,
     transform_names,
 )
+from timm_stn.geometry.transforms.zoom import _parts
 
 FAMILIES = {
     'affine': 6, 'translation': 2, 'rotation': 1, 'attention': 3, 'scale_translation': 4, 'similarity': 4,
-    'projective': 8, 'tps': 32, 'diffeomorphic': 32, 'affine3d': 12,
+    'projective': 8, 'tps': 32, 'diffeomorphic': 32, 'zoom': 14, 'affine3d': 12,
 }
-CHAINS = ('rotation+affine', 'affine+projective', 'tps+affine', 'projective+tps:3x5', 'diffeomorphic:3x3+similarity')
+CHAINS = (
+    'rotation+affine', 'affine+projective', 'tps+affine', 'projective+tps:3x5', 'diffeomorphic:3x3+similarity',
+    'zoom:3x5+rotation')
 ALL = (*FAMILIES, *CHAINS)
 
 
@@ -52,7 +55,7 @@ def test_registry_lists_every_family():
         transform = get_transform(name)
         assert (transform.name, transform.num_params) == (name, num_params)
         assert transform.ndim == (3 if name == 'affine3d' else 2)
-        assert transform.linear == (name not in ('tps', 'diffeomorphic'))
+        assert transform.linear == (name not in ('tps', 'diffeomorphic', 'zoom'))
 
 
 def test_lattices_in_names_and_settings():
@@ -84,6 +87,8 @@ def test_chains_are_linear_where_their_parts_are():
     ('tps:5xb', {}, ['tps:5xb', 'tps:5x5']),
     ('tps:1x9', {}, ['tps', '2 x 2', '(1, 9)']),
     ('diffeomorphic', {'lattice': (4, 1)}, ['diffeomorphic', '2 x 2', '(4, 1)']),
+    ('zoom:1x7', {}, ['zoom', '2 x 2', '(1, 7)']),
+    ('zoom:7x33', {}, ['zoom', '32 x 32', '(7, 33)']),
     ('tps', {'lattice': (2.5, 4)}, ['tps', '2 x 2', '(2.5, 4)']),
     ('tps', {'lattice': '45'}, ['tps', '2 x 2', "'45'"]),
     (get_transform('tps'), {'lattice': (4, 4)}, ['tps', 'lattice']),
@@ -574,3 +579,92 @@ def test_export(name):
     params = random_params(grid.transform, dtype=torch.float32)
     params[1, 0] = math.nan  # the guard is part of the program
     torch.testing.assert_close(torch.export.export(grid, (params,)).module()(params), grid(params))
+
+
+# the zoom
+
+def densities(params, n, points=400_001):
+    """Density along an axis as the docstring says it, on a fine lattice: bounded, linear between centres of cells."""
+    x = np.linspace(-1, 1, points)
+    log = math.log(4) * np.tanh(np.asarray(params) / math.log(4))
+    return x, np.interp(x, (2 * np.arange(n) + 1) / n - 1, np.exp(log))
+
+
+@pytest.mark.parametrize('name, scale', [('zoom', 0.3), ('zoom', 3), ('zoom:2x5', 1), ('zoom:5x2', 30)])
+def test_zoom_is_the_inverse_of_the_cumulative_sum_of_its_densities(name, scale):
+    zoom = get_transform(name)
+    params, points = random_params(zoom, scale=scale), random_points(3, 50, 2)
+    back, there = zoom.inverse_points(params, points).numpy(), zoom.map_points(params, points).numpy()
+    for i in range(3):
+        for axis, own in enumerate((params[i, :zoom.columns], params[i, zoom.columns:])):
+            x, density = densities(own, len(own))
+            area = cumulative_trapezoid(density, x, initial=0)
+            area = 2 * area / area[-1] - 1
+            np.testing.assert_allclose(back[i, :, axis], np.interp(points[i, :, axis], x, area), atol=2e-6)
+            np.testing.assert_allclose(there[i, :, axis], np.interp(points[i, :, axis], area, x), atol=2e-6)
+
+
+@pytest.mark.parametrize('scale', [0.1, 1, 100, 1e6])
+@pytest.mark.parametrize('name', ['zoom', 'zoom:32x2'])
+def test_zoom_shows_all_of_the_image_in_order(name, scale):
+    zoom = get_transform(name)
+    params = random_params(zoom, n=20, scale=scale).clamp(-1e6, 1e6)
+    line = torch.linspace(-1, 1, 3001, dtype=torch.float64)
+    mapped = zoom.map_points(params, line[:, None].expand(-1, 2))
+    steps = mapped.diff(dim=1)
+    assert steps.min() > 0 and (steps.amax(1) / steps.amin(1)).max() <= 16 * (1 + 1e-9), 'densities from 1/4 to 4'
+    ends = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64).expand(20, 2, 2)
+    torch.testing.assert_close(mapped[:, [0, -1]], ends)
+    outside = torch.tensor([[-1.5, 3.0], [2.0, -7.0]], dtype=torch.float64)
+    torch.testing.assert_close(zoom.map_points(params, outside), outside.expand(20, 2, 2))
+
+
+def test_zoom_is_smooth():
+    zoom = get_transform('zoom')
+    params = random_params(zoom, n=5, scale=1)
+    line = torch.linspace(-1, 1, 20001, dtype=torch.float64)
+    slopes = zoom.map_points(params, line[:, None].expand(-1, 2)).diff(dim=1) / (line[1] - line[0])
+    assert slopes.diff(dim=1).abs().max() < 0.05 < slopes.std(1).min(), 'no jumps'
+
+
+def test_zoom_comes_back_in_float32_and_has_slopes():
+    zoom = get_transform('zoom')
+    params, points = random_params(zoom, scale=2), random_points(3, 50, 2)
+    there = zoom.map_points(params.float(), points.float())
+    torch.testing.assert_close(zoom.inverse_points(params.float(), there), points.float(), rtol=0, atol=2e-6)
+    params.requires_grad_()
+    points.requires_grad_()
+    assert torch.autograd.gradcheck(zoom.map_points, (params, points))
+    assert torch.autograd.gradcheck(zoom.inverse_points, (params, points))
+
+
+def test_zoom_magnifies_where_there_is_mass():
+    zoom = get_transform('zoom:4x5')
+    mass = torch.zeros(1, 8, 10, dtype=torch.float64)
+    mass[0, 6, 2] = 1  # at x = -0.5, y = 0.625
+    params = zoom.params_of(mass)
+    line = torch.linspace(-0.95, 0.95, 20, dtype=torch.float64)
+    slopes = zoom.inverse_points(params, torch.stack([line, line], 1)).diff(dim=1)[0]
+    assert abs(line[slopes[:, 0].argmax()] + 0.5) < 0.2 and abs(line[slopes[:, 1].argmax()] - 0.625) < 0.25
+    assert slopes[:, 0].max() / slopes[:, 0].min() > 2
+
+
+@pytest.mark.parametrize('mass', [torch.zeros(2, 3, 5), torch.ones(2, 3, 5), torch.full((2, 3, 5), math.inf),
+                                  torch.full((2, 3, 5), math.nan)])
+def test_zoom_of_no_mass_or_of_the_same_everywhere_is_the_identity(mass):
+    torch.testing.assert_close(get_transform('zoom').params_of(mass), torch.zeros(2, 14), atol=1e-6, rtol=0)
+
+
+def test_the_shares_of_cells_are_those_of_the_maps_columns():
+    share = _parts(10, 4, torch.zeros(1, dtype=torch.float64))
+    assert torch.allclose(share.sum(1), torch.ones(10, dtype=torch.float64))
+    torch.testing.assert_close(share.sum(0), torch.full((4,), 2.5, dtype=torch.float64))
+    torch.testing.assert_close(share[2], torch.tensor([0.5, 0.5, 0, 0], dtype=torch.float64))
+
+
+def test_chains_zoom_with_their_parts_that_can():
+    chain = get_transform('rotation+zoom:2x3')
+    assert chain.has_density and not get_transform('rotation+tps').has_density
+    mass = torch.rand(2, 4, 4)
+    params = chain.params_of(mass)
+    assert not params[:, :1].any() and torch.equal(params[:, 1:], get_transform('zoom:2x3').params_of(mass))

@@ -17,7 +17,8 @@ def is_closed(name):
 
 CLOSED = [name for name in transform_names() if is_closed(name)]
 ALL = [
-    *transform_names(), 'tps:2x3', 'diffeomorphic:3x2', 'rotation+affine', 'tps+affine', 'diffeomorphic+projective+tps']
+    *transform_names(), 'tps:2x3', 'diffeomorphic:3x2', 'rotation+affine', 'tps+affine', 'diffeomorphic+projective+tps',
+    'zoom:2x5', 'rotation+zoom']
 
 every_transform = pytest.mark.parametrize('transform', [get_transform(name) for name in ALL], ids=ALL)
 every_closed_one = pytest.mark.parametrize('transform', [get_transform(name) for name in CLOSED], ids=CLOSED)

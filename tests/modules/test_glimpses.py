@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import constant, num_params, randn, transformer
+from makers import constant, create, num_params, randn, transformer
 
-from timm_stn.modules.glimpses import tile_offsets
+from timm_stn.modules.glimpses import jittered, tile_offsets
 
 
 class TestGlimpses:
@@ -159,3 +159,53 @@ class TestBound:
         assert [transformer(scale=s).bound for s in (0.5, 1.0, 2.0)] == [True, False, False]
         assert not transformer(scale=0.5, bound=False).bound and transformer(bound=True).bound
         assert not transformer('tps', scale=0.5).bound
+
+
+class TestJitter:
+    @settings(max_examples=30, deadline=None)
+    @given(
+        seed=st.integers(0, 999), share=st.floats(0.01, 1), scale=SCALES, bound=st.booleans(), d=st.integers(2, 3))
+    def test_squares_stay_near_and_inside(self, seed, share, scale, bound, d):
+        torch.manual_seed(seed)
+        base = torch.cat([scale * torch.eye(d).expand(50, d, d), torch.full((50, d, 1), 0.5 * (1 - scale))], 2)
+        moved = jittered(base, share, bound)
+        half, center = moved[:, 0, 0], moved[:, :, -1]
+        assert torch.equal(moved[:, :, :d], half[:, None, None] * torch.eye(d))
+        assert (half <= scale * (1 + share) * 1.001).all() and (half >= scale / (1 + share) * 0.999).all()
+        assert ((center - base[:, :, -1]).abs() <= share * half[:, None] * 1.001 + 0.5 * bound).all()
+        assert half.std() > 0 and center.std(0).min() > 0
+        if bound:
+            assert (center.abs() + half[:, None] <= 1 + 1e-6).all() or (half == 1).any()
+
+    def test_in_training_only(self):
+        x, kwargs = randn(4, 2, 12, 10), dict(glimpses=2, scale=0.5)
+        stn, still = transformer('translation', jitter=0.3, **kwargs), transformer('translation', **kwargs)
+        zero = constant([0.0] * 4)
+        assert torch.equal(stn.eval().regress(x, zero), still.eval().regress(x, zero))
+        assert not torch.allclose(stn.train().regress(x, zero), still.train().regress(x, zero), atol=1e-3)
+        assert torch.equal(still.train().regress(x, zero), still.eval().regress(x, zero))
+        torch.manual_seed(0)
+        one = stn.regress(x, zero)
+        torch.manual_seed(0)
+        assert torch.equal(stn.regress(x, zero), one) and not torch.equal(stn.regress(x, zero), one)
+
+    def test_every_family_starts_there(self):
+        x = randn(4, 2, 12, 10)
+        for family in ('affine', 'projective', 'tps'):
+            stn = transformer(family, scale=0.5, jitter=0.5).train()
+            theta = stn.regress(x)
+            centers = stn.map_points(theta, torch.zeros(1, 2))
+            assert centers.std(0).min() > 0.01
+
+    @pytest.mark.parametrize('given, words', [
+        (dict(jitter=2.0, scale=0.5), 'jitter must be a number from 0 to 1, got 2.0'),
+        (dict(jitter=0.5), 'jitter=0.5 is for glimpses: scale must be below 1, got 1.0')])
+    def test_wrong_values(self, given, words):
+        with pytest.raises(ValueError, match=words):
+            transformer('affine', **given)
+        with pytest.raises(ValueError, match='stn_' + words):
+            create(**{f'stn_{k}': v for k, v in given.items()})
+
+    def test_is_that_of_glimpses_of_the_image(self):
+        net = create(stn_stages=('input', 1), stn_jitter=0.5, stn_scale=0.5)
+        assert [stn.jitter for stn in net.spatial_transformers().values()] == [0.5, 0.0]

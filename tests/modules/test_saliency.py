@@ -9,37 +9,49 @@ from makers import GLIMPSES, save_for_hf
 from torch import nn
 
 import timm_stn  # noqa: F401
-from timm_stn.geometry.transforms import get_transform
-from timm_stn.modules.saliency import Saliency
+from timm_stn.modules.saliency import APART, POWER, WIDE, WINDOW, energy_of, places
 
 
-def saliency(tiles, least=0.5, most=None, bound=True):
-    scales = least, least if most is None else most
-    tiles = torch.as_tensor(tiles, dtype=torch.float64)
-    return Saliency(get_transform('affine'), tiles, scales, bound, 'moments', 3, (5, 5), 4).eval()
+def spots(n=4, side=128):
+    """Images, each with a pattern somewhere, of one size or another."""
+    x, rng = torch.zeros(n, 3, side, side), np.random.default_rng(0)
+    for image in x:
+        wide = int(rng.integers(side // 6, side // 3))
+        top, left = rng.integers(0, side - wide, 2)
+        image[:, top:top + wide, left:left + wide] = torch.from_numpy(3 * rng.standard_normal((3, wide, wide)))
+    return x
 
 
-def reference(maps, tiles, least, most):
+def reference_energy(maps):
+    energy = np.maximum(maps, 0).mean(1)
+    energy = np.maximum(energy - energy.mean((1, 2), keepdims=True), 0)
+    most = energy.max((1, 2), keepdims=True)
+    return np.where(most > 0, energy / np.where(most > 0, most, 1), 0)
+
+
+def reference(energies, tiles, least, most):
     """Centres and scales in numpy, pixel by pixel, as the docstring says it."""
-    out = np.zeros((len(maps), len(tiles), 3))
-    for n, sample in enumerate(maps):
-        energy = np.maximum(sample, 0).mean(0)
-        energy = np.maximum(energy - energy.mean(), 0)
-        height, width = energy.shape
-        for g, (tile_x, tile_y) in enumerate(tiles):
-            points, masses = [], []
-            for i in range(height):
-                for j in range(width):
-                    x, y = (2 * j + 1) / width - 1, (2 * i + 1) / height - 1
-                    points.append([x, y])
-                    masses.append(energy[i, j] * np.exp(-((x - tile_x) ** 2 + (y - tile_y) ** 2) / (2 * most ** 2)))
-            center, scale = [tile_x, tile_y], most
-            if any(masses):
-                center = np.average(points, 0, masses)
-                deviation = np.sqrt(np.average((points - center) ** 2, 0, masses))
-                scale = np.clip(deviation.max() * np.sqrt(3), least, most)
-            reach = 0.8 * (1 - scale)
-            out[n, g] = *np.clip(center, -reach, reach), scale
+    out = np.zeros((len(energies), len(tiles), 3))
+    height, width = energies.shape[1:]
+    y, x = np.mgrid[:height, :width]
+    points = np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], 2).reshape(-1, 2)
+
+    def near(center, deviation):
+        return np.exp(-((points - center) ** 2).sum(1) / (2 * deviation ** 2))
+
+    for n, sample in enumerate(energies):
+        left = sample.flatten() ** POWER
+        for g, tile in enumerate(tiles):
+            seen = np.array([(left * near(point, WINDOW * most)).sum() for point in points])
+            mass = left * near(points[np.isclose(seen, seen.max(), rtol=1e-12)].mean(0), WINDOW * most)
+            center, scale = np.array(tile), most
+            if mass.any():
+                center = np.average(points, 0, mass)
+                variance = np.average((points - center) ** 2, 0, mass).max()
+                rest = max(1 - variance / (WINDOW * most) ** 2, 0.05)  # of a Gaussian times the window
+                scale = np.clip(WIDE * np.sqrt(3 * variance / rest), least, most)
+            out[n, g] = *center, scale
+            left = left * (1 - near(center, APART * scale))
     return out
 
 
@@ -51,37 +63,45 @@ def test_centres_and_scales_are_those_of_a_plain_loop(seed, height, width, least
     rng = np.random.default_rng(seed)
     maps, tiles = rng.standard_normal((2, 3, height, width)), rng.uniform(-0.4, 0.4, (2, 2))
     most = min(least + more, 1.0)
-    found = torch.cat(saliency(tiles, least, most).find(torch.from_numpy(maps)), 2)
-    np.testing.assert_allclose(found.numpy(), reference(maps, tiles, least, most), atol=1e-7)
+    energy = energy_of(torch.from_numpy(maps))
+    np.testing.assert_allclose(energy.numpy(), reference_energy(maps), atol=1e-12)
+    found = torch.cat(places(energy, torch.from_numpy(tiles), (least, most)), 2)
+    np.testing.assert_allclose(found.numpy(), reference(energy.numpy(), tiles, least, most), atol=1e-6)
 
 
-def test_a_glimpse_covers_a_square_that_responds_evenly():
-    x = torch.zeros(1, 1, 200, 200)
-    x[..., 80:140, 40:100] = 1.0  # 60 of 200 pixels, the middle at (-0.3, 0.1)
-    center, scale = saliency([[0.0, 0.0]], 0.1, 100.0, bound=False).find(x)
-    torch.testing.assert_close(center[0, 0], torch.tensor([-0.3, 0.1]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(scale[0, 0], torch.tensor([0.3]), atol=1e-3, rtol=0)
+@pytest.mark.parametrize('half', [0.15, 0.3, 0.5])
+def test_a_glimpse_covers_a_square_that_responds_evenly(half):
+    pixels = (torch.arange(200) + 0.5) / 100 - 1
+    inside = [((pixels - c).abs() < half).float() for c in (-0.3, 0.1)]
+    energy = (inside[1][:, None] * inside[0])[None]
+    center, scale = places(energy, torch.zeros(1, 2), (0.1, 1.0))
+    torch.testing.assert_close(center[0, 0], torch.tensor([-0.3, 0.1]), atol=0.02, rtol=0)
+    torch.testing.assert_close(scale[0, 0], torch.tensor([WIDE * half]).clamp(max=1), rtol=0.12, atol=0)
 
 
 @pytest.mark.parametrize('most', [0.5, 0.8])
 def test_a_map_that_responds_nowhere_leaves_the_tiles(most):
-    tiles = [[-0.1, 0.0], [0.1, 0.0]]
+    tiles = torch.tensor([[-0.1, 0.0], [0.1, 0.0]])
     for x in (torch.zeros(2, 3, 5, 5), torch.full((2, 3, 5, 5), 7.0), torch.full((2, 3, 5, 5), -1.0)):
-        center, scale = saliency(tiles, 0.5, most).find(x)
-        torch.testing.assert_close(center, torch.tensor(tiles).expand(2, 2, 2))
+        center, scale = places(energy_of(x), tiles, (0.5, most))
+        torch.testing.assert_close(center, tiles.expand(2, 2, 2))
         assert (scale == most).all()
 
 
-def test_a_glimpse_goes_to_what_is_near_it():
-    x = torch.zeros(1, 1, 20, 20)
-    x[..., 4, 3] = x[..., 14, 15] = 1.0  # at (-0.65, -0.55) and (0.55, 0.45)
-    left, right = saliency([[-0.4, 0.0], [0.4, 0.0]], bound=False).find(x)[0][0]
-    assert left[0] < -0.35 and left[1] < -0.25 and right[0] > 0.25 and right[1] > 0.15
+@pytest.mark.parametrize('at', [[(3, 4), (15, 14)], [(3, 4), (4, 14)], [(15, 2), (3, 2)]])
+def test_glimpses_find_several_places_the_strongest_first(at):
+    energy = torch.zeros(1, 20, 20)
+    for strength, (row, column) in zip((1.0, 0.7), at):
+        energy[0, row:row + 2, column:column + 2] = strength
+    center, scale = places(energy, torch.zeros(2, 2), (0.1, 0.4))
+    expected = torch.tensor([[(column + 1) / 10 - 1, (row + 1) / 10 - 1] for row, column in at])
+    torch.testing.assert_close(center[0], expected, atol=0.05, rtol=0)
+    assert (scale < 0.39).all()
 
 
 def test_no_gradient_takes_this_way():
     x = torch.randn(1, 2, 4, 5, requires_grad=True)
-    assert not any(found.requires_grad for found in saliency([[0.0, 0.0]], 0.5, 1.0).find(x))
+    assert not energy_of(x).requires_grad
 
 
 @pytest.mark.parametrize('scale', [0.5, [0.4, 0.9]])
@@ -89,14 +109,15 @@ def test_a_network_starts_there_inside_the_image(scale):
     torch.manual_seed(0)
     arguments = {**GLIMPSES, 'stn_scale': scale}
     model = timm.create_model('stn_test_resnet', stn_localization='saliency:2', stn_whole=True, **arguments).eval()
-    images = torch.randn(4, 3, 128, 128)
+    images = spots()
     theta = model.look(images)[1]
     small = nn.functional.interpolate(images, (64, 64), mode='bilinear', antialias=True)
     maps = model.backbone.forward_intermediates(small, indices=[2], intermediates_only=True)[0]
     scales = scale if isinstance(scale, list) else (scale, scale)
-    expected = reference(maps.detach().numpy(), model.stn.tiles.tolist(), *scales)
-    np.testing.assert_allclose(theta[..., 2].detach().numpy(), expected[..., :2], atol=1e-4)
-    np.testing.assert_allclose(theta[..., [0, 1], [0, 1]].detach().numpy(), expected[..., [2, 2]], atol=1e-4)
+    expected = reference(reference_energy(maps.detach().double().numpy()), model.stn.tiles.tolist(), *scales)
+    reach = 0.8 * (1 - expected[..., 2:])
+    np.testing.assert_allclose(theta[..., 2].detach().numpy(), expected[..., :2].clip(-reach, reach), atol=1e-3)
+    np.testing.assert_allclose(theta[..., [0, 1], [0, 1]].detach().numpy(), expected[..., [2, 2]], atol=1e-3)
     assert theta[..., 2].std(0).max() > 1e-3 and not theta[..., [0, 1], [1, 0]].any()
     assert (theta[..., 0, 0].std() > 1e-3) == isinstance(scale, list)
 
@@ -110,7 +131,11 @@ def test_every_family_starts_there_and_learns(transform, scale):
     images = torch.randn(2, 3, 128, 128)
     corners = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0]])
     points = model.stn.map_points(model.stn.regress(images, model._localize).flatten(0, 1), corners)
-    starts = model._localize(images).start.map_points(corners)
+    scales = scale if isinstance(scale, list) else (scale, scale)
+    center, half = places(model._localize(images).energy, model.stn.tiles, scales, training=True)
+    reach = 0.8 * (1 - half) if model.stn.bound else torch.ones_like(half)
+    center = torch.maximum(torch.minimum(center, reach), -reach)
+    starts = (center[..., None, :] + half[..., None] * corners).flatten(0, 1)
     torch.testing.assert_close(points, starts, atol=1e-4, rtol=0)
     model(images).square().sum().backward()
     regression = model.stn.localization.regression
@@ -126,8 +151,10 @@ def test_a_saved_network_looks_at_the_same_places(tmp_path):
 
 
 def test_it_is_for_glimpses_of_the_image():
-    with pytest.raises(ValueError, match="'saliency:2' is for glimpses: stn_scale must be below 1, got 1.0"):
+    with pytest.raises(ValueError, match="'saliency:2' is for glimpses, .* must be below 1 with .*'affine', got"):
         timm.create_model('stn_test_resnet', stn_localization='saliency:2')
+    with pytest.raises(ValueError, match="stn_scale must be 1 with stn_transform='zoom', got 0.5"):
+        timm.create_model('stn_test_resnet', stn_localization='saliency:2', stn_transform='zoom', stn_scale=0.5)
     with pytest.raises(ValueError, match='saliency:<stage>.* is for the input, not for stage 1'):
         timm.create_model('stn_test_resnet', stn_stages=(1,), stn_localization='saliency:2')
 
@@ -140,7 +167,7 @@ def test_two_scales_need_a_response(scale, kind):
 
 def test_in_training_glimpses_are_of_the_largest_scale():
     torch.manual_seed(0)
-    images = torch.randn(4, 3, 128, 128)
+    images = spots()
     for most in (0.8, 1.0):
         arguments = {**GLIMPSES, 'stn_scale': [0.4, most], 'stn_localization': 'saliency:2'}
         model = timm.create_model('stn_test_resnet', **arguments).train()
@@ -161,3 +188,59 @@ def test_what_is_not_finite_does_no_harm():
     theta = model.look(images)[1]
     torch.testing.assert_close(theta[0], alone[0])
     torch.testing.assert_close(theta[1], model.stn.base)
+
+
+# several looks
+
+def test_each_look_starts_at_a_place_of_its_own():
+    torch.manual_seed(0)
+    arguments = {**GLIMPSES, 'stn_scale': [0.2, 0.9], 'stn_localization': 'saliency:2'}
+    model = timm.create_model('stn_test_resnet', stn_iterations=2, **arguments).eval()
+    images = spots()
+    once = timm.create_model('stn_test_resnet', **arguments).eval()
+    once.load_state_dict(model.state_dict())
+    seen, first = once.look(images)  # (N, G, 3, 64, 64)
+    maps = model.backbone.forward_intermediates(seen.flatten(0, 1), indices=[2], intermediates_only=True)[0]
+    center, half = places(energy_of(maps), torch.zeros(1, 2), (0.2 / 0.9, 1.0))  # within each glimpse
+    first = first.flatten(0, 1)
+    expected = first[:, [0, 1], [0, 1]] * half[:, 0], first[:, :, 2] + first[:, [0, 1], [0, 1]] * center[:, 0]
+    theta = model.look(images)[1].flatten(0, 1)
+    torch.testing.assert_close(theta[:, [0, 1], [0, 1]], expected[0], atol=1e-4, rtol=0)
+    inside = expected[1].abs() <= 0.95 * (1 - expected[0])
+    assert inside.any()
+    torch.testing.assert_close(theta[:, :, 2][inside], expected[1][inside], atol=1e-4, rtol=0)
+    assert (theta[:, :, 2].abs() + expected[0] <= 1 + 1e-3).all() and not torch.allclose(theta, first, atol=1e-2)
+
+
+def test_what_is_seen_through_several_looks_comes_back():
+    arguments = {**GLIMPSES, 'stn_scale': [0.2, 0.9], 'stn_transform': 'tps'}
+    model = timm.create_model('stn_test_resnet', stn_iterations=2, stn_localization='saliency:2', **arguments).eval()
+    theta = model.look(torch.randn(2, 3, 128, 128))[1].flatten(0, 1)
+    assert model.stn.theta_transform.name == 'scale_translation+tps+scale_translation+tps'
+    points = 0.5 * torch.rand(4, 7, 2)
+    there = model.stn.map_points(theta, points)
+    torch.testing.assert_close(model.stn.theta_transform.inverse_points(theta, there), points, atol=1e-4, rtol=0)
+
+
+# zooming
+
+def test_a_zoom_starts_from_the_marginals_of_the_energy():
+    torch.manual_seed(0)
+    model = timm.create_model('stn_test_resnet', stn_transform='zoom:4x5', stn_size=64, img_size=128).eval()
+    assert model.arguments.settings('input').localization == 'saliency:2', 'what auto comes to'
+    images = torch.randn(2, 3, 128, 128)
+    small = nn.functional.interpolate(images, (64, 64), mode='bilinear', antialias=True)
+    maps = model.backbone.forward_intermediates(small, indices=[2], intermediates_only=True)[0]
+    for mode in (True, False):
+        theta = model.train(mode).look(images)[1]
+        torch.testing.assert_close(theta, model.stn.transform.params_of(energy_of(maps)), atol=1e-4, rtol=0)
+    model.train()(images).square().sum().backward()
+    assert model.stn.localization.regression.weight.grad.abs().max() > 0
+
+
+def test_a_zoom_of_an_image_with_a_nan_is_the_identity():
+    model = timm.create_model('stn_test_resnet', stn_transform='zoom', stn_size=64, img_size=128).eval()
+    images = torch.randn(2, 3, 128, 128)
+    images[1, :, 5, 5] = float('nan')
+    theta = model.look(images)[1]
+    assert theta[0].abs().max() > 1e-3 and not theta[1].any()

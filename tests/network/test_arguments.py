@@ -65,7 +65,7 @@ def test_values_and_settings():
     assert arguments.settings('input').scale == 0.5
     assert arguments.settings(1).scale == 1.0, 'stn_scale is that of glimpses of the image'
     assert stn_arguments(stn_stages={1: AFFINE}).settings(1).scale == 0.5
-    of_network = {'stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'target'}
+    of_network = {'stages', 'glimpses', 'towers', 'join', 'whole', 'size', 'stream_drop', 'target'}
     assert set(vars(arguments.settings(1))) == {name.removeprefix('stn_') for name in DEFAULTS} - of_network
     with pytest.raises(FrozenInstanceError):
         arguments.glimpses = 3

@@ -6,6 +6,7 @@ from makers import create, images, move_theta, save_for_hf
 from torch import nn
 
 import timm_stn
+from timm_stn.network.streams import _stream_weights
 
 
 def test_joined_classifier_starts_as_the_mean_of_the_glimpses(tmp_path):
@@ -200,3 +201,97 @@ def test_an_older_checkpoint_with_the_classifier_behind_the_mean_loads(name, tmp
     torch.save(older, tmp_path / 'older.pth')
     given = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'older.pth'), num_classes=5))
     assert torch.equal(create('stn_' + name, **kwargs, **given)(x), model(x))
+
+
+# streams that each can answer
+
+DROPPED = dict(
+    stn_glimpses=2, stn_whole=True, stn_scale=0.5, stn_size=64, img_size=128, stn_transform='translation',
+    num_classes=3)
+
+
+def answers_of_streams(model, x):
+    """What each stream answers by itself, (N, S, classes), in evaluation."""
+    with torch.no_grad():
+        return model.backbone(model._see(x).flatten(0, 1)).unflatten(0, (len(x), -1))
+
+
+@pytest.mark.parametrize('drop', [0.0, 0.4, 1.0])
+def test_in_training_one_stream_alone_answers_some_images(drop):
+    torch.manual_seed(0)
+    model, x = create(stn_stream_drop=drop, **DROPPED), images(40, 128)
+    alone = answers_of_streams(model, x)
+    assert torch.allclose(model(x), alone.mean(1), atol=1e-5), 'in evaluation all streams answer'
+    model.train()
+    model.backbone.eval()  # the same features
+    out = model(x)
+    is_alone = (out[:, None] - alone).abs().amax(2) < 1e-4  # (N, S)
+    is_mean = (out - alone.mean(1)).abs().amax(1) < 1e-4
+    assert (is_alone.any(1) | is_mean).all()
+    share = is_alone.any(1).double().mean()
+    assert abs(share - drop) <= (0.2 if 0 < drop < 1 else 0)
+    assert not drop or (is_alone.sum(0) >= 3).all(), 'each stream answers some'
+
+
+@pytest.mark.parametrize('more', [dict(stn_join='concat'), dict(stn_towers='separate')])
+def test_a_joined_classifier_hears_one_stream_alone(more):
+    torch.manual_seed(0)
+    model = create(stn_stream_drop=1.0, **{**DROPPED, **more})
+    x = images(20, 128)
+    plain = create(**{**DROPPED, **more})
+    plain.load_state_dict(model.state_dict())
+    features = plain.forward_head(plain.forward_features(x), pre_logits=True).detach()
+    model.train()
+    for backbone in model.backbones():
+        backbone.eval()
+    heard = model.forward_head(model.forward_features(x), pre_logits=True).detach()
+    if 'stn_join' in more:  # side by side: one part of three, three times
+        parts, whole = heard.unflatten(1, (3, -1)), features.unflatten(1, (3, -1))
+        silent = parts.abs().amax(2) == 0
+        assert (silent.sum(1) == 2).all()
+        torch.testing.assert_close(parts[~silent], 3 * whole[~silent], rtol=1e-4, atol=1e-5)
+    else:
+        assert not torch.allclose(heard, features, atol=1e-3)
+    model(x).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_mean_over_draws_of_dropped_features_is_what_all_streams_give():
+    x = torch.randn(1, 3, 5, dtype=torch.float64).expand(20000, 3, 5)
+    torch.manual_seed(0)
+    weights = _stream_weights(x, 0.7)
+    torch.testing.assert_close(weights.mean(0), torch.ones(3), atol=0.03, rtol=0)
+    alone = (weights != 1).any(1)
+    assert abs(float(alone.double().mean()) - 0.7) < 0.02
+    assert torch.equal(weights[alone].sort(1).values, torch.tensor([0.0, 0.0, 3.0]).expand(int(alone.sum()), 3))
+
+
+def test_gradients_of_dropped_streams_accumulate():
+    model, x = create(stn_stream_drop=0.5, **DROPPED), images(8, 128)
+    model.train()
+    model.backbone.eval()
+    grads = []
+    for parts in (1, 4):
+        torch.manual_seed(3)
+        weights = iter(_stream_weights(torch.zeros(8, 3, 1), 0.5).split(8 // parts))
+        model.zero_grad()
+        model._dropped = lambda out, w=weights: out * next(w)[..., None]  # the same draw for parts of a batch
+        for part in x.split(8 // parts):
+            (model(part).square().sum() / 8).backward()
+        grads.append(model.backbone.fc.weight.grad.clone())
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
+
+
+def test_features_of_an_extractor_are_not_dropped():
+    model = create(features_only=True, stn_stream_drop=1.0, **{k: v for k, v in DROPPED.items() if k != 'num_classes'})
+    model.train()
+    assert all(out.abs().amax((2, 3, 4)).min() > 0 for out in model(images(4, 128)))
+
+
+@pytest.mark.parametrize('given, words', [
+    (dict(stn_stream_drop=0.5), 'stn_stream_drop=0.5 needs several streams: stn_glimpses above 1, or stn_whole=True'),
+    (dict(stn_stream_drop=1.5, stn_whole=True), 'stn_stream_drop must be a number from 0 to 1, got 1.5'),
+    (dict(stn_stream_drop=0.5, stn_stages=(1,)), "stn_stream_drop=0.5 needs 'input' in stn_stages")])
+def test_wrong_shares_of_streams(given, words):
+    with pytest.raises(ValueError, match=words):
+        create(**given)

@@ -113,17 +113,26 @@ def pose_at(base: Tensor, transform: Transform, is_identity: bool = False) -> Po
         return MatrixPose(base)
     if is_identity:
         return ParameterPose(base[:, 0, :0], ())
-    ndim = transform.ndim
-    scale = base[:, range(ndim), range(ndim)] - 1
-    return ParameterPose(torch.cat([scale, base[:, :, -1]], 1), (get_transform('scale_translation'),))
+    family, params = as_scale_translation(base)
+    return ParameterPose(params, (family,))
 
 
-def family_of_theta(transform: Transform, times: int, is_identity: bool) -> Transform:
+def as_scale_translation(base: Tensor) -> tuple[Transform, Tensor]:
+    """The family of matrices (N, 2, 3) that scale and shift, and their parameters."""
+    scale = base[:, range(2), range(2)] - 1
+    return get_transform('scale_translation'), torch.cat([scale, base[:, :, -1]], 1)
+
+
+def family_of_theta(transform: Transform, times: int, is_identity: bool, anew: bool = False) -> Transform:
     """The transform whose parameters theta (N, P) holds once a pose of :func:`pose_at` was moved so many times.
 
-    A family with a matrix itself: its theta is a matrix, and needs none.
+    Args:
+        transform: One with a matrix is returned itself: its theta is a matrix, and needs none.
+        times: How often it was moved.
+        is_identity: Where it started.
+        anew: It was scaled and shifted again before each time.
     """
     if isinstance(transform, LinearTransform):
         return transform
-    base = [] if is_identity else [get_transform('scale_translation')]
-    return chain([*base, *[transform] * times])
+    start = [] if is_identity else [get_transform('scale_translation')]
+    return chain([*start, transform] * times if anew else [*start, *[transform] * times])

@@ -8,7 +8,7 @@ from ..geometry.grid import lattice
 from ..geometry.transforms import map_points_matrix
 from ..geometry.transforms.matrix import LIMIT, away_from_zero
 
-__all__ = ['TILE_REACH', 'keep_inside', 'tile_offsets']
+__all__ = ['jittered', 'keep_inside', 'squares', 'tile_offsets', 'within_reach']
 
 TILE_REACH = 0.8  # bounded glimpses start at most this far towards the edge, where a smooth bound has no slope
 LEAST = 0.01  # denominator of a homography at a corner of a glimpse, as a share of that at its centre
@@ -32,6 +32,33 @@ def tile_offsets(glimpses: int, scale: float, bound: bool) -> Tensor:
     return (offsets * (reach / offsets.abs().amax(0).clamp_min(reach or 1))).float()
 
 
+def within_reach(center: Tensor, half: Tensor, bound: bool) -> Tensor:
+    """Centres (N, G, 2) inside the image, and where bounded far enough from its edge for half-widths (N, G, 1)."""
+    reach = TILE_REACH * (1 - half).clamp_min(0.0) if bound else torch.ones_like(half)
+    return torch.maximum(torch.minimum(center, reach), -reach)
+
+
+def jittered(base: Tensor, share: float, bound: bool) -> Tensor:
+    """Squares (or cubes) (N * G, d, d + 1) moved and scaled at random, by a share of their half-width at most.
+
+    Uniformly along each axis; the logarithm of the scale uniformly. Bounded ones stay inside the image.
+    """
+    d = base.shape[1]
+    draw = 2 * torch.rand_like(base[:, :, :2]) - 1  # (N * G, d, 2)
+    half = base[:, :1, 0] * (1 + share) ** draw[:, :1, 1]  # (N * G, 1)
+    if bound:
+        half = half.clamp(max=1)
+    center = within_reach(base[:, :, -1] + share * half * draw[:, :, 0], half, bound)
+    linear = half.unsqueeze(-1) * torch.eye(d, device=base.device, dtype=base.dtype)
+    return torch.cat([linear, center.unsqueeze(-1)], -1)
+
+
+def squares(center: Tensor, half: Tensor) -> Tensor:
+    """Matrices (N * G, 2, 3) of squares with centres (N, G, 2) and half-widths (N, G, 1)."""
+    linear = half.unsqueeze(-1) * torch.eye(2, device=half.device, dtype=half.dtype)
+    return torch.cat([linear, center.unsqueeze(-1)], -1).flatten(0, 1)
+
+
 def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
     """Move each glimpse smoothly so that it stays inside the image, with its corners.
 
@@ -45,22 +72,27 @@ def keep_inside(theta: Tensor, base: Tensor, eps: float = 1e-3) -> Tensor:
 
     Args:
         theta: Absolute matrices of N * G glimpses, (N * G, d, d + 1) or (N * G, 3, 3).
-        base: Where they start, (N * G, d, d + 1).
+        base: Where they start, of the same shape or (N * G, d, d + 1).
         eps: Least room.
     """
-    d = base.shape[1]
+    d = theta.shape[2] - 1
     theta = theta.clamp(-LIMIT, LIMIT)
     corners = 2 * lattice((2,) * d, theta.device, theta.dtype).reshape(-1, d)  # (2 ** d, d)
     theta = _fitting(theta, corners)
-    center, start = map_points_matrix(theta, theta.new_zeros(1, d)).reshape(-1, d), base[:, :, -1]  # (N * G, d)
-    centred = _shifted(theta, center, torch.zeros_like(center))
-    half = map_points_matrix(centred, corners).abs().amax(1)  # (N * G, d)
-    room = (1 - half).clamp_min(eps)
-    start_room = (1 - base[:, range(d), range(d)]).clamp_min(eps)
+    center, half = _extent(theta, corners)  # (N * G, d)
+    start, start_half = _extent(base, corners)
+    room, start_room = (1 - half).clamp_min(eps), (1 - start_half).clamp_min(eps)
     t0 = (start / start_room).clamp(-0.95, 0.95)
     atanh = (torch.log1p(t0) - torch.log1p(-t0)) / 2  # torch.atanh, which not every exporter has
     moved = room * torch.tanh(atanh + (center - start) / (room * (1 - t0 * t0)))
     return _shifted(theta, center, torch.where(room > eps, moved, torch.zeros_like(moved)))
+
+
+def _extent(theta: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres (N, d) of glimpses, and how far their corners are from there along each axis, at most."""
+    center = map_points_matrix(theta, torch.zeros_like(corners[:1])).reshape(-1, corners.shape[1])
+    centred = _shifted(theta, center, torch.zeros_like(center))
+    return center, map_points_matrix(centred, corners).abs().amax(1)
 
 
 def _fitting(theta: Tensor, corners: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..geometry.grid import has_values
-from ..geometry.pose import Pose
 from ..geometry.shrink import shrink
 from ..geometry.sizes import is_count, plain, sides_of
 from .moments import Moments
+from .poses import Poses, check_poses
 from .regression import ThetaRegression
 from .standardize import Standardize, without_statistics
 from .steps import bound_steps
@@ -71,7 +71,8 @@ def _numel(size: Any) -> int:
 
 
 ON_FEATURES = ('shared', 'saliency')
-WITH_NAME = ('timm', *ON_FEATURES)
+ORBIT = 'orbit'
+WITH_NAME = ('timm', ORBIT, *ON_FEATURES)
 
 
 class Body(NamedTuple):
@@ -100,11 +101,16 @@ class Source(NamedTuple):
     """What regresses theta, as the argument ``localization`` names it: ``conv``, ``timm:resnet18``, ``saliency:3``."""
     kind: str
     of: str = ''  # the architecture of ``timm``, the stage of ``shared`` and ``saliency``
+    poses: Poses | None = None  # of ``orbit``
 
     @property
     def on_features(self) -> bool:
         """Whether it needs the features of a backbone around it."""
         return self.kind in ON_FEATURES
+
+    @property
+    def needs_network(self) -> bool:
+        return self.on_features or self.poses is not None
 
     @property
     def is_timm(self) -> bool:
@@ -115,7 +121,7 @@ class Source(NamedTuple):
         name = f'{self.kind}:{self.of}' if self.kind in WITH_NAME else self.kind
         if self.kind == 'auto':  # which a network resolves
             raise _unknown(name)
-        if self.on_features:
+        if self.needs_network:
             raise ValueError(f'localization {name!r} needs the backbone of a network around it; here it must be one of '
                              f"{', '.join(_BODIES)}, timm:<arch>.")
         if self.is_timm:
@@ -132,8 +138,13 @@ def parse_source(localization: Any) -> Source:
     Raises:
         ValueError: It names no localization network; the message has the nearest name.
     """
+    if isinstance(localization, (list, tuple)):
+        return Source(ORBIT, poses=check_poses(localization, 'localization'))
     kind, colon, of = localization.partition(':') if isinstance(localization, str) else (localization, '', '')
     if isinstance(kind, str) and (kind in WITH_NAME if colon else kind in (*_BODIES, 'auto')):
+        if kind == ORBIT:
+            poses = int(of) if of.isdecimal() else of
+            return Source(kind, of, check_poses(poses, f'localization={localization!r}: poses'))
         return Source(kind, of)
     raise _unknown(localization)
 
@@ -141,18 +152,20 @@ def parse_source(localization: Any) -> Source:
 def _unknown(localization: Any) -> ValueError:
     near = get_close_matches(str(localization), _BODIES, 1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>'])
+    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>', 'orbit:<n>'])
     return ValueError(f'localization must be one of {accepted}; got {localization!r}.{hint}')
 
 
 class Regressed(NamedTuple):
     """What a localization network gives for N images and G glimpses.
 
-    ``params`` (N, G * P) are of the transform's family. ``start``, of N * G samples, is where they start from; None
-    for the base of the transformer.
+    ``params`` (N, G * P) are of the transform's family. ``energy`` (N, h, w), zero or more, says where there is
+    something to look at, ``start``, matrices (N * G, d, d + 1), where they start; with neither, they start from the
+    base of the transformer.
     """
     params: Tensor
-    start: Pose | None = None
+    energy: Tensor | None = None
+    start: Tensor | None = None
 
 
 class Localization(nn.Module):

@@ -37,7 +37,7 @@ MEANT = (*OF_TRANSFORMER, 'glimpses', 'whole', 'target')  # other entries tell h
 def settings_of(stn: Any) -> dict[str, Any]:
     """What a transformer is made with, as JSON stores it."""
     localization = stn.localization if isinstance(stn.localization, Localization) else None  # one's own tells nothing
-    least, most = getattr(localization, 'scales', (stn.scale, stn.scale))
+    least, most = stn.scales
     found = {name: getattr(stn, name, getattr(stn.sampling, name, None)) for name in OF_TRANSFORMER}
     found.update(
         transform=stn.transform.name, scale=least if least == most else [least, most], glimpses=stn.glimpses,

@@ -1,87 +1,115 @@
 """Where features respond: the start of glimpses that look at what is there, before anything is learned."""
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..geometry.autocast import full_precision
 from ..geometry.grid import centers, coordinate_dtype
-from ..geometry.pose import pose_at
-from ..geometry.transforms import Transform
-from .glimpses import TILE_REACH
 from .localization import Localization, Regressed
 
-__all__ = ['Saliency']
+__all__ = ['Saliency', 'energy_of', 'places']
+
+POWER = 3  # of the energy: less, and the background widens glimpses; more, and they shrink to a bird's head
+WINDOW = 1.0  # standard deviation, as a share of the largest half-width
+APART = 1.0  # and that of what a glimpse takes from those after it, as a share of its half-width
+WIDE = 1.25  # so that pictures of half and of three quarters of the image's side are met
 
 
 class Saliency(Localization):
-    """Feature maps to the place near each glimpse's tile where they respond most, and to parameters.
+    """Feature maps to parameters, and to the energy from which they start: where the maps respond.
 
-    The activations above zero, summed over the channels, less their mean over the map, and what remains above zero
-    (Wei et al. 2017, Selective Convolutional Descriptor Aggregation) are weighed by a Gaussian around each tile, whose
-    standard deviation is the glimpse's (largest) half-width; the centre of mass is where the glimpse starts. With a
-    pretrained backbone this tends to be the object, or parts of it. The localization network moves glimpses from there.
-    No gradient passes from the start to the backbone: it would be many times larger than that of what glimpses show,
-    and glimpses would move to the edge.
-
-    Where the scale may vary, it is the standard deviation of the mass along the wider axis times the square root of
-    three: a glimpse covers a square that responds evenly. So in evaluation; in training it is the largest, since there
-    random crops have shown things larger than they will be seen already (Touvron et al. 2019, FixRes).
-
-    Args:
-        transform: Family of the transformer.
-        tiles: (G, 2), xy in [-1, 1]: where the tiles are, the centres of the Gaussians.
-        scales: Least and largest half-width of a glimpse, in [-1, 1].
-        bound: Glimpses start inside the image, where they fit: centres within plus or minus 0.8 (1 - half-width);
-            else within plus or minus 1.
-        *args, **kwargs: Of the localization network from the same maps to parameters.
+    With a pretrained backbone that tends to be the object, or parts of it. The localization network moves glimpses from
+    there. No gradient passes from the start to the backbone: it would be many times larger than that of what glimpses
+    show, and glimpses would move to the edge.
 
     Shape:
-        (N, C, H, W) to parameters (N, G * P), and where they start from: scales and centres of N * G glimpses; those of
-        the tiles, of the largest scale, where a map responds nowhere, of the least where it is not finite.
+        (N, C, H, W) to parameters (N, G * P) and energy (N, H, W).
     """
 
-    def __init__(
-            self,
-            transform: Transform,
-            tiles: Tensor,
-            scales: tuple[float, float],
-            bound: bool,
-            *args: Any,
-            **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.transform, self.tiles, self.scales, self.bound = transform, tiles.tolist(), scales, bound
+    finds = True
 
     def forward(self, x: Tensor) -> Regressed:
-        center, scale = (found.flatten(0, 1) for found in self.find(x))  # (N * G, 2) and (N * G, 1)
-        linear = scale.unsqueeze(-1) * torch.eye(2, device=scale.device, dtype=scale.dtype)
-        base = torch.cat([linear, center.unsqueeze(-1)], -1)  # (N * G, 2, 3)
-        return Regressed(super().forward(x).params, pose_at(base, self.transform))
+        return Regressed(super().forward(x).params, energy_of(x))
 
-    def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres (N, G, 2) and scales (N, G, 1) for feature maps (N, C, H, W)."""
-        x = x.detach().to(coordinate_dtype(x.dtype))
-        least, most = self.scales
-        with full_precision(x):
-            energy = x.relu().mean(1)  # (N, H, W)
-            energy = (energy - energy.mean((1, 2), keepdim=True)).relu()
-            tiles = torch.tensor(self.tiles, device=x.device, dtype=x.dtype)
-            axes = [centers(x.shape[3], x.device, x.dtype), centers(x.shape[2], x.device, x.dtype)]
-            off = [axis - tiles[:, i, None] for i, axis in enumerate(axes)]  # from the tiles, (G, W) and (G, H)
-            near_x, near_y = (torch.exp(-(d / most).square() / 2) for d in off)
-            mass = energy.unsqueeze(1) * near_y.unsqueeze(-1) * near_x.unsqueeze(1)  # (N, G, H, W)
-            total = mass.sum((2, 3)).unsqueeze(2)  # (N, G, 1)
-            share = [m / total.clamp_min(torch.finfo(x.dtype).tiny) for m in (mass.sum(2), mass.sum(3))]
-            shift = torch.stack([(m * d).sum(2) for m, d in zip(share, off)], 2)  # (N, G, 2)
-            scale = torch.full_like(total, most)
-            if least < most and not self.training:
-                square = torch.stack([(m * d.square()).sum(2) for m, d in zip(share, off)], 2)
-                wide = (3 * (square - shift.square()).amax(2, keepdim=True)).clamp_min(0.0).sqrt()
-                scale = torch.where(total > 0, wide.clamp(least, most), scale)
-            known = total.abs() < math.inf  # not of an image with a NaN in it
-            shift = torch.where(known, shift, torch.zeros_like(shift))
-            scale = torch.where(known, scale, torch.full_like(scale, least))
-            reach = TILE_REACH * (1 - scale).clamp_min(0.0) if self.bound else torch.ones_like(scale)
-            return torch.maximum(torch.minimum(tiles + shift, reach), -reach), scale
+
+def energy_of(maps: Tensor) -> Tensor:
+    """Energy (N, H, W) of feature maps (N, C, H, W), from 0 to 1; no gradient passes.
+
+    The activations above zero, averaged over the channels, less their mean over the map, and what remains above zero
+    (Wei et al. 2017, Selective Convolutional Descriptor Aggregation), as a share of its maximum.
+    """
+    maps = maps.detach().to(coordinate_dtype(maps.dtype))
+    with full_precision(maps):
+        energy = maps.relu().mean(1)
+        energy = (energy - energy.mean((1, 2), keepdim=True)).relu()
+        most = energy.amax((1, 2), keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
+        return energy / most
+
+
+def places(
+        energy: Tensor,
+        tiles: Tensor,
+        scales: tuple[float, float],
+        training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Where glimpses start: centres (N, G, 2), xy in [-1, 1], and half-widths (N, G, 1).
+
+    They go by a power of the energy. The first is where a Gaussian window holds the most of it, at the centre of mass
+    within; so is each of the others, in what the glimpses before it leave.
+
+    Where the scale may vary, a glimpse covers a square that has as much energy everywhere: the standard deviation of
+    the energy along the wider axis, times the square root of three. So in evaluation; in training it is the largest,
+    since there random crops have shown things larger than they will be seen already (Touvron et al. 2019, FixRes).
+
+    Args:
+        energy: (N, H, W), zero or more.
+        tiles: (G, 2): the centres of glimpses where there is no energy.
+        scales: Least and largest half-width.
+        training: Half-widths are the largest.
+    """
+    with full_precision(energy):
+        found, energy = [], energy.pow(POWER)
+        for tile in torch.split(tiles.to(energy), 1):
+            center, half = _place(energy, tile, scales, training)  # (N, 2) and (N, 1)
+            found.append((center, half))
+            energy = energy * (1 - _window(energy, center, APART * half))
+        return tuple(torch.stack(parts, 1) for parts in zip(*found))  # type: ignore[return-value]
+
+
+def _place(energy: Tensor, tile: Tensor, scales: tuple[float, float], training: bool) -> tuple[Tensor, Tensor]:
+    least, most = scales
+    axes = _axes(energy)
+    near = [torch.exp(-((axis[:, None] - axis) / (WINDOW * most)).square() / 2) for axis in axes]
+    seen = near[1] @ energy @ near[0]  # (N, H, W)
+    peak = (seen == seen.amax((1, 2), keepdim=True)).to(energy.dtype)
+    mass = energy * _window(energy, _moments(peak)[0], torch.full_like(tile[:, :1], WINDOW * most))
+    center, square, total = _moments(mass)
+    half = torch.full_like(total, most)
+    if least < most and not training:
+        spread = (square - center.square()).amax(1, keepdim=True).clamp_min(0.0)  # a variance, within the window
+        narrow = 1 / (WINDOW * most) ** 2
+        spread = spread / (1 - narrow * spread).clamp_min(0.05)
+        half = torch.where(total > 0, (WIDE * (3 * spread).sqrt()).clamp(least, most), half)
+    known = total.abs() < math.inf  # not of an image with a NaN in it
+    center = torch.where(known & (total > 0), center, tile)
+    return center, torch.where(known, half, torch.full_like(half, least))
+
+
+def _axes(energy: Tensor) -> list[Tensor]:
+    return [centers(energy.shape[i], energy.device, energy.dtype) for i in (2, 1)]
+
+
+def _window(energy: Tensor, center: Tensor, wide: Tensor) -> Tensor:
+    """(N, H, W): a Gaussian around centres (N, 2), of standard deviations (N, 1)."""
+    x, y = (torch.exp(-((axis - c[:, None]) / wide).square() / 2) for axis, c in zip(_axes(energy), center.unbind(1)))
+    return y[:, :, None] * x[:, None]
+
+
+def _moments(mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of the coordinates (N, 2), of their squares (N, 2), and the mass (N, 1)."""
+    total = mass.sum((1, 2))[:, None]
+    share = [mass.sum(i) / total.clamp_min(torch.finfo(mass.dtype).tiny) for i in (1, 2)]
+    axes = _axes(mass)
+    first, second = ([(s * axis ** k).sum(1) for s, axis in zip(share, axes)] for k in (1, 2))
+    return torch.stack(first, 1), torch.stack(second, 1), total

@@ -8,8 +8,8 @@ from ..geometry.sizes import Kind, are_numbers, is_count, is_number, plain
 from ..geometry.transforms import get_transform, transform_names
 
 __all__ = [
-    'ANY', 'BOOL', 'FIELDS', 'POSITIVE_INTEGER', 'RATE', 'TransformerSettings', 'argument', 'check_kind',
-    'check_settings', 'one_of']
+    'ANY', 'BOOL', 'FIELDS', 'POSITIVE_INTEGER', 'RATE', 'SHARE', 'TransformerSettings', 'argument', 'check_jitter',
+    'check_kind', 'check_settings', 'one_of']
 
 
 def one_of(*values: Any) -> Kind:
@@ -19,6 +19,7 @@ def one_of(*values: Any) -> Kind:
 ANY = Kind(lambda value: True, 'anything')  # checked where it is used, by what it names
 POSITIVE_INTEGER = Kind(is_count, 'a positive integer')
 BOOL = one_of(False, True)
+SHARE = Kind(lambda v: is_number(v) and 0 <= v <= 1, 'a number from 0 to 1')
 RATE = Kind(lambda v: is_number(v) and 1e-9 <= v <= 1e9, 'a number from 1e-9 to 1e9')
 
 
@@ -66,7 +67,7 @@ class TransformerSettings:
     transform: str = argument(
         'affine', ANY,
         ', '.join(f'`{name}`' for name in transform_names() if get_transform(name).ndim == 2)
-        + '; `tps:5x5` for another lattice; `a+b`')
+        + '; `tps:5x5`, `zoom:7x7` for other lattices; `a+b`')
     scale: float | Sequence[float] = argument(
         1.0, ANY,
         'size of a glimpse as a share of the image, before anything is learned: 0.5 starts with half its width and '
@@ -76,13 +77,16 @@ class TransformerSettings:
         'keep glimpses inside the image, by a smooth bound: True, False, `auto` (True where the base scale is below 1)')
     localization: str = argument(
         'auto', ANY,
-        '`auto`: `saliency:<stage>` for glimpses of the image (base scale below 1), else `conv`; or one of the '
-        'localization networks below')
+        '`auto`: `saliency:<stage>` for glimpses of the image (base scale below 1) and to `zoom`, else `conv`; or one '
+        'of the localization networks below')
     localization_size: int | Sequence[int] | None = argument(
         None, ANY,
-        'side(s) of the anti-aliased shrink that the localization network sees; for `shared:` and `saliency:` the size '
-        'that the backbone sees', most=1024, shown='by network', free=True)
-    iterations: int = argument(1, POSITIVE_INTEGER, 'refine theta K times; pixels are sampled once', most=64)
+        'side(s) of the anti-aliased shrink that the localization network sees; for `shared:`, `saliency:` and '
+        '`orbit:` the size that the backbone sees', most=1024, shown='by network', free=True)
+    iterations: int = argument(
+        1, POSITIVE_INTEGER,
+        'refine theta K times, with `saliency:<stage>` from a start found anew each time; pixels are sampled once',
+        most=64)
     mode: str = argument('bilinear', one_of(*MODES), '`bilinear`, `bicubic`, `nearest`')
     padding_mode: str = argument(
         'border', one_of(*PADDING_MODES),
@@ -99,6 +103,10 @@ class TransformerSettings:
         0.0, Kind(lambda v: is_number(v) and v >= 0, 'a number, 0 or more'),
         "in training, pulls glimpses back into the image and apart, at most this many times as strongly as the loss's "
         'own gradient usually moves theta; see [training](docs/training.md)', free=True)
+    jitter: float = argument(
+        0.0, SHARE,
+        'in training, glimpses start at random places near where they would: moved along each axis by at most this '
+        'share of their half-width, and enlarged or shrunk by at most this share', free=True)
     freeze_steps: int = argument(
         0, Kind(lambda v: v == 0 or is_count(v), 'an integer, 0 or more'),
         'number of first backward passes in which the transformers get zero gradients; counted in the checkpoint',
@@ -107,6 +115,7 @@ class TransformerSettings:
     def __post_init__(self) -> None:
         scales_of(self.scale)
         check_settings(**vars(self))
+        check_jitter(self.jitter, self.scales[0])
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -125,6 +134,11 @@ def check_settings(**given: Any) -> None:
     """
     for name, value in given.items():
         check_kind(name, value, FIELDS[name].metadata['kind'])
+
+
+def check_jitter(jitter: float, scale: float) -> None:
+    if jitter and scale >= 1:
+        raise ValueError(f'jitter={jitter!r} is for glimpses: scale must be below 1, got {scale!r}.')
 
 
 def check_kind(name: str, value: Any, kind: Kind) -> None:

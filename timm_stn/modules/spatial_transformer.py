@@ -8,17 +8,18 @@ from torch import Tensor, nn
 
 from ..geometry.functional import unwarp
 from ..geometry.grid import coordinate_dtype, has_values
-from ..geometry.pose import Pose, family_of_theta, pose_at, pose_of
+from ..geometry.pose import Pose, as_scale_translation, family_of_theta, pose_at, pose_of
 from ..geometry.sampler import Sampling
 from ..geometry.sizes import Kind, are_sides, as_sides, is_number, plain, sides_of
 from ..geometry.symbolic import Recorded, recorded_method
 from ..geometry.transforms import Transform, get_transform, map_points_matrix
-from .glimpses import keep_inside, tile_offsets
+from .glimpses import jittered, keep_inside, squares, tile_offsets, within_reach
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .localization import Localization, Regressed
 from .record import RECORD, Doubts, adapt, describe, explain, record, settings_of
+from .saliency import places
 from .scripting import ScriptableTransformer
-from .settings import POSITIVE_INTEGER, TransformerSettings, check_kind, check_settings
+from .settings import POSITIVE_INTEGER, TransformerSettings, check_jitter, check_kind, check_settings
 
 __all__ = ['SpatialTransformer']
 
@@ -57,6 +58,8 @@ class SpatialTransformer(Recorded):
         penalty: Keeps glimpses inside the image and from collapsing, in training mode: adds to theta's gradient that of
             a penalty, over a batch at most this many times its usual norm, which the buffer ``usual_gradient`` holds
             (see :func:`timm_stn.modules.gradients.attach_penalty`).
+        jitter: In training mode, glimpses start at random places near where they would: moved along each axis by at
+            most this share of their half-width, and enlarged or shrunk by at most this share.
         freeze_steps: In the first so many backward passes in training mode, parameters of the localization network get
             gradients of zero. They are counted in the buffer ``backward_passes``.
         **localization_settings: Passed to the localization network (``channels``, ``hidden``, ``depth``).
@@ -98,6 +101,7 @@ class SpatialTransformer(Recorded):
             antialias: bool = TransformerSettings.antialias,
             lr_scale: float = TransformerSettings.lr_scale,
             penalty: float = TransformerSettings.penalty,
+            jitter: float = TransformerSettings.jitter,
             freeze_steps: int = TransformerSettings.freeze_steps,
             device: Any = None,
             dtype: Any = None,
@@ -106,14 +110,17 @@ class SpatialTransformer(Recorded):
         super().__init__()
         self.transform = get_transform(transform)
         ndim = self.transform.ndim
-        in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias, penalty, freeze_steps = map(plain, (
-            in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias, penalty, freeze_steps))
+        in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias = map(plain, (
+            in_chans, input_size, glimpses, scale, bound, iterations, fill, antialias))
+        penalty, jitter, freeze_steps = map(plain, (penalty, jitter, freeze_steps))
         accepted = f'{ndim} positive integers, or one, for transform {self.transform.name!r}'
         check_kind('input_size', input_size, Kind(lambda value: are_sides(as_sides(value, ndim), ndim), accepted))
         check_kind('glimpses', glimpses, POSITIVE_INTEGER)
         check_kind('scale', scale, Kind(lambda value: is_number(value) and value > 0, 'a positive number'))
         check_settings(
-            iterations=iterations, bound=bound, antialias=antialias, penalty=penalty, freeze_steps=freeze_steps)
+            iterations=iterations, bound=bound, antialias=antialias, penalty=penalty, jitter=jitter,
+            freeze_steps=freeze_steps)
+        check_jitter(jitter, scale)
         self.sampling = Sampling(mode, padding_mode, fill, antialias)
         self.sampling.check(torch.empty(1, in_chans, *[1] * ndim, device='meta'))
         self.in_chans, self.input_size = in_chans, tuple(as_sides(input_size, ndim))
@@ -121,9 +128,10 @@ class SpatialTransformer(Recorded):
         if bound is True and not linear:
             raise ValueError(f'bound=True needs a transform with a matrix, got transform={self.transform.name!r}.')
         self.glimpses, self.scale, self.iterations = glimpses, float(scale), iterations
+        self.scales = self.scale, self.scale
         self.bound = linear and (scale < 1 if bound == 'auto' else bool(bound))
         self.size = None if size is None else sides_of(size, ndim, 'size')
-        self.penalty, self.freeze_steps = float(penalty), freeze_steps
+        self.penalty, self.jitter, self.freeze_steps = float(penalty), float(jitter), freeze_steps
         if isinstance(localization, nn.Module):
             if localization_settings:
                 raise TypeError(f'a module as localization takes no settings, got {sorted(localization_settings)}.')
@@ -195,11 +203,16 @@ class SpatialTransformer(Recorded):
     @property
     def theta_transform(self) -> Transform:
         """The transform whose increments theta of shape (N, P) holds; ``transform`` itself for absolute matrices."""
-        return family_of_theta(self.transform, self.iterations, self._base_is_identity)
+        return family_of_theta(self.transform, self.iterations, self._base_is_identity, self._finds_places)
 
     @property
     def _base_is_identity(self) -> bool:
         return self.glimpses == 1 and self.scale == 1
+
+    @property
+    def _finds_places(self) -> bool:
+        """Whether each look starts at a place of its own."""
+        return getattr(self.localization, 'finds', False) and not self.transform.has_density
 
     @recorded_method
     def regress(self, x: Tensor, localize: Localize | None = None) -> Tensor:
@@ -270,19 +283,35 @@ class SpatialTransformer(Recorded):
 
         Each iteration after the first looks through the pose so far, and moves it by what it sees there.
         """
-        n = x.shape[0]
-        params, start = _regressed(localize(x))  # (N, G * P)
-        params = self._held(params).reshape(n * self.glimpses, self.transform.num_params)
-        if start is None:
-            base = self.base.to(coordinate_dtype(params.dtype)).repeat(n, 1, 1)  # (N * G, d, d + 1)
-            start = pose_at(base, self.transform, self._base_is_identity)
-        else:
-            start = start.replace(start.theta.to(coordinate_dtype(params.dtype)))
-        pose = start.then(self.transform, params)
+        found = self._regress(x, localize)
+        start = pose_at(self._start(found), self.transform, self._base_is_identity)
+        pose = start.then(self.transform, found.params.flatten(0, 1))
         for _ in range(self.iterations - 1):
-            params = self._look_again(x, self._keep_inside(pose, start), localize)
-            pose = pose.then(self.transform, params)
+            pose, start = self._look_again(x, pose, start, localize)
         return self._penalised(self._keep_inside(pose, start))
+
+    def _regress(self, x: Tensor, localize: Localize) -> Regressed:
+        """Parameters (N, G, P) for N images, and where there is something to look at."""
+        params, energy, start = _regressed(localize(x))
+        params = self._held(params).reshape(-1, self.glimpses, self.transform.num_params)
+        params = params.to(coordinate_dtype(params.dtype))
+        if energy is not None:
+            energy = energy.detach().to(params.dtype)
+            if self.transform.has_density:
+                params = params + self.transform.params_of(energy).unsqueeze(1)
+        return Regressed(params, energy, start)
+
+    def _start(self, found: Regressed) -> Tensor:
+        """Where glimpses start: (N * G, d, d + 1)."""
+        params, energy, start = found
+        if start is not None:
+            return start.detach().to(params.dtype)
+        if energy is None or self.transform.has_density:
+            base = self.base.to(params.dtype).repeat(params.shape[0], 1, 1)
+        else:
+            center, half = places(energy, self.tiles, self.scales, self.training)
+            base = squares(within_reach(center, half, self.bound), half)
+        return jittered(base, self.jitter, self.bound) if self.jitter and self.training else base
 
     def _held(self, params: Tensor) -> Tensor:
         if not (self.freeze_steps and self.training and params.requires_grad):
@@ -302,12 +331,19 @@ class SpatialTransformer(Recorded):
     def _keep_inside(self, pose: Pose, start: Pose) -> Pose:
         return pose.replace(keep_inside(pose.theta, start.theta)) if self.bound else pose
 
-    def _look_again(self, x: Tensor, pose: Pose, localize: Localize) -> Tensor:
-        """Parameters (N * G, P): each glimpse is looked at by itself, and moved by its own part of what that gives."""
-        seen = self._sample(x, pose).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))  # (N * G, C, h, w)
-        params = self._held(_regressed(localize(seen)).params)  # (N * G, G * P)
-        params = params.reshape(-1, self.glimpses, self.glimpses, self.transform.num_params)
-        return torch.stack([params[:, g, g] for g in range(self.glimpses)], 1).flatten(0, 1)
+    def _look_again(self, x: Tensor, pose: Pose, start: Pose, localize: Localize) -> tuple[Pose, Pose]:
+        """The next pose and its start: each glimpse is looked at by itself, and moved by its own part of the result."""
+        inside = self._keep_inside(pose, start)
+        seen = self._sample(x, inside).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))  # (N * G, C, h, w)
+        params, energy, _ = self._regress(seen, localize)  # (N * G, G, P)
+        own = params.reshape(-1, self.glimpses, *params.shape[1:])
+        own = torch.stack([own[:, g, g] for g in range(self.glimpses)], 1).flatten(0, 1)  # (N * G, P)
+        if energy is not None and self._finds_places:
+            whole = torch.zeros_like(self.tiles[:1])
+            least, most = self.scales
+            again = squares(*places(energy, whole, (least / most, 1.0), self.training))
+            start = pose = inside.then(*as_scale_translation(again))
+        return pose.then(self.transform, own), start
 
     def _sample(self, x: Tensor, pose: Pose) -> Tensor:
         """What x (N, C, H, W) shows at a pose of N * G samples: (N, C, h, w), or (N, G, C, h, w) with G > 1.

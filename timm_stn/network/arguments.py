@@ -8,12 +8,15 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 from ..geometry.sizes import Kind, are_sides, as_sides, plain
+from ..geometry.transforms import get_transform
 from ..modules.localization import Source, parse_source
+from ..modules.poses import Poses
 from ..modules.settings import (
     ANY,
     BOOL,
     FIELDS,
     POSITIVE_INTEGER,
+    SHARE,
     TransformerSettings,
     argument,
     check_kind,
@@ -40,6 +43,7 @@ class InputTransformer:
     features_of: int | str | None = None  # stage of the backbone whose features that network sees; None: it sees images
     learns: bool = False  # gradients of theta reach the backbone (Finnveden et al. 2020)
     is_salient: bool = False  # glimpses start where those features respond
+    poses: Poses | None = None  # it looks through the one in which the network is most certain
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class StnArguments:
     size: int | Sequence[int] | None = argument(
         None, IMAGE_SIZE,
         'output size of the input transformer; the backbone is built for it', most=8192, shown='as the input')
+    stream_drop: float = argument(
+        0.0, SHARE,
+        'in training, the share of images that one stream, drawn at random, answers alone, so that each learns to')
     target: str = argument(
         'stage', one_of('stage', 'input'),
         '`stage`: warp the features; `input`: regress theta from the features and warp the input (Finnveden et al. '
@@ -81,17 +88,20 @@ class StnArguments:
         for name, f in NETWORK.items():
             check_kind(f'stn_{name}', getattr(self, name), f.metadata['kind'])
         if self.input_stage is None:
-            for name in ('glimpses', 'size', 'towers', 'join', 'whole'):
+            for name in ('glimpses', 'size', 'towers', 'join', 'whole', 'stream_drop'):
                 value = getattr(self, name)
                 if value != DEFAULTS[f'stn_{name}']:
                     raise ValueError(f"stn_{name}={value!r} needs 'input' in stn_stages, got {list(self.stages)}.")
+        if self.stream_drop and self.streams == 1:
+            raise ValueError(f'stn_stream_drop={self.stream_drop!r} needs several streams: stn_glimpses above 1, or '
+                             'stn_whole=True.')
         if self.target == INPUT and (len(self.stages) != 1 or INPUT in self.stages):
             raise ValueError(f"stn_target='input' takes one feature stage in stn_stages, got {list(self.stages)}.")
         for stage in self.stages:
             source = self.source(stage)
-            if stage != INPUT and source.on_features:
-                raise ValueError(
-                    f"stn_localization='{source.kind}:<stage>' is for the input, not for stage {stage!r}.")
+            if stage != INPUT and source.needs_network:
+                of = '<stage>' if source.on_features else '<n>'
+                raise ValueError(f"stn_localization='{source.kind}:{of}' is for the input, not for stage {stage!r}.")
 
     @property
     def streams(self) -> int:
@@ -118,8 +128,11 @@ class StnArguments:
 
     @property
     def wants_saliency(self) -> bool:
-        """``auto`` stands for ``saliency:<stage>`` for glimpses of the image, where the backbone has such a stage."""
-        return INPUT in self.stages and self.source(INPUT).kind == 'auto' and self.settings(INPUT).scales[0] < 1
+        """``auto`` stands for ``saliency:<stage>`` for glimpses, or to zoom, where the backbone has such a stage."""
+        if INPUT not in self.stages or self.source(INPUT).kind != 'auto':
+            return False
+        settings = self.settings(INPUT)
+        return (settings.scales[0] < 1) != get_transform(settings.transform).has_density
 
     @property
     def json(self) -> dict[str, object]:
@@ -145,7 +158,7 @@ class StnArguments:
         """
         common = dict(self.transformers)
         if stage != self.input_stage:
-            common['scale'] = FIELDS['scale'].default  # stn_scale is that of glimpses of the image
+            common.update({name: FIELDS[name].default for name in ('scale', 'jitter')})  # of glimpses of the image
         resolved = {k: v for k, v in self.resolved.get(stage, {}).items() if common[k] == FIELDS[k].default}
         try:
             return TransformerSettings(**cast('dict[str, Any]', {**common, **resolved, **self.stages[stage]}))
@@ -168,7 +181,20 @@ class StnArguments:
         if source.on_features:
             settings, of = replace(settings, localization='moments'), _stage(source.of)
             return InputTransformer(stage, settings, features_of=of, is_salient=source.kind == 'saliency')
+        if source.poses is not None:
+            self._check_search(settings)
+            return InputTransformer(stage, settings, poses=source.poses)
         return InputTransformer(stage, settings)
+
+    def _check_search(self, settings: TransformerSettings) -> None:
+        needed = {
+            'stn_scale=1': settings.scales == (1, 1), 'stn_glimpses=1': self.glimpses == 1,
+            'stn_iterations=1': settings.iterations == 1, "stn_join='mean'": self.join == 'mean',
+            "stn_towers='shared'": self.towers == 'shared',
+            'stn_transform with a matrix': get_transform(settings.transform).linear}
+        for name, is_so in needed.items():
+            if not is_so:
+                raise ValueError(f'stn_localization={settings.localization!r}, a search for the pose, needs {name}.')
 
     def resolve(self, stage: int | str, **settings: object) -> 'StnArguments':
         """These, and what a stage's defaults came to, so that they mean the same whatever the defaults of tomorrow."""

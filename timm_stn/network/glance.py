@@ -1,20 +1,21 @@
 """A glance: the backbone looks at the whole image first, and its features tell its transformer where to look."""
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
-from ..geometry.autocast import uncached
-from ..geometry.grid import has_values
 from ..geometry.layout import Layout
 from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides, sides_of
+from ..geometry.transforms import get_transform
+from ..modules.evaluation import as_in_evaluation
 from ..modules.localization import Localization
+from ..modules.orbit import Orbit
+from ..modules.poses import Poses
 from ..modules.saliency import Saliency
+from ..modules.settings import TransformerSettings
 from ..modules.spatial_transformer import SpatialTransformer
 from .arguments import InputTransformer, StnArguments
 from .stages import feature_infos, resolve_stage, stage_layouts
@@ -41,7 +42,7 @@ class Glance(NamedTuple):
         ask = partial(
             backbone.forward_intermediates, self.shown(x, streams), indices=[self.stage],
             intermediates_only=True, stop_early=True)
-        features = ask() if self.learns else _as_in_evaluation(backbone, x, ask)
+        features = ask() if self.learns else as_in_evaluation(backbone, x, ask)
         found = cast('list[Tensor]', features)[0]
         return found if self.learns else found.detach()  # in forward mode, too, where no_grad lets derivatives pass
 
@@ -78,6 +79,8 @@ def make_input_transformer(
     if planned is None:
         return None, None
     new: dict[str, Any] = dict(size=arguments.size, glimpses=arguments.glimpses, **dd)
+    if planned.poses is not None:
+        return _make_searching(backbone, planned.settings, planned.poses, input_size, new), None
     if planned.features_of is None:
         extra = of_timm if arguments.source(planned.stage).is_timm else {}
         stn = SpatialTransformer(input_size[0], input_size[1:], **vars(planned.settings), **new, **extra)
@@ -107,17 +110,38 @@ def _make_glancing(
         asked = arguments.settings(planned.stage).localization
         raise ValueError(str(error).replace('stn_stages', f'stn_localization={asked!r}', 1)) from None
     scales = settings.scales
-    if planned.is_salient and scales[0] >= 1:
-        raise ValueError(f"stn_localization='saliency:{planned.features_of}' is for glimpses: stn_scale must be below "
-                         f'1, got {scales[0]}.')
+    has_density = get_transform(settings.transform).has_density
+    if planned.is_salient and (scales[0] >= 1) != has_density:
+        raise ValueError(
+            f"stn_localization='saliency:{planned.features_of}' is for glimpses, or to zoom: stn_scale must be "
+            + ('1' if has_density else 'below 1') + f' with stn_transform={settings.transform!r}, got {scales[0]}.')
     plain = {**vars(settings), 'scale': scales[0], 'localization': nn.Identity()}  # which is replaced below
     stn = SpatialTransformer(input_size[0], input_size[1:], **plain, **new)
-    make = partial(Saliency, stn.transform, stn.tiles, scales, stn.bound) if planned.is_salient else Localization
+    make = Saliency if planned.is_salient else Localization
+    stn.scales = scales
     stn.localization = make(
         settings.localization, layout.channels, layout.size, stn.glimpses * stn.transform.num_params,
         size=settings.localization_size, lr_scale=settings.lr_scale, **dd)
     stn.stage = planned.stage
     return stn, Glance(index, size, planned.learns, arguments.whole)
+
+
+def _make_searching(
+        backbone: nn.Module,
+        settings: TransformerSettings,
+        poses: Poses,
+        input_size: tuple[int, int, int],
+        new: dict[str, Any],
+) -> SpatialTransformer:
+    if not hasattr(backbone, 'reset_classifier'):
+        raise ValueError(f'stn_localization={settings.localization!r} asks a classifier, which '
+                         f'{type(backbone).__name__} is not.')
+    size = settings.localization_size
+    shown = None if size is None else cast('tuple[int, int]', sides_of(size, 2, 'stn_localization_size'))
+    plain = {**vars(settings), 'localization': nn.Identity(), 'localization_size': None}
+    stn = SpatialTransformer(input_size[0], input_size[1:], **plain, **new)
+    stn.localization = Orbit(poses, stn.transform.num_params, shown)
+    return stn
 
 
 def _feature_stage(backbone: nn.Module, stage: int | str, size: tuple[int, int, int]) -> tuple[int, Layout]:
@@ -160,26 +184,3 @@ def _deepest_map(backbone: nn.Module, arguments: StnArguments, input_size: tuple
                 stage_layouts(backbone, [i], (input_size[0], *size))
                 return i
     return None
-
-
-def _as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], Nest]) -> Nest:
-    """Without gradients, and with batch norms that use, and leave as they are, the statistics that they have.
-
-    A glance must not change the backbone: the whole image, of another size and scale than what the backbone is trained
-    on, would mix its statistics with theirs, which evaluation then uses.
-    """
-    training = [m for m in module.modules() if m.training]
-    witnessed = SpatialTransformer.witness is not None and has_values(x)  # who would count the image twice
-    glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if witnessed else []
-    for m in training:
-        m.training = False
-    for m in glancing:
-        m.witness = None
-    try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
-        with torch.no_grad(), uncached(x):
-            return ask()
-    finally:
-        for m in training:
-            m.training = True
-        for m in glancing:
-            del m.witness

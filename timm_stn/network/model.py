@@ -12,7 +12,9 @@ from .._timm import feature_take_indices
 from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides, plain, sides_of
 from ..geometry.symbolic import Recorded, recorded_method, symbol_in
+from ..modules.evaluation import as_in_evaluation
 from ..modules.localization import Regressed
+from ..modules.orbit import Orbit
 from ..modules.record import describe
 from ..modules.spatial_transformer import SpatialTransformer
 from .arguments import StnArguments
@@ -80,7 +82,7 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         of_timm = dict(pretrained=True) if pretrained_localization else {}
         arguments = resolve_auto(backbone, arguments, input_size)
         stn, glance = make_input_transformer(backbone, arguments, input_size, dd, **of_timm)
-        super().__init__(backbone, towers, arguments.streams, arguments.join, dd, stn=stn)
+        super().__init__(backbone, towers, arguments.streams, arguments.join, arguments.stream_drop, dd, stn=stn)
         self.arguments, self.glimpses, self.glance = arguments, arguments.glimpses, glance
         self._input_size = (input_size[0], input_size[1], input_size[2])
         self._stage_names = self._attach_stages(**of_timm)
@@ -125,6 +127,8 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         if self.stn is not None:
             known: dict[str, Any] = dict(whole=bool(self.arguments.whole), target=self.arguments.target)
             source = self.arguments.source(self.stn.stage)
+            if source.poses is not None:
+                known.update(localization=self.arguments.settings(self.stn.stage).localization)
             if source.on_features and self.glance is not None:
                 known.update(localization=f'{source.kind}:{self.glance.stage}', localization_size=self.glance.size)
             describe(self.stn, 'stn_', **known)
@@ -195,7 +199,7 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         if self.stn is None:
             raise ValueError("look needs a transformer at the input; this model's are at "
                              f'{list(self._stage_names)}: see spatial_transformers().')
-        return self.stn.look(x, None if self.glance is None else self._localize)
+        return self.stn.look(x, self._localize if self._asks_itself else None)
 
     @contextmanager
     def record_thetas(self) -> Iterator[dict[str, Tensor]]:
@@ -239,9 +243,22 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         """(H, W) of what the backbone sees of images x."""
         return cast('tuple[int, int]', as_sides(self.arguments.size or tuple(x.shape[2:])))
 
+    @property
+    def _asks_itself(self) -> bool:
+        """Whether the backbone tells where to look: by its features, or by its answers."""
+        return self.glance is not None or isinstance(cast(SpatialTransformer, self.stn).localization, Orbit)
+
+    def _answer(self, x: Tensor) -> Tensor:
+        """The backbone's logits for images of one stream, as in evaluation."""
+        return cast(Tensor, as_in_evaluation(self.backbone, x, lambda: self.backbone(x)))
+
     def _localize(self, x: Tensor) -> Regressed:
-        """Parameters of the input's transform from the backbone's own features."""
-        glance, stn = cast(Glance, self.glance), cast(SpatialTransformer, self.stn)
+        """Parameters of the input's transform from the backbone's own features, or its pose from the answers."""
+        stn = cast(SpatialTransformer, self.stn)
+        if self.glance is None:
+            answer = self._answer if self.num_classes else None
+            return cast(Regressed, stn.localization(x, answer, stn.sampling, self._stream_size(x)))
+        glance = self.glance
         # A whole image that is a stream has the size of the images; else a later look, at a glimpse, asks as the first.
         streams = self._stream_size(x) if glance.is_stream else self._backbone_size[1:]
         return cast(Regressed, stn.localization(glance.maps(self.backbone, x, streams)))
@@ -251,7 +268,7 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         self._check_aspect(x)
         if self.stn is None:
             return x
-        if self.glance is None:
+        if not self._asks_itself:
             seen = self.stn(x)
         else:
             seen, theta = self.look(x)  # (N, [G,] C, h, w), (N, [G,] ...)

@@ -26,6 +26,8 @@ class StreamsNetwork(TimmWrapper):
         backbone, towers, **before: See :class:`TimmWrapper`; with towers each stream has a backbone of its own.
         streams: Number S of images.
         join: ``mean`` of what the streams give, or ``concat`` of their features.
+        drop: In training, the share of images that one stream alone answers, drawn for each image: each stream learns
+            to answer (modality dropout, Neverova et al. 2015, arXiv:1501.00102).
         dd: Device and dtype of new layers.
 
     Shape:
@@ -36,6 +38,7 @@ class StreamsNetwork(TimmWrapper):
     # Defaults on the class make these our own, even if the backbone has attributes of the same names.
     streams: int = 1
     stream_join: str = 'mean'
+    stream_drop: float = 0.0
     _dd: Placement = {'device': None, 'dtype': None}
     joined: bool = False  # one classifier over all streams
     _classifier_name: str = ''  # of the backbone's classifier that it replaces
@@ -47,11 +50,12 @@ class StreamsNetwork(TimmWrapper):
             towers: Sequence[nn.Module] = (),
             streams: int = 1,
             join: str = 'mean',
+            drop: float = 0.0,
             dd: Placement | None = None,
             **before: nn.Module | None,
     ) -> None:
         super().__init__(backbone, towers, **before)
-        self.streams, self.stream_join, self._dd = streams, join, dd or self._dd
+        self.streams, self.stream_join, self.stream_drop, self._dd = streams, join, drop, dd or self._dd
         self.joined = _needs_classifier(backbone, streams, join, bool(towers))
 
     def join_classifiers(self, num_classes: int | None = None) -> None:
@@ -174,7 +178,7 @@ class StreamsNetwork(TimmWrapper):
 
     def _join(self, x: Nest) -> Tensor:
         """Features (N, S, ...) of all streams to the mean, or to all channels side by side."""
-        x = cast(Tensor, x)
+        x = cast(Tensor, self._dropped(x))
         if self.stream_join == 'mean':
             return x.mean(1)
         return _side_by_side(x, told_of_layout(self.backbone)['output_fmt'] != 'NHWC')
@@ -183,7 +187,14 @@ class StreamsNetwork(TimmWrapper):
         """What the streams' backbones give to logits; features of an extractor stay apart."""
         if self.joined:
             return cast(Tensor, self.classifier(self._join(out)))
-        return map_tensors(_mean, out) if hasattr(self.backbone, 'reset_classifier') else out
+        return map_tensors(_mean, self._dropped(out)) if hasattr(self.backbone, 'reset_classifier') else out
+
+    def _dropped(self, x: Nest) -> Nest:
+        """What the streams give, (N, S, ...), of which in training some images keep one stream alone."""
+        if not (self.stream_drop and self.training):
+            return x
+        weights = _stream_weights(_first_tensor(x), self.stream_drop)
+        return map_tensors(lambda t: _weighed(t, weights), x)
 
     def _check_left_out(self) -> None:
         """Raise where the backbone has a classifier again: what it gives is not what the joined one takes."""
@@ -234,6 +245,20 @@ def _has_linear(module: nn.Module, name: str) -> bool:
 
 
 @recorded_call
+def _stream_weights(x: Tensor, drop: float) -> Tensor:
+    """(N, S) for what S streams give, (N, S, ...): ones, or S for one stream and 0 for the others."""
+    like = x.detach().flatten(2)[:, :, 0].float()  # (N, S)
+    chosen = torch.rand_like(like)
+    alone = (chosen == chosen.amax(1, keepdim=True)) * like.shape[1]
+    return torch.where(torch.rand_like(like[:, :1]) < drop, alone, torch.ones_like(like))
+
+
+@recorded_call
+def _weighed(x: Tensor, weights: Tensor) -> Tensor:
+    return x * weights.to(x.dtype).reshape(*weights.shape, *[1] * (x.ndim - 2))
+
+
+@recorded_call
 def _side_by_side(x: Tensor, channels_first: bool) -> Tensor:
     """Features (N, S, ...) of all streams to one with all channels; `channels_first` is of maps."""
     if x.ndim == 3:
@@ -249,6 +274,12 @@ def _stack(*streams: Tensor) -> Tensor:
 def _mean(x: Tensor) -> Tensor:
     """(N, S, ...) to (N, ...)."""
     return x.mean(1)
+
+
+def _first_tensor(tree: Nest) -> Tensor:
+    while isinstance(tree, (dict, list, tuple)):
+        tree = next(iter(tree.values())) if isinstance(tree, dict) else tree[0]
+    return tree
 
 
 def map_tensors(fn: Callable[..., Tensor], *trees: Nest) -> Nest:

@@ -13,6 +13,7 @@ from .diffeomorphic import Diffeomorphic
 from .linear import Attention, Rotation, ScaleTranslation, Similarity, Translation
 from .matrix import compose_matrices, guard, invert_matrix, map_points_matrix, matrix_grid
 from .tps import ThinPlateSpline
+from .zoom import Zoom
 
 __all__ = [
     'Transform',
@@ -36,6 +37,7 @@ _FAMILIES: dict[str, type[Transform]] = {
         Projective,
         ThinPlateSpline,
         Diffeomorphic,
+        Zoom,
         Affine3d,
     )
 }

@@ -22,6 +22,7 @@ class Transform:
     num_params: int
     ndim: int = 2
     linear: bool = False
+    has_density: bool = False  # it can magnify where there is mass, see `params_of`
 
     def map_points(self, params: Tensor, points: Tensor) -> Tensor:
         """Source points (N, ..., ndim) of output points.
@@ -60,6 +61,10 @@ class Transform:
     def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
         """Output points whose source points are `points`; see `map_points` for the shapes."""
         raise NotImplementedError(f'{self.name!r} has no inverse')
+
+    def params_of(self, mass: Tensor) -> Tensor:
+        """Parameters (N, num_params) that magnify where there is mass (N, h, w), zero or more."""
+        return mass.new_zeros(mass.shape[0], self.num_params)
 
     def prepare(self, params: Tensor) -> Tensor:
         """`params` in float32 or float64, with `guard` applied. Raises a ValueError for another shape."""

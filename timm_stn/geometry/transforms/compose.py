@@ -30,6 +30,7 @@ class Chain(Transform):
         self.name = '+'.join(part.name for part in parts)
         self.num_params = sum(part.num_params for part in parts)
         self.ndim = parts[0].ndim
+        self.has_density = any(part.has_density for part in parts)
 
     def grid(self, params: Tensor, size: Sequence[int]) -> Tensor:
         return grid_through(self.parts, self.prepare(params), size)
@@ -39,6 +40,9 @@ class Chain(Transform):
 
     def inverse_points(self, params: Tensor, points: Tensor, iterations: int = 15) -> Tensor:
         return map_back_through(self.parts, self.prepare(params), points, iterations)
+
+    def params_of(self, mass: Tensor) -> Tensor:
+        return torch.cat([part.params_of(mass) for part in self.parts], 1)
 
 
 class LinearChain(LinearTransform, Chain):

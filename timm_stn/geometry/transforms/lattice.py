@@ -7,9 +7,24 @@ from torch import Tensor
 from ..sizes import are_sides, as_sides
 from .base import Transform
 
-__all__ = ['LatticeTransform']
+__all__ = ['LatticeTransform', 'sides_of_lattice']
 
 MOST = 32  # points per side
+
+
+def sides_of_lattice(name: str, lattice: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a family's lattice.
+
+    Raises:
+        ValueError: They are no integers from 2 to 32.
+    """
+    lattice = as_sides(lattice)
+    if not are_sides(lattice, 2) or min(lattice) < 2:
+        raise ValueError(f'{name!r} takes a lattice of at least 2 x 2 control points, got {lattice!r}')
+    if max(lattice) > MOST:
+        raise ValueError(f'{name!r} takes a lattice of at most {MOST} x {MOST} points, got {tuple(lattice)}')
+    rows, columns = lattice
+    return rows, columns
 
 
 class LatticeTransform(Transform):
@@ -23,12 +38,7 @@ class LatticeTransform(Transform):
     """
 
     def __init__(self, lattice: Sequence[int] = (4, 4)) -> None:
-        lattice = as_sides(lattice)
-        if not are_sides(lattice, 2) or min(lattice) < 2:
-            raise ValueError(f'{self.name!r} takes a lattice of at least 2 x 2 control points, got {lattice!r}')
-        if max(lattice) > MOST:
-            raise ValueError(f'{self.name!r} takes a lattice of at most {MOST} x {MOST} points, got {tuple(lattice)}')
-        self.rows, self.columns = lattice
+        self.rows, self.columns = sides_of_lattice(self.name, lattice)
         self.num_params = 2 * self.rows * self.columns
         if (self.rows, self.columns) != (4, 4):
             self.name = f'{self.name}:{self.rows}x{self.columns}'

@@ -1,0 +1,37 @@
+"""A question to a network that leaves no trace: without gradients, without statistics."""
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry.autocast import uncached
+from ..geometry.grid import has_values
+from .spatial_transformer import SpatialTransformer
+
+__all__ = ['as_in_evaluation']
+
+T = TypeVar('T')
+
+
+def as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], T]) -> T:
+    """Without gradients, and with batch norms that use, and leave as they are, the statistics that they have.
+
+    A glance must not change the backbone: the whole image, of another size and scale than what the backbone is trained
+    on, would mix its statistics with theirs, which evaluation then uses.
+    """
+    training = [m for m in module.modules() if m.training]
+    witnessed = SpatialTransformer.witness is not None and has_values(x)  # who would count the image twice
+    glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if witnessed else []
+    for m in training:
+        m.training = False
+    for m in glancing:
+        m.witness = None
+    try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
+        with torch.no_grad(), uncached(x):
+            return ask()
+    finally:
+        for m in training:
+            m.training = True
+        for m in glancing:
+            del m.witness

@@ -1,0 +1,119 @@
+"""Pose search: the network itself says in which pose of the image it is most certain of its answer."""
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry.grid import coordinate_dtype
+from ..geometry.sampler import Sampling
+from ..geometry.shrink import shrink
+from ..geometry.sizes import sides_of
+from ..geometry.transforms import matrix_grid
+from .evaluation import as_in_evaluation
+from .localization import Regressed
+from .poses import Poses, check_poses, matrices_of
+
+__all__ = ['Orbit', 'canonicalize']
+
+PRIOR = 1.0  # by how much the log-probability of another pose must be larger than that of the identity
+
+Answer = Callable[[Tensor], Tensor]  # from images (N, C, h, w) to logits (N, classes)
+
+
+class Orbit(nn.Module):
+    """In evaluation, images to the pose in which a network is most certain of its answer; in training to the identity.
+
+    The network answers a small picture of each of M poses. The pose of the largest energy, the logsumexp of the logits
+    (Liu et al. 2020, arXiv:2010.03759), wins; that of the identity is enlarged by a prior. After ITS (Schmidt and
+    Stober 2024, arXiv:2405.03730) and FoCal (Singhal et al. 2025). Nothing is learned.
+
+    Args:
+        poses: Number of rotations, evenly spaced over the full turn, in pixels; or matrices (2, 3) in [-1, 1].
+        num_params: Of the transformer's family.
+        size: (h, w) of the small pictures. Default: as large as what the network sees.
+    """
+
+    kind = 'orbit'
+
+    def __init__(self, poses: Poses, num_params: int, size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.poses, self.num_params, self.size = poses, num_params, size
+
+    def forward(self, x: Tensor, answer: Answer | None, sampling: Sampling, look_size: tuple[int, int]) -> Regressed:
+        """Parameters of zero and, in evaluation, where N images start: (N, 2, 3).
+
+        Args:
+            x: (N, C, H, W).
+            answer: Of the network, without gradients; None: it has no classifier, and looks as in training.
+            sampling: How it samples images.
+            look_size: (h, w) of what it sees.
+        """
+        params = torch.zeros(x.shape[0], self.num_params, device=x.device, dtype=coordinate_dtype(x.dtype))
+        if self.training or answer is None:
+            return Regressed(params)
+        return Regressed(params, start=most_certain(answer, x, self.poses, sampling, look_size, self.size))
+
+
+def most_certain(
+        answer: Answer,
+        x: Tensor,
+        poses: Poses,
+        sampling: Sampling,
+        look_size: tuple[int, int],
+        size: tuple[int, int] | None = None,
+        prior: float = PRIOR,
+) -> Tensor:
+    """The matrix of the pose of each image x (N, C, H, W) in which the answer is most certain: (N, 2, 3)."""
+    thetas, n = matrices_of(poses, x), x.shape[0]
+    pictures = [
+        shrink(sampling.read(x, matrix_grid(theta.expand(n, 2, 3), look_size)), size or look_size)
+        for theta in torch.split(thetas, 1)]  # (N, C, h, w) each
+    logits = answer(torch.stack(pictures, 1).flatten(0, 1))  # (N * M, classes)
+    certainty = logits.to(thetas.dtype).logsumexp(-1).reshape(n, -1)  # (N, M)
+    upright = (thetas - torch.eye(2, 3, device=x.device, dtype=thetas.dtype)).abs().amax((1, 2)) < 1e-5
+    return thetas[(certainty + prior * upright).argmax(1)].detach()
+
+
+def canonicalize(
+        model: nn.Module,
+        images: Tensor,
+        thetas: Poses | Tensor = 8,
+        size: int | Sequence[int] | None = None,
+        prior: float = PRIOR,
+        padding_mode: str = 'reflection',
+) -> tuple[Tensor, Tensor]:
+    """Images in the pose in which a classifier is most certain of its answer, and the transforms that made them.
+
+    The model answers a picture of each pose, in evaluation mode and without gradients; the pose with the largest
+    logsumexp of the logits wins (see :class:`timm_stn.modules.orbit.Orbit` for the sources).
+
+    Args:
+        model: From images (N, C, H, W) to logits (N, classes): any timm model.
+        images: (N, C, H, W), normalised as the model takes them.
+        thetas: Number of rotations, evenly spaced over the full turn; or matrices (M, 2, 3), from output to source
+            coordinates, xy in [-1, 1] (``align_corners=False``).
+        size: Side(s) of the pictures that are compared. Default: those of the images.
+        prior: The identity wins unless another pose's logsumexp is larger by more than this.
+        padding_mode: What is outside an image: ``border``, ``zeros``, ``reflection``.
+
+    Returns:
+        Images (N, C, H, W), and theta (N, 2, 3).
+
+    Raises:
+        ValueError: An argument is none of these.
+        TypeError: The images are no tensor, or of integers.
+    """
+    sampling = Sampling('bilinear', padding_mode)
+    sampling.check(images)
+    if images.ndim != 4:
+        raise ValueError(f'images must be (N, C, H, W), got shape {tuple(images.shape)}')
+    poses = check_poses(thetas.tolist() if isinstance(thetas, Tensor) else thetas, 'thetas')
+    look_size = int(images.shape[2]), int(images.shape[3])
+    shown = None if size is None else cast('tuple[int, int]', sides_of(size, 2, 'size'))
+
+    def ask(x: Tensor) -> Tensor:
+        return as_in_evaluation(model, x, lambda: model(x))
+
+    theta = most_certain(ask, images, poses, sampling, look_size, shown, float(prior))
+    return sampling.read(images, matrix_grid(theta, look_size)), theta
