@@ -228,7 +228,7 @@ def main(argv: Iterable[str] | None = None) -> None:
 
     command(split, data=..., output=...)
     command(find, birds=..., checkpoint=None, count=160, side=192, stage=3, least=0.25, looks=[1, 2])
-    command(turn, birds=..., checkpoint=None, count=240, poses=[4, 8], pictures=[224, 112])
+    command(turn, birds=..., checkpoint=None, count=240, poses=[4, 8], pictures=[224, 160])
     command(digits, data=..., held_back=0, seeds=3, epochs=3, poses=[8, 16, 32])
     args = parser.parse_args(None if argv is None else list(argv))
     args.run(args)

@@ -16,7 +16,7 @@ from .poses import Poses, check_poses, matrices_of
 
 __all__ = ['Orbit', 'canonicalize']
 
-PRIOR = 1.0  # by how much the log-probability of another pose must be larger than that of the identity
+PRIOR = 1.0  # by how much the largest logit of another pose must exceed that of the identity
 
 Answer = Callable[[Tensor], Tensor]  # from images (N, C, h, w) to logits (N, classes)
 
@@ -24,9 +24,10 @@ Answer = Callable[[Tensor], Tensor]  # from images (N, C, h, w) to logits (N, cl
 class Orbit(nn.Module):
     """In evaluation, images to the pose in which a network is most certain of its answer; in training to the identity.
 
-    The network answers a small picture of each of M poses. The pose of the largest energy, the logsumexp of the logits
-    (Liu et al. 2020, arXiv:2010.03759), wins; that of the identity is enlarged by a prior. After ITS (Schmidt and
-    Stober 2024, arXiv:2405.03730) and FoCal (Singhal et al. 2025). Nothing is learned.
+    The network answers a picture of each of M poses. The pose with the largest logit wins (the certainty of Hendrycks
+    et al. 2022, arXiv:1911.11132; on turned birds and digits it finds the pose more often than the logsumexp and the
+    largest probability do); to that of the identity a prior is added. After ITS (Schmidt and Stober 2024,
+    arXiv:2405.03730) and FoCal (Singhal et al. 2025). Nothing is learned.
 
     Args:
         poses: Number of rotations, evenly spaced over the full turn, in pixels; or matrices (2, 3) in [-1, 1].
@@ -70,7 +71,7 @@ def most_certain(
         shrink(sampling.read(x, matrix_grid(theta.expand(n, 2, 3), look_size)), size or look_size)
         for theta in torch.split(thetas, 1)]  # (N, C, h, w) each
     logits = answer(torch.stack(pictures, 1).flatten(0, 1))  # (N * M, classes)
-    certainty = logits.to(thetas.dtype).logsumexp(-1).reshape(n, -1)  # (N, M)
+    certainty = logits.to(thetas.dtype).amax(-1).reshape(n, -1)  # (N, M)
     upright = (thetas - torch.eye(2, 3, device=x.device, dtype=thetas.dtype)).abs().amax((1, 2)) < 1e-5
     return thetas[(certainty + prior * upright).argmax(1)].detach()
 
@@ -85,8 +86,8 @@ def canonicalize(
 ) -> tuple[Tensor, Tensor]:
     """Images in the pose in which a classifier is most certain of its answer, and the transforms that made them.
 
-    The model answers a picture of each pose, in evaluation mode and without gradients; the pose with the largest
-    logsumexp of the logits wins (see :class:`timm_stn.modules.orbit.Orbit` for the sources).
+    The model answers a picture of each pose, in evaluation mode and without gradients; the pose with the largest logit
+    wins (see :class:`timm_stn.modules.orbit.Orbit` for the sources).
 
     Args:
         model: From images (N, C, H, W) to logits (N, classes): any timm model.
@@ -94,7 +95,7 @@ def canonicalize(
         thetas: Number of rotations, evenly spaced over the full turn; or matrices (M, 2, 3), from output to source
             coordinates, xy in [-1, 1] (``align_corners=False``).
         size: Side(s) of the pictures that are compared. Default: those of the images.
-        prior: The identity wins unless another pose's logsumexp is larger by more than this.
+        prior: The identity wins unless another pose's largest logit is larger by more than this.
         padding_mode: What is outside an image: ``border``, ``zeros``, ``reflection``.
 
     Returns:
