@@ -203,13 +203,24 @@ def test_each_look_starts_at_a_place_of_its_own():
     maps = model.backbone.forward_intermediates(seen.flatten(0, 1), indices=[2], intermediates_only=True)[0]
     center, half = places(energy_of(maps), torch.zeros(1, 2), (0.2 / 0.9, 1.0))  # within each glimpse
     first = first.flatten(0, 1)
+    half = torch.maximum(half, (0.2 / first[:, 0, 0]).clamp(max=1)[:, None, None])
     expected = first[:, [0, 1], [0, 1]] * half[:, 0], first[:, :, 2] + first[:, [0, 1], [0, 1]] * center[:, 0]
     theta = model.look(images)[1].flatten(0, 1)
     torch.testing.assert_close(theta[:, [0, 1], [0, 1]], expected[0], atol=1e-4, rtol=0)
+    assert (expected[0] >= 0.2 - 1e-6).all()
     inside = expected[1].abs() <= 0.95 * (1 - expected[0])
     assert inside.any()
     torch.testing.assert_close(theta[:, :, 2][inside], expected[1][inside], atol=1e-4, rtol=0)
     assert (theta[:, :, 2].abs() + expected[0] <= 1 + 1e-3).all() and not torch.allclose(theta, first, atol=1e-2)
+
+
+def test_many_looks_stay_within_the_scales():
+    arguments = {**GLIMPSES, 'stn_scale': [0.3, 0.9], 'stn_localization': 'saliency:2', 'stn_iterations': 6}
+    model = timm.create_model('stn_test_resnet', **arguments).eval()
+    sides = model.look(spots())[1][..., 0, 0]
+    assert sides.min() > 0.3 - 1e-5 and sides.max() <= 0.9
+    train = model.train().look(spots())[1][..., 0, 0]
+    torch.testing.assert_close(train, torch.full_like(train, 0.9))
 
 
 def test_what_is_seen_through_several_looks_comes_back():

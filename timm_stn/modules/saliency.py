@@ -58,9 +58,9 @@ def places(
     They go by a power of the energy. The first is where a Gaussian window holds the most of it, at the centre of mass
     within; so is each of the others, in what the glimpses before it leave.
 
-    Where the scale may vary, a glimpse covers a square that has as much energy everywhere: the standard deviation of
-    the energy along the wider axis, times the square root of three. So in evaluation; in training it is the largest,
-    since there random crops have shown things larger than they will be seen already (Touvron et al. 2019, FixRes).
+    Where the scale may vary, a glimpse is 1.25 times as wide as a square with the same standard deviation as the energy
+    along its wider axis: times the square root of three. So in evaluation; in training it is the largest, since there
+    random crops have shown things larger than they will be seen already (Touvron et al. 2019, FixRes).
 
     Args:
         energy: (N, H, W), zero or more.

@@ -284,10 +284,12 @@ class SpatialTransformer(Recorded):
         Each iteration after the first looks through the pose so far, and moves it by what it sees there.
         """
         found = self._regress(x, localize)
-        start = pose_at(self._start(found), self.transform, self._base_is_identity)
+        base = self._start(found)
+        start = pose_at(base, self.transform, self._base_is_identity)
         pose = start.then(self.transform, found.params.flatten(0, 1))
+        half = base[:, :1, 0]  # (N * G, 1)
         for _ in range(self.iterations - 1):
-            pose, start = self._look_again(x, pose, start, localize)
+            pose, start, half = self._look_again(x, pose, start, half, localize)
         return self._penalised(self._keep_inside(pose, start))
 
     def _regress(self, x: Tensor, localize: Localize) -> Regressed:
@@ -309,7 +311,7 @@ class SpatialTransformer(Recorded):
         if energy is None or self.transform.has_density:
             base = self.base.to(params.dtype).repeat(params.shape[0], 1, 1)
         else:
-            center, half = places(energy, self.tiles, self.scales, self.training)
+            center, half = places(energy, self.base[:, :2, -1], self.scales, self.training)
             base = squares(within_reach(center, half, self.bound), half)
         return jittered(base, self.jitter, self.bound) if self.jitter and self.training else base
 
@@ -331,19 +333,31 @@ class SpatialTransformer(Recorded):
     def _keep_inside(self, pose: Pose, start: Pose) -> Pose:
         return pose.replace(keep_inside(pose.theta, start.theta)) if self.bound else pose
 
-    def _look_again(self, x: Tensor, pose: Pose, start: Pose, localize: Localize) -> tuple[Pose, Pose]:
-        """The next pose and its start: each glimpse is looked at by itself, and moved by its own part of the result."""
+    def _look_again(
+            self,
+            x: Tensor,
+            pose: Pose,
+            start: Pose,
+            half: Tensor,
+            localize: Localize,
+    ) -> tuple[Pose, Pose, Tensor]:
+        """The next pose, its start and the half-width (N * G, 1) of that.
+
+        Each glimpse is looked at by itself, and moved by its own part of the result.
+        """
         inside = self._keep_inside(pose, start)
         seen = self._sample(x, inside).reshape(-1, x.shape[1], *(self.size or x.shape[2:]))  # (N * G, C, h, w)
         params, energy, _ = self._regress(seen, localize)  # (N * G, G, P)
         own = params.reshape(-1, self.glimpses, *params.shape[1:])
         own = torch.stack([own[:, g, g] for g in range(self.glimpses)], 1).flatten(0, 1)  # (N * G, P)
         if energy is not None and self._finds_places:
-            whole = torch.zeros_like(self.tiles[:1])
             least, most = self.scales
-            again = squares(*places(energy, whole, (least / most, 1.0), self.training))
-            start = pose = inside.then(*as_scale_translation(again))
-        return pose.then(self.transform, own), start
+            middle = torch.zeros_like(self.base[:1, :2, -1])
+            center, share = places(energy, middle, (least / most, 1.0), self.training)
+            share = torch.maximum(share[:, 0], (least / half).clamp(max=1))  # (N * G, 1): together not below the least
+            half = half * share
+            start = pose = inside.then(*as_scale_translation(squares(center, share.unsqueeze(1))))
+        return pose.then(self.transform, own), start, half
 
     def _sample(self, x: Tensor, pose: Pose) -> Tensor:
         """What x (N, C, H, W) shows at a pose of N * G samples: (N, C, h, w), or (N, G, C, h, w) with G > 1.
