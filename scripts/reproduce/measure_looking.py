@@ -111,17 +111,21 @@ def show_row(*cells: object) -> None:
 
 def find(args: argparse.Namespace) -> None:
     images, labels = load_birds(Path(args.birds), args.count)
-    show_row('canvas', 'true scale', 'looks', 'estimated / true scale, mean', 'centre inside, %', 'top-1, %')
-    show_row(*['---'] * 6)
+    of_looks = ('estimated / true scale', 'inside, %', 'top-1, %')
+    heads = [f'{looks} looks: {what}' for looks in args.looks for what in of_looks]
+    show_row('canvas', 'true scale', 'the whole image: top-1, %', *heads)
+    show_row(*['---'] * (3 + len(heads)))
     common = dict(img_size=2 * SIDE, stn_size=args.side, stn_transform='translation')
+    plain = birds_network(args.checkpoint, **common, stn_localization='fc', stn_localization_size=8)
+    finding = [
+        birds_network(
+            args.checkpoint, **common, stn_scale=[args.least, 1.0], stn_localization=f'saliency:{args.stage}',
+            stn_iterations=looks)
+        for looks in args.looks]
     for canvas, scale in [(c, s) for c in ('grey', 'blurred') for s in SCALES if c == 'grey' or s < 1]:
         scattered = scatter(images, scale, canvas)
-        plain = birds_network(args.checkpoint, **common, stn_localization='fc', stn_localization_size=8)
-        show_row(canvas, scale, 'whole', '', '', percent(answers(plain, scattered).argmax(1) == labels))
-        for looks in args.looks:
-            net = birds_network(
-                args.checkpoint, **common, stn_scale=[args.least, 1.0], stn_localization=f'saliency:{args.stage}',
-                stn_iterations=looks)
+        cells = [percent(answers(plain, scattered).argmax(1) == labels)]
+        for net in finding:
             thetas, right = [], []
             with torch.inference_mode():
                 for x, y in zip(scattered.split(16), labels.split(16)):
@@ -129,9 +133,10 @@ def find(args: argparse.Namespace) -> None:
                     thetas.append(theta)
                     right.append(net.backbone(seen).argmax(1) == y)
             theta = torch.cat(thetas)
-            ratio, inside = theta[:, 0, 0] / scale, within(theta, scattered, images, scale)
-            show_row(canvas, scale, looks, f'{ratio.mean():.2f} ± {ratio.std():.2f}', f'{100 * inside:.0f}',
-                     percent(torch.cat(right)))
+            ratio = theta[:, 0, 0] / scale
+            cells += [f'{ratio.mean():.2f} ± {ratio.std():.2f}',
+                      f'{100 * within(theta, scattered, images, scale):.0f}', percent(torch.cat(right))]
+        show_row(canvas, scale, *cells)
 
 
 def within(theta: Tensor, scattered: Tensor, images: Tensor, scale: float) -> float:

@@ -12,6 +12,8 @@ from torch import nn
 
 import timm_stn
 from timm_stn.modules.orbit import PRIOR
+from timm_stn.view.cost import multiply_adds
+from timm_stn.view.dependence import witnessing
 
 FLIPS = [[[1, 0, 0], [0, 1, 0]], [[-1, 0, 0], [0, 1, 0]]]
 
@@ -71,14 +73,15 @@ def test_the_identity_wins_unless_another_pose_is_clearly_more_certain():
 def test_matrices_and_smaller_pictures():
     model, x = Compass(), torch.flip(bright_on_top(), [2])
     seen, theta = timm_stn.canonicalize(model, x, [FLIPS[0], [[1, 0, 0], [0, -1, 0]]], size=8)
-    assert model.sizes == [(8, 1, 8, 8)]
+    assert model.sizes == 2 * [(4, 1, 8, 8)]
     torch.testing.assert_close(seen, torch.flip(x, [2]))
     assert torch.equal(theta, torch.tensor([[1.0, 0, 0], [0, -1, 0]]).expand(4, 2, 3))
 
 
 @pytest.mark.parametrize('arguments, words', [
     (dict(thetas=0), 'thetas must be a number of rotations'), (dict(size=0), 'size must be'),
-    (dict(padding_mode='none'), "padding_mode must be one of .* got 'none'")])
+    (dict(padding_mode='fill'), "padding_mode must be one of .* got 'fill'"),
+    (dict(prior='a'), "prior must be a number, got 'a'"), (dict(prior=math.nan), 'prior must be a number, got nan')])
 def test_wrong_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         timm_stn.canonicalize(Compass(), bright_on_top(), **arguments)
@@ -145,8 +148,9 @@ def test_it_has_no_parameters_and_is_the_backbone_in_training():
 
 
 def test_it_is_saved_and_takes_plain_weights(tmp_path):
-    for poses in ('orbit:4', FLIPS):
-        model = decisive(stn_localization=poses, stn_localization_size=32, stn_padding_mode='reflection')
+    for given in (dict(stn_localization='orbit:4'), dict(stn_localization=FLIPS),
+                  dict(stn_stages=[['input', dict(localization=FLIPS)], [1, {}]])):
+        model = decisive(stn_localization_size=32, stn_padding_mode='reflection', **given)
         x = images()
         save_for_hf(model, tmp_path)
         again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
@@ -169,18 +173,68 @@ def test_with_the_whole_image_as_a_stream():
     torch.testing.assert_close(model(x), (model.backbone(x) + model.backbone(seen)) / 2, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_not_finite_does_no_harm():
-    model, x = decisive(stn_localization='orbit:4'), images(3)
+@pytest.mark.parametrize('poses', ['orbit:4', FLIPS[::-1]])
+def test_what_is_not_finite_is_seen_as_it_is(poses):
+    model, x = decisive(stn_localization=poses), images(3)
     alone = model.look(x)[1]
     x[1, :, 5, 5] = float('nan')
     theta = model.look(x)[1]
-    assert theta.isfinite().all() and torch.equal(theta[[0, 2]], alone[[0, 2]])
+    assert torch.equal(theta[1], torch.eye(2, 3)) and torch.equal(theta[[0, 2]], alone[[0, 2]])
+
+
+def test_an_empty_batch():
+    model = decisive(stn_localization='orbit:4')
+    assert model(torch.zeros(0, 3, 64, 64)).shape == (0, 7)
+    seen, theta = timm_stn.canonicalize(Compass(), torch.zeros(0, 1, 8, 8), 4)
+    assert seen.shape == (0, 1, 8, 8) and theta.shape == (0, 2, 3)
+
+
+def test_images_of_another_shape_are_turned_in_pixels():
+    model = decisive(stn_localization='orbit:8')
+    theta = model.look(images(6, 96)[..., :64])[1].double()
+    half = torch.tensor([32.0, 48.0], dtype=torch.float64)  # of 96 x 64 pixels, xy
+    turns = theta[:, :, :2] * half[:, None] / half
+    torch.testing.assert_close(turns @ turns.transpose(1, 2), torch.eye(2, dtype=torch.float64).expand(6, 2, 2))
+
+
+def test_one_pose_is_asked_after_the_other_and_leaves_no_trace():
+    model, x = decisive(stn_localization='orbit:8', stn_stages=('input', )), images(3).requires_grad_()
+    sizes = []
+    model.backbone.conv1[0].register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    model(x)
+    assert sizes == [3] * 9
+    inner = create(stn_stages=(1,))
+    before = inner(images()).detach(), inner.spatial_transformers()[1].last_theta
+    with inner.record_thetas() as thetas:
+        timm_stn.canonicalize(inner, images(), 4)
+    assert not thetas and inner.spatial_transformers()[1].last_theta is before[1]
+
+
+def test_the_pictures_size_is_one_that_the_backbone_takes():
+    with pytest.raises(ValueError, match=r'stn_localization_size=32: .* takes no pictures of this size: '):
+        create('stn_test_vit', stn_localization='orbit:2', stn_localization_size=32)
+
+
+def test_it_is_not_scripted_and_its_cost_is_counted():
+    model = decisive(stn_localization='orbit:4')
+    with pytest.raises(ValueError, match="cannot compile theta from the backbone's own features or answers"):
+        torch.jit.script(model)
+    plain = multiply_adds(timm.create_model('test_resnet', num_classes=7), (3, 64, 64))
+    sampled = 8 * 5 * 3 * 64 * 64 / 1e9  # what is seen, and four pictures; these are shrunk, too
+    assert multiply_adds(model, (3, 64, 64)) == pytest.approx(5 * plain + sampled + 4 * sampled / 5, rel=1e-3)
+
+
+def test_nobody_is_told_that_it_does_nothing():
+    with witnessing() as witness:
+        create(stn_localization='orbit:4')(images(4))
+    assert not witness.found()
 
 
 @pytest.mark.parametrize('arguments, words', [
     (dict(stn_localization='orbit:0'), "'orbit:0'.* must be a number of rotations.* got 0"),
     (dict(stn_localization='orbit:many'), "'orbit:many'.* must be a number of rotations.* got 'many'"),
-    (dict(stn_localization=[[1, 2]]), r'localization must be a number of rotations.* got \[\[1, 2\]\]'),
+    (dict(stn_localization=[[1, 2]]), r'localization must be .* or a list of matrices \(2, 3\); got \[\[1, 2\]\]'),
+    (dict(stn_bound=True), 'needs stn_bound not to be True'),
     (dict(stn_scale=0.5), 'needs stn_scale=1'), (dict(stn_iterations=2), 'needs stn_iterations=1'),
     (dict(stn_glimpses=2), 'needs stn_glimpses=1'), (dict(stn_transform='tps'), 'needs stn_transform with a matrix'),
     (dict(stn_whole=True, stn_join='concat'), "needs stn_join='mean'"),

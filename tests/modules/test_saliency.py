@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import GLIMPSES, save_for_hf
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_stn  # noqa: F401
-from timm_stn.modules.saliency import APART, POWER, WIDE, WINDOW, energy_of, places
+from timm_stn import SpatialTransformer
+from timm_stn.modules.localization import Regressed
+from timm_stn.modules.saliency import APART, POWER, WIDE, WINDOW, energy_of, left_by_others, places
 
 
 def spots(n=4, side=128):
@@ -43,7 +46,7 @@ def reference(energies, tiles, least, most):
         left = sample.flatten() ** POWER
         for g, tile in enumerate(tiles):
             seen = np.array([(left * near(point, WINDOW * most)).sum() for point in points])
-            mass = left * near(points[np.isclose(seen, seen.max(), rtol=1e-12)].mean(0), WINDOW * most)
+            mass = left * near(points[np.isclose(seen, seen.max(), rtol=1e-12).argmax()], WINDOW * most)
             center, scale = np.array(tile), most
             if mass.any():
                 center = np.average(points, 0, mass)
@@ -151,10 +154,11 @@ def test_a_saved_network_looks_at_the_same_places(tmp_path):
 
 
 def test_it_is_for_glimpses_of_the_image():
-    with pytest.raises(ValueError, match="'saliency:2' is for glimpses, .* must be below 1 with .*'affine', got"):
+    with pytest.raises(ValueError, match="'saliency:2' is for glimpses, .* must be below 1 with .*'affine'; got"):
         timm.create_model('stn_test_resnet', stn_localization='saliency:2')
-    with pytest.raises(ValueError, match="stn_scale must be 1 with stn_transform='zoom', got 0.5"):
-        timm.create_model('stn_test_resnet', stn_localization='saliency:2', stn_transform='zoom', stn_scale=0.5)
+    for other in (dict(stn_scale=0.5), dict(stn_scale=2.0), dict(stn_scale=[1.0, 2.0]), dict(stn_glimpses=2)):
+        with pytest.raises(ValueError, match="stn_scale must be 1, stn_glimpses 1, with stn_transform='zoom'; got"):
+            timm.create_model('stn_test_resnet', stn_localization='saliency:2', stn_transform='zoom', **other)
     with pytest.raises(ValueError, match='saliency:<stage>.* is for the input, not for stage 1'):
         timm.create_model('stn_test_resnet', stn_stages=(1,), stn_localization='saliency:2')
 
@@ -201,7 +205,8 @@ def test_each_look_starts_at_a_place_of_its_own():
     once.load_state_dict(model.state_dict())
     seen, first = once.look(images)  # (N, G, 3, 64, 64)
     maps = model.backbone.forward_intermediates(seen.flatten(0, 1), indices=[2], intermediates_only=True)[0]
-    center, half = places(energy_of(maps), torch.zeros(1, 2), (0.2 / 0.9, 1.0))  # within each glimpse
+    energy = left_by_others(energy_of(maps), first[..., 2], first[..., 0, :1])
+    center, half = places(energy, torch.zeros(1, 2), (0.2 / 0.9, 1.0))  # within each glimpse
     first = first.flatten(0, 1)
     half = torch.maximum(half, (0.2 / first[:, 0, 0]).clamp(max=1)[:, None, None])
     expected = first[:, [0, 1], [0, 1]] * half[:, 0], first[:, :, 2] + first[:, [0, 1], [0, 1]] * center[:, 0]
@@ -233,6 +238,45 @@ def test_what_is_seen_through_several_looks_comes_back():
     torch.testing.assert_close(model.stn.theta_transform.inverse_points(theta, there), points, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize('apart', [0.3, 0.5])
+def test_glimpses_of_two_things_stay_apart_in_every_look(apart):
+    def localize(x):  # the brightness, as energy
+        return Regressed(torch.zeros(len(x), 4), x[:, 0].relu())
+
+    stn = SpatialTransformer(1, (200, 200), 'translation', nn.Identity(), glimpses=2, scale=0.15, iterations=1)
+    stn.scales, stn.localization.finds = (0.15, 0.5), True
+    image = torch.zeros(1, 1, 200, 200)
+    for strength, x in ((1.0, -apart / 2), (0.8, apart / 2)):
+        column = round((x + 1) * 100)
+        image[..., 96:104, column - 4:column + 4] = strength
+    for looks in (1, 2, 3):
+        stn.iterations = looks
+        centers = stn.eval().look(image, localize)[1][0, :, 0, 2]
+        assert centers[0] < 0 < centers[1] and centers.diff() > apart / 4, f'{looks} looks'
+
+
+def test_of_two_equal_things_one_is_found_and_not_the_middle():
+    energy = torch.zeros(1, 20, 20)
+    energy[:, 9:11, 3:5] = energy[:, 9:11, 15:17] = 1.0
+    center, half = places(energy, torch.zeros(2, 2), (0.2, 0.4))
+    assert sorted(center[0, :, 0].sign().tolist()) == [-1, 1]
+    assert (center[0, :, 0].abs() - 0.6).abs().max() < 0.1 and not torch.allclose(half, torch.tensor(0.4))
+
+
+def test_what_starts_somewhere_needs_a_family_that_can():
+    x = torch.zeros(2, 1, 16, 16)
+    start, energy = torch.eye(2, 3).repeat(2, 1, 1), torch.ones(2, 4, 4)
+    for family, found, words in (
+            ('tps', dict(start=start), "start is for families with a matrix, got one for 'tps'"),
+            ('tps', dict(energy=energy), "an energy is for .* got one for 'tps' of scale 1.0")):
+        stn = SpatialTransformer(1, (16, 16), family)
+        with pytest.raises(ValueError, match=words):
+            stn.look(x, lambda x, f=found, n=stn.transform.num_params: Regressed(torch.zeros(2, n), **f))
+    volumes = SpatialTransformer(1, (4, 4, 4), 'affine3d', 'linear', scale=0.5)
+    with pytest.raises(ValueError, match='an energy is for images'):
+        volumes.look(torch.zeros(2, 1, 4, 4, 4), lambda x: Regressed(torch.zeros(2, 12), energy))
+
+
 # zooming
 
 def test_a_zoom_starts_from_the_marginals_of_the_energy():
@@ -247,6 +291,58 @@ def test_a_zoom_starts_from_the_marginals_of_the_energy():
         torch.testing.assert_close(theta, model.stn.transform.params_of(energy_of(maps)), atol=1e-4, rtol=0)
     model.train()(images).square().sum().backward()
     assert model.stn.localization.regression.weight.grad.abs().max() > 0
+
+
+def test_a_zoom_of_several_looks_starts_from_the_marginals_once():
+    torch.manual_seed(0)
+    arguments = dict(stn_transform='zoom', stn_size=64, img_size=128, stn_localization='saliency:2')
+    once, thrice = (
+        timm.create_model('stn_test_resnet', stn_iterations=looks, **arguments).eval() for looks in (1, 3))
+    thrice.load_state_dict(once.state_dict())
+    images = spots()
+    theta = thrice.look(images)[1]
+    torch.testing.assert_close(theta[:, :14], once.look(images)[1])
+    assert not theta[:, 14:].any()
+
+
+def test_a_zoom_is_exact_under_autocast():
+    model = timm.create_model('stn_test_resnet', stn_transform='zoom', stn_size=64, img_size=128).eval()
+    energy = torch.rand(2, 7, 9)
+    expected = model.stn.transform.params_of(energy)
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(model.stn.transform.params_of(energy), expected)
+
+
+class Copies(TorchDispatchMode):
+    """Counts constants that pass from the host to the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if 'lift_fresh' in str(func):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(stn_transform='zoom', stn_size=64), dict(stn_localization='orbit:4'),
+    dict(stn_localization=[[[1, 0, 0], [0, 1, 0]], [[-1, 0, 0], [0, 1, 0]]]),
+    dict(stn_scale=0.5, stn_size=64, stn_localization='conv'),
+    dict(stn_scale=[0.3, 0.9], stn_glimpses=2, stn_size=64, stn_iterations=2),
+    dict(stn_scale=0.5, stn_size=64, stn_transform='tps', stn_localization='saliency:2', stn_iterations=2)])
+def test_nothing_is_copied_from_the_host(arguments):
+    model = timm.create_model('stn_test_resnet', img_size=128, num_classes=3, **arguments)
+    x = torch.randn(2, 3, 128, 128)
+    for mode in (True, False):
+        model.train(mode)(x)
+        with Copies() as copies:
+            torch.tensor(1.0)
+            assert copies.found, 'a copy is seen'
+            copies.found.clear()
+            model(x)
+        assert not copies.found
 
 
 def test_a_zoom_of_an_image_with_a_nan_is_the_identity():

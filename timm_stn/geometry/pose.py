@@ -119,7 +119,7 @@ def pose_at(base: Tensor, transform: Transform, is_identity: bool = False) -> Po
 
 def as_scale_translation(base: Tensor) -> tuple[Transform, Tensor]:
     """The family of matrices (N, 2, 3) that scale and shift, and their parameters."""
-    scale = base[:, range(2), range(2)] - 1
+    scale = base[:, :, :2].diagonal(dim1=1, dim2=2) - 1
     return get_transform('scale_translation'), torch.cat([scale, base[:, :, -1]], 1)
 
 

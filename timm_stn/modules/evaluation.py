@@ -21,17 +21,18 @@ def as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], T]) -> T:
     on, would mix its statistics with theirs, which evaluation then uses.
     """
     training = [m for m in module.modules() if m.training]
-    witnessed = SpatialTransformer.witness is not None and has_values(x)  # who would count the image twice
-    glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if witnessed else []
+    glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if has_values(x) else []
+    kept = [(m.recorder, m.last_theta) for m in glancing]
     for m in training:
         m.training = False
-    for m in glancing:
-        m.witness = None
+    for m in glancing:  # who sees their thetas would take this for a look
+        m.recorder = m.witness = None
     try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
         with torch.no_grad(), uncached(x):
             return ask()
     finally:
         for m in training:
             m.training = True
-        for m in glancing:
+        for m, (recorder, theta) in zip(glancing, kept):
+            m.recorder, m.last_theta = recorder, theta
             del m.witness

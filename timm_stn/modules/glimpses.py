@@ -39,9 +39,10 @@ def within_reach(center: Tensor, half: Tensor, bound: bool) -> Tensor:
 
 
 def jittered(base: Tensor, share: float, bound: bool) -> Tensor:
-    """Squares (or cubes) (N * G, d, d + 1) moved and scaled at random, by a share of their half-width at most.
+    """Squares (or cubes) (N * G, d, d + 1), moved and scaled at random.
 
-    Uniformly along each axis; the logarithm of the scale uniformly. Bounded ones stay inside the image.
+    Along each axis by at most a share of the half-width, uniformly; by a factor of at most 1 plus the share or its
+    reciprocal, the logarithm uniformly. Bounded ones stay inside the image.
     """
     d = base.shape[1]
     draw = 2 * torch.rand_like(base[:, :, :2]) - 1  # (N * G, d, 2)

@@ -110,6 +110,7 @@ class Source(NamedTuple):
 
     @property
     def needs_network(self) -> bool:
+        """Whether it asks the network around it."""
         return self.on_features or self.poses is not None
 
     @property
@@ -139,7 +140,10 @@ def parse_source(localization: Any) -> Source:
         ValueError: It names no localization network; the message has the nearest name.
     """
     if isinstance(localization, (list, tuple)):
-        return Source(ORBIT, poses=check_poses(localization, 'localization'))
+        try:
+            return Source(ORBIT, poses=check_poses(localization, 'localization'))
+        except ValueError:
+            raise _unknown(localization) from None
     kind, colon, of = localization.partition(':') if isinstance(localization, str) else (localization, '', '')
     if isinstance(kind, str) and (kind in WITH_NAME if colon else kind in (*_BODIES, 'auto')):
         if kind == ORBIT:
@@ -153,15 +157,17 @@ def _unknown(localization: Any) -> ValueError:
     near = get_close_matches(str(localization), _BODIES, 1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>', 'orbit:<n>'])
-    return ValueError(f'localization must be one of {accepted}; got {localization!r}.{hint}')
+    return ValueError(
+        f'localization must be one of {accepted}, or a list of matrices (2, 3); got {localization!r}.{hint}')
 
 
 class Regressed(NamedTuple):
     """What a localization network gives for N images and G glimpses.
 
     ``params`` (N, G * P) are of the transform's family. ``energy`` (N, h, w), zero or more, says where there is
-    something to look at, ``start``, matrices (N * G, d, d + 1), where they start; with neither, they start from the
-    base of the transformer.
+    something to look at; ``start``, matrices (N * G, d, d + 1), where the first look starts, for families with a
+    matrix; with neither, looks start from the base of the transformer. Where every look shall start from an energy of
+    its own, the network says so by an attribute ``finds``, True.
     """
     params: Tensor
     energy: Tensor | None = None

@@ -1,18 +1,20 @@
 """Pose search: the network itself says in which pose of the image it is most certain of its answer."""
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..geometry.grid import coordinate_dtype
+from ..geometry.grid import coordinate_dtype, has_values
 from ..geometry.sampler import Sampling
 from ..geometry.shrink import shrink
-from ..geometry.sizes import sides_of
+from ..geometry.sizes import Kind, is_number, plain, sides_of
 from ..geometry.transforms import matrix_grid
 from .evaluation import as_in_evaluation
 from .localization import Regressed
 from .poses import Poses, check_poses, matrices_of
+from .settings import check_kind, one_of
 
 __all__ = ['Orbit', 'canonicalize']
 
@@ -41,19 +43,27 @@ class Orbit(nn.Module):
         super().__init__()
         self.poses, self.num_params, self.size = poses, num_params, size
 
-    def forward(self, x: Tensor, answer: Answer | None, sampling: Sampling, look_size: tuple[int, int]) -> Regressed:
+    def forward(
+            self,
+            x: Tensor,
+            answer: Answer | None = None,
+            sampling: Sampling | None = None,
+            look_size: tuple[int, int] | None = None,
+    ) -> Regressed:
         """Parameters of zero and, in evaluation, where N images start: (N, 2, 3).
 
         Args:
             x: (N, C, H, W).
-            answer: Of the network, without gradients; None: it has no classifier, and looks as in training.
+            answer: Of the network, without gradients; None: it looks as in training.
             sampling: How it samples images.
-            look_size: (h, w) of what it sees.
+            look_size: (h, w) of what it sees. Default: the image's.
         """
         params = torch.zeros(x.shape[0], self.num_params, device=x.device, dtype=coordinate_dtype(x.dtype))
         if self.training or answer is None:
             return Regressed(params)
-        return Regressed(params, start=most_certain(answer, x, self.poses, sampling, look_size, self.size))
+        look_size = look_size or (x.shape[2], x.shape[3])
+        return Regressed(params, start=most_certain(
+            answer, x, self.poses, sampling or Sampling(), look_size, self.size))
 
 
 def most_certain(
@@ -65,15 +75,24 @@ def most_certain(
         size: tuple[int, int] | None = None,
         prior: float = PRIOR,
 ) -> Tensor:
-    """The matrix of the pose of each image x (N, C, H, W) in which the answer is most certain: (N, 2, 3)."""
-    thetas, n = matrices_of(poses, x), x.shape[0]
-    pictures = [
-        shrink(sampling.read(x, matrix_grid(theta.expand(n, 2, 3), look_size)), size or look_size)
-        for theta in torch.split(thetas, 1)]  # (N, C, h, w) each
-    logits = answer(torch.stack(pictures, 1).flatten(0, 1))  # (N * M, classes)
-    certainty = logits.to(thetas.dtype).amax(-1).reshape(n, -1)  # (N, M)
-    upright = (thetas - torch.eye(2, 3, device=x.device, dtype=thetas.dtype)).abs().amax((1, 2)) < 1e-5
-    return thetas[(certainty + prior * upright).argmax(1)].detach()
+    """The matrix of the pose of each image x (N, C, H, W) in which the answer is most certain: (N, 2, 3).
+
+    The identity for images whose answers are not finite. One pose is asked after the other, so that it takes no more
+    memory than an answer does; in programs all at once, so that the network is in them once.
+    """
+    x, thetas, n = x.detach(), matrices_of(poses, x), x.shape[0]
+    certainty = []
+    for some in torch.split(thetas, 1) if has_values(x) else [thetas]:
+        pictures = [
+            shrink(sampling.read(x, matrix_grid(theta.expand(n, 2, 3), look_size)), size or look_size)
+            for theta in torch.split(some, 1)]  # (N, C, h, w) each
+        logits = answer(torch.stack(pictures, 1).flatten(0, 1))  # (N * m, classes)
+        certainty.append(logits.to(thetas.dtype).amax(-1).reshape(n, len(pictures)))
+    found = torch.cat(certainty, 1)  # (N, M)
+    eye = torch.eye(2, 3, device=x.device, dtype=thetas.dtype)
+    upright = (thetas - eye).abs().amax((1, 2)) < 1e-5
+    known = (found.abs() < math.inf).all(1)[:, None, None]
+    return torch.where(known, thetas[(found + prior * upright).argmax(1)], eye)
 
 
 def canonicalize(
@@ -105,6 +124,9 @@ def canonicalize(
         ValueError: An argument is none of these.
         TypeError: The images are no tensor, or of integers.
     """
+    prior = plain(prior)
+    check_kind('padding_mode', padding_mode, one_of('border', 'zeros', 'reflection'))
+    check_kind('prior', prior, Kind(is_number, 'a number'))
     sampling = Sampling('bilinear', padding_mode)
     sampling.check(images)
     if images.ndim != 4:
@@ -116,5 +138,5 @@ def canonicalize(
     def ask(x: Tensor) -> Tensor:
         return as_in_evaluation(model, x, lambda: model(x))
 
-    theta = most_certain(ask, images, poses, sampling, look_size, shown, float(prior))
+    theta = most_certain(ask, images, poses, sampling, look_size, shown, prior)
     return sampling.read(images, matrix_grid(theta, look_size)), theta

@@ -37,11 +37,15 @@ def _is_matrix(theta: Any) -> bool:
 
 
 def matrices_of(poses: Poses, x: Tensor) -> Tensor:
-    """(M, 2, 3) of poses, the first of them the identity if they are rotations; these turn pixels, not coordinates."""
-    if isinstance(poses, int):
-        height, width = x.shape[2:]
-        turns = [2 * math.pi * k / poses for k in range(poses)]
-        poses = [
-            [[math.cos(a), -math.sin(a) * height / width, 0.0], [math.sin(a) * width / height, math.cos(a), 0.0]]
-            for a in turns]
-    return torch.tensor(poses, device=x.device, dtype=coordinate_dtype(x.dtype))
+    """(M, 2, 3) of poses, the first of them the identity if they are rotations; these turn pixels, not coordinates.
+
+    Nothing is copied from the host.
+    """
+    dd: dict[str, Any] = dict(device=x.device, dtype=coordinate_dtype(x.dtype))
+    if not isinstance(poses, int):
+        numbers = [torch.full((), number, **dd) for theta in poses for row in theta for number in row]
+        return torch.stack(numbers).reshape(-1, 2, 3)
+    height, width = x.shape[2:]
+    angles = torch.arange(poses, **dd) * (2 * math.pi / poses)
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    return torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], 1).reshape(-1, 2, 3)

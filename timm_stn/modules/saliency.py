@@ -8,7 +8,7 @@ from ..geometry.autocast import full_precision
 from ..geometry.grid import centers, coordinate_dtype
 from .localization import Localization, Regressed
 
-__all__ = ['Saliency', 'energy_of', 'places']
+__all__ = ['Saliency', 'energy_of', 'left_by_others', 'places']
 
 POWER = 3  # of the energy: less, and the background widens glimpses; more, and they shrink to a bird's head
 WINDOW = 1.0  # standard deviation, as a share of the largest half-width
@@ -77,13 +77,33 @@ def places(
         return tuple(torch.stack(parts, 1) for parts in zip(*found))  # type: ignore[return-value]
 
 
+def left_by_others(energy: Tensor, center: Tensor, half: Tensor) -> Tensor:
+    """What glimpses see for themselves, (N * G, h, w), less what those before them take.
+
+    Args:
+        energy: Of what each sees.
+        center: (N, G, 2), in the image.
+        half: (N, G, 1), half-widths.
+    """
+    glimpses = center.shape[1]
+    left = list(energy.reshape(-1, glimpses, *energy.shape[1:]).unbind(1))
+    with full_precision(energy):
+        for g in range(1, glimpses):
+            for other in range(g):
+                there = (center[:, other] - center[:, g]) / half[:, g]  # as g sees it
+                taken = _window(left[g], there, APART * half[:, other] / half[:, g])
+                left[g] = left[g] * (1 - taken) ** (1 / POWER)  # so much of the energy's power
+    return torch.stack(left, 1).flatten(0, 1)
+
+
 def _place(energy: Tensor, tile: Tensor, scales: tuple[float, float], training: bool) -> tuple[Tensor, Tensor]:
     least, most = scales
     axes = _axes(energy)
     near = [torch.exp(-((axis[:, None] - axis) / (WINDOW * most)).square() / 2) for axis in axes]
     seen = near[1] @ energy @ near[0]  # (N, H, W)
-    peak = (seen == seen.amax((1, 2), keepdim=True)).to(energy.dtype)
-    mass = energy * _window(energy, _moments(peak)[0], torch.full_like(tile[:, :1], WINDOW * most))
+    peak = seen.flatten(1).argmax(1)
+    there = torch.stack([axes[0][peak % energy.shape[2]], axes[1][peak // energy.shape[2]]], 1)
+    mass = energy * _window(energy, there, torch.full_like(tile[:, :1], WINDOW * most))
     center, square, total = _moments(mass)
     half = torch.full_like(total, most)
     if least < most and not training:

@@ -106,7 +106,7 @@ class TransformerSettings:
     jitter: float = argument(
         0.0, SHARE,
         'in training, glimpses start at random places near where they would: moved along each axis by at most this '
-        'share of their half-width, and enlarged or shrunk by at most this share', free=True)
+        'share of their half-width, and enlarged or shrunk by a factor of at most 1 plus this share', free=True)
     freeze_steps: int = argument(
         0, Kind(lambda v: v == 0 or is_count(v), 'an integer, 0 or more'),
         'number of first backward passes in which the transformers get zero gradients; counted in the checkpoint',
@@ -138,7 +138,7 @@ def check_settings(**given: Any) -> None:
 
 def check_jitter(jitter: float, scale: float) -> None:
     if jitter and scale >= 1:
-        raise ValueError(f'jitter={jitter!r} is for glimpses: scale must be below 1, got {scale!r}.')
+        raise ValueError(f'jitter must be 0 where scale is not below 1: it is for glimpses; got {jitter!r}, {scale!r}.')
 
 
 def check_kind(name: str, value: Any, kind: Kind) -> None:

@@ -17,7 +17,7 @@ from .glimpses import jittered, keep_inside, squares, tile_offsets, within_reach
 from .gradients import COUNT, attach_penalty, hold, lattice_of_glimpse, placement_penalty
 from .localization import Localization, Regressed
 from .record import RECORD, Doubts, adapt, describe, explain, record, settings_of
-from .saliency import places
+from .saliency import left_by_others, places
 from .scripting import ScriptableTransformer
 from .settings import POSITIVE_INTEGER, TransformerSettings, check_jitter, check_kind, check_settings
 
@@ -59,7 +59,7 @@ class SpatialTransformer(Recorded):
             a penalty, over a batch at most this many times its usual norm, which the buffer ``usual_gradient`` holds
             (see :func:`timm_stn.modules.gradients.attach_penalty`).
         jitter: In training mode, glimpses start at random places near where they would: moved along each axis by at
-            most this share of their half-width, and enlarged or shrunk by at most this share.
+            most this share of their half-width, and enlarged or shrunk by a factor of at most 1 plus this share.
         freeze_steps: In the first so many backward passes in training mode, parameters of the localization network get
             gradients of zero. They are counted in the buffer ``backward_passes``.
         **localization_settings: Passed to the localization network (``channels``, ``hidden``, ``depth``).
@@ -284,6 +284,8 @@ class SpatialTransformer(Recorded):
         Each iteration after the first looks through the pose so far, and moves it by what it sees there.
         """
         found = self._regress(x, localize)
+        if found.energy is not None and self.transform.has_density:
+            found = found._replace(params=found.params + self.transform.params_of(found.energy).unsqueeze(1))
         base = self._start(found)
         start = pose_at(base, self.transform, self._base_is_identity)
         pose = start.then(self.transform, found.params.flatten(0, 1))
@@ -297,11 +299,18 @@ class SpatialTransformer(Recorded):
         params, energy, start = _regressed(localize(x))
         params = self._held(params).reshape(-1, self.glimpses, self.transform.num_params)
         params = params.to(coordinate_dtype(params.dtype))
+        if start is not None and not self.transform.linear:
+            raise ValueError(f'a start is for families with a matrix, got one for {self.transform.name!r}')
         if energy is not None:
+            self._check_energy()
             energy = energy.detach().to(params.dtype)
-            if self.transform.has_density:
-                params = params + self.transform.params_of(energy).unsqueeze(1)
         return Regressed(params, energy, start)
+
+    def _check_energy(self) -> None:
+        can_start = self.transform.linear or not self._base_is_identity
+        if self.transform.ndim != 2 or not (can_start or self.transform.has_density):
+            raise ValueError('an energy is for images, and for families with a matrix, a scale below 1, or a density; '
+                             f'got one for {self.transform.name!r} of scale {self.scale}')
 
     def _start(self, found: Regressed) -> Tensor:
         """Where glimpses start: (N * G, d, d + 1)."""
@@ -353,6 +362,8 @@ class SpatialTransformer(Recorded):
         if energy is not None and self._finds_places:
             least, most = self.scales
             middle = torch.zeros_like(self.base[:1, :2, -1])
+            centers = inside.map_points(middle).reshape(-1, self.glimpses, 2)
+            energy = left_by_others(energy, centers.detach(), half.reshape(-1, self.glimpses, 1))
             center, share = places(energy, middle, (least / most, 1.0), self.training)
             share = torch.maximum(share[:, 0], (least / half).clamp(max=1))  # (N * G, 1): together not below the least
             half = half * share

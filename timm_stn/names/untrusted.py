@@ -27,7 +27,7 @@ RUNTIME = (  # arguments of timm's factory and of loading, which a config must n
     'kwargs_filter', 'pruned', 'scriptable', 'exportable', 'no_jit', 'device', 'dtype', 'name', 'base',
 )
 TYPED = ('features_only', 'out_indices', 'feature_cls', 'device', 'dtype')  # a user may add these to a config
-DEPTH, VALUES, LENGTH = 6, 4096, 1000  # limits of model_args: nesting, number of values, characters of a string
+DEPTH, VALUES, LENGTH = 7, 4096, 1000  # limits of model_args: nesting, number of values, characters of a string
 LARGEST = 2 ** 20  # largest integer; stn_ arguments have their own limits
 SIDE = 2 ** 13  # pixels of a side
 SLACK = 2 ** 28  # elements allowed beyond four times those of the checkpoint: for more classes or channels

@@ -191,6 +191,7 @@ class StnArguments:
             'stn_scale=1': settings.scales == (1, 1), 'stn_glimpses=1': self.glimpses == 1,
             'stn_iterations=1': settings.iterations == 1, "stn_join='mean'": self.join == 'mean',
             "stn_towers='shared'": self.towers == 'shared',
+            'stn_bound not to be True': settings.bound is not True,
             'stn_transform with a matrix': get_transform(settings.transform).linear}
         for name, is_so in needed.items():
             if not is_so:

@@ -17,8 +17,9 @@ from ..modules.poses import Poses
 from ..modules.saliency import Saliency
 from ..modules.settings import TransformerSettings
 from ..modules.spatial_transformer import SpatialTransformer
+from ..modules.trial import trial_forward
 from .arguments import InputTransformer, StnArguments
-from .stages import feature_infos, resolve_stage, stage_layouts
+from .stages import feature_infos, name_of, resolve_stage, stage_layouts
 from .timm_model import Nest, Placement, TimmModel
 
 __all__ = ['Glance', 'make_input_transformer', 'resolve_auto']
@@ -110,11 +111,8 @@ def _make_glancing(
         asked = arguments.settings(planned.stage).localization
         raise ValueError(str(error).replace('stn_stages', f'stn_localization={asked!r}', 1)) from None
     scales = settings.scales
-    has_density = get_transform(settings.transform).has_density
-    if planned.is_salient and (scales[0] >= 1) != has_density:
-        raise ValueError(
-            f"stn_localization='saliency:{planned.features_of}' is for glimpses, or to zoom: stn_scale must be "
-            + ('1' if has_density else 'below 1') + f' with stn_transform={settings.transform!r}, got {scales[0]}.')
+    if planned.is_salient:
+        _check_salient(arguments, planned)
     plain = {**vars(settings), 'scale': scales[0], 'localization': nn.Identity()}  # which is replaced below
     stn = SpatialTransformer(input_size[0], input_size[1:], **plain, **new)
     make = Saliency if planned.is_salient else Localization
@@ -124,6 +122,17 @@ def _make_glancing(
         size=settings.localization_size, lr_scale=settings.lr_scale, **dd)
     stn.stage = planned.stage
     return stn, Glance(index, size, planned.learns, arguments.whole)
+
+
+def _check_salient(arguments: StnArguments, planned: InputTransformer) -> None:
+    settings = planned.settings
+    zooms = get_transform(settings.transform).has_density
+    fits = settings.scales == (1, 1) and arguments.glimpses == 1 if zooms else settings.scales[0] < 1
+    if not fits:
+        needed = 'stn_scale must be 1, stn_glimpses 1,' if zooms else 'stn_scale must be below 1'
+        raise ValueError(
+            f"stn_localization='saliency:{planned.features_of}' is for glimpses, or to zoom: {needed} with "
+            f'stn_transform={settings.transform!r}; got {settings.scale!r}, {arguments.glimpses}.')
 
 
 def _make_searching(
@@ -141,6 +150,12 @@ def _make_searching(
     plain = {**vars(settings), 'localization': nn.Identity(), 'localization_size': None}
     stn = SpatialTransformer(input_size[0], input_size[1:], **plain, **new)
     stn.localization = Orbit(poses, stn.transform.num_params, shown)
+    if shown is not None:
+        try:
+            trial_forward(backbone, (input_size[0], *shown))
+        except Exception as error:
+            raise ValueError(f'stn_localization_size={size!r}: {name_of(backbone)} takes no pictures of this size: '
+                             f'{error}') from None
     return stn
 
 

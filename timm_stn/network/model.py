@@ -199,7 +199,7 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         if self.stn is None:
             raise ValueError("look needs a transformer at the input; this model's are at "
                              f'{list(self._stage_names)}: see spatial_transformers().')
-        return self.stn.look(x, self._localize if self._asks_itself else None)
+        return self.stn.look(x, self._localize if self.asks_itself else None)
 
     @contextmanager
     def record_thetas(self) -> Iterator[dict[str, Tensor]]:
@@ -244,9 +244,9 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         return cast('tuple[int, int]', as_sides(self.arguments.size or tuple(x.shape[2:])))
 
     @property
-    def _asks_itself(self) -> bool:
+    def asks_itself(self) -> bool:
         """Whether the backbone tells where to look: by its features, or by its answers."""
-        return self.glance is not None or isinstance(cast(SpatialTransformer, self.stn).localization, Orbit)
+        return self.glance is not None or (self.stn is not None and isinstance(self.stn.localization, Orbit))
 
     def _answer(self, x: Tensor) -> Tensor:
         """The backbone's logits for images of one stream, as in evaluation."""
@@ -268,7 +268,7 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         self._check_aspect(x)
         if self.stn is None:
             return x
-        if not self._asks_itself:
+        if not self.asks_itself:
             seen = self.stn(x)
         else:
             seen, theta = self.look(x)  # (N, [G,] C, h, w), (N, [G,] ...)

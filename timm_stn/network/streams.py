@@ -27,7 +27,7 @@ class StreamsNetwork(TimmWrapper):
         streams: Number S of images.
         join: ``mean`` of what the streams give, or ``concat`` of their features.
         drop: In training, the share of images that one stream alone answers, drawn for each image: each stream learns
-            to answer (modality dropout, Neverova et al. 2015, arXiv:1501.00102).
+            to answer (modality dropout, Neverova et al. 2015, arXiv:1501.00102). Features of an extractor stay whole.
         dd: Device and dtype of new layers.
 
     Shape:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..modules.gradients import lattice_of_glimpse
+from ..modules.orbit import Orbit
 from ..modules.spatial_transformer import SpatialTransformer
 
 __all__ = ['Dependence', 'Witness', 'advice', 'dependence', 'tell', 'witnessing']
@@ -81,6 +82,8 @@ class Witness:
         """Record a forward pass; theta is (N, ...) or (N, G, ...), detached."""
         if stn.training:
             self._trained = True
+            return
+        if isinstance(stn.localization, Orbit):  # of which it is the point to leave upright images as they are
             return
         if theta.is_meta or len(theta) == 0 or getattr(stn, '_is_replica', False):
             return

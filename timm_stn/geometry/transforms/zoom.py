@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..autocast import full_precision
 from ..grid import centers
 from .base import Transform
 from .lattice import sides_of_lattice
@@ -57,15 +58,15 @@ class Zoom(Transform):
         rows. A mass of zero everywhere, or one that is not finite, gives the identity.
         """
         found = []
-        for n, axis in ((self.columns, 1), (self.rows, 2)):
-            share = mass.mean(axis) @ _parts(mass.shape[3 - axis], n, mass)  # (N, n)
-            share = share @ _smoothing(n, mass)
-            mean = share.mean(1, keepdim=True)
-            usable = (mean > 0) & (mean < math.inf)
-            density = torch.where(usable, EVEN + (1 - EVEN) * share / torch.where(usable, mean, 1), 1)
-            log = density.log()
-            found.append(log - log.mean(1, keepdim=True))
-        return _unbounded(torch.cat(found, 1))
+        with full_precision(mass):
+            for n, axis in ((self.columns, 1), (self.rows, 2)):
+                share = mass.mean(axis) @ _parts(mass.shape[3 - axis], n, mass) @ _smoothing(n, mass)  # (N, n)
+                mean = share.mean(1, keepdim=True)
+                usable = (mean > 0) & (mean < math.inf)
+                density = torch.where(usable, EVEN + (1 - EVEN) * share / torch.where(usable, mean, 1), 1)
+                log = density.log()
+                found.append(log - log.mean(1, keepdim=True))
+            return _unbounded(torch.cat(found, 1))
 
     def _map(self, params: Tensor, points: Tensor) -> Tensor:
         return self._along_axes(_Axis.source, params, points)
@@ -104,11 +105,11 @@ class _Axis(NamedTuple):
 
 def _axis(params: Tensor) -> _Axis:
     """Of one axis' parameters (N, n): n + 1 pieces, of which the first and last are half as wide, and even."""
-    n = params.shape[1]
     log = math.log(MOST) * (params / math.log(MOST)).tanh()
     log = torch.cat([log[:, :1], log, log[:, -1:]], 1)
     density = log.exp()
-    wide = params.new_tensor([1.0, *[2.0] * (n - 1), 1.0])[None]  # in units of 1 / n: exact
+    edge = torch.ones_like(params[:1, :1])
+    wide = torch.cat([edge, 2 * torch.ones_like(params[:1, 1:]), edge], 1)  # (1, n + 1), in units of 1 / n: exact
     pixels = wide * (density[:, :-1] + density[:, 1:]) / 2
     wide_into, wide_of = 2 * pixels / pixels.sum(1, keepdim=True), 2 * wide / wide.sum()
     into, of = (w.cumsum(1) - w - 1 for w in (wide_into, wide_of))
