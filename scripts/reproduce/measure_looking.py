@@ -3,15 +3,17 @@
 
     python scripts/reproduce/measure_looking.py split --data DIR --output FOLDER
     python scripts/reproduce/measure_looking.py find --birds FOLDER [--checkpoint FILE]
+    python scripts/reproduce/measure_looking.py pairs --birds FOLDER [--checkpoint FILE]
     python scripts/reproduce/measure_looking.py turn --birds FOLDER [--checkpoint FILE]
     python scripts/reproduce/measure_looking.py digits --data DIR [--held-back 5000]
 
 `split` unpacks DIR/cub200-2010/train.tar: every fifth image of each class is held back, in FOLDER/test, all others are
 in FOLDER/train. Choices are made on these; DIR's own test.tar is for the last figure. `find` pastes birds onto canvases
-of twice their side, at several scales, and looks for them. `turn` turns birds, `digits` MNIST digits, by any angle;
-corners show the reflected image, or black. FOLDER has a folder of images per class. Without `--checkpoint`, the network
-is `stn_tf_efficientnet_lite0_cub2010`; with it, a checkpoint of timm's train.py for tf_efficientnet_lite0. Each prints
-a table in Markdown; its standard errors are those of the number of images, of `digits` those over seeds.
+of twice their side, at several scales, and looks for them; `pairs` pastes two, for two glimpses. `turn` turns birds,
+`digits` MNIST digits, by any angle; corners show the reflected image, or black. FOLDER has a folder of images per
+class. Without `--checkpoint`, the network is `stn_tf_efficientnet_lite0_cub2010`; with it, a checkpoint of timm's
+train.py for tf_efficientnet_lite0. Each prints a table in Markdown; its standard errors are those of the number of
+images, of `digits` those over seeds.
 """
 import argparse
 import math
@@ -64,17 +66,22 @@ def load_birds(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     return images, torch.tensor([classes.index(f.parent.name) for f in files])
 
 
+def resized(images: Tensor, side: int) -> Tensor:
+    if side <= images.shape[2]:
+        return shrink(images, (side, side))
+    return F.interpolate(images, (side, side), mode='bicubic', align_corners=False).clamp(-1, 1)
+
+
+def blurred(images: Tensor) -> Tensor:
+    """Canvases of twice the side, each of another image."""
+    return resized(F.interpolate(images.roll(1, 0), (7, 7), mode='area'), 2 * SIDE)
+
+
 def scatter(images: Tensor, scale: float, canvas: str) -> Tensor:
     """Birds at a scale, somewhere on a canvas of twice their side: grey, or another bird, blurred."""
     n, side, whole = len(images), round(2 * SIDE * scale), 2 * SIDE
-    if side <= SIDE:
-        small = shrink(images, (side, side))
-    else:
-        small = F.interpolate(images, (side, side), mode='bicubic', align_corners=False).clamp(-1, 1)
-    shown = torch.zeros(n, 3, whole, whole)
-    if canvas == 'blurred':
-        coarse = F.interpolate(images.roll(1, 0), (7, 7), mode='area')
-        shown = F.interpolate(coarse, (whole, whole), mode='bicubic', align_corners=False).clamp(-1, 1)
+    small = resized(images, side)
+    shown = blurred(images) if canvas == 'blurred' else torch.zeros(n, 3, whole, whole)
     place = random.Random(0)
     for i in range(n):
         top, left = place.randint(0, whole - side), place.randint(0, whole - side)
@@ -137,6 +144,34 @@ def find(args: argparse.Namespace) -> None:
             cells += [f'{ratio.mean():.2f} ± {ratio.std():.2f}',
                       f'{100 * within(theta, scattered, images, scale):.0f}', percent(torch.cat(right))]
         show_row(canvas, scale, *cells)
+
+
+def pairs(args: argparse.Namespace) -> None:
+    images, _ = load_birds(Path(args.birds), args.count)
+    scattered, middles = two_each(images, args.scale)
+    net = birds_network(
+        args.checkpoint, img_size=2 * SIDE, stn_size=args.side, stn_transform='translation', stn_scale=0.5,
+        stn_glimpses=2, stn_localization=f'saliency:{args.stage}')
+    with torch.inference_mode():
+        theta = torch.cat([net.look(x)[1] for x in scattered.split(16)])  # (N, 2, 2, 3)
+    near = ((theta[:, :, None, :, 2] - middles[:, None]).abs() < args.scale).all(3)  # (N, glimpses, birds)
+    show_row('birds in the picture of some glimpse, %', 'both birds, %')
+    show_row('---', '---')
+    show_row(f'{100 * near.any(1).double().mean():.0f}', percent(near.any(1).all(1)))
+
+
+def two_each(images: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Two birds side by side or one above the other, apart, on a blurred canvas, and their middles (N, 2, 2), xy."""
+    side, whole, place = round(2 * SIDE * scale), 2 * SIDE, random.Random(0)
+    shown, small, middles = blurred(images), resized(images, side), []
+    for i in range(len(images)):
+        corners = [(0, 0), (0, 0)]  # (top, left)
+        while max(abs(a - b) for a, b in zip(*corners)) < side:
+            corners = [(place.randint(0, whole - side), place.randint(0, whole - side)) for _ in range(2)]
+        for (top, left), bird in zip(corners, (small[i], small[i - 2])):
+            shown[i, :, top:top + side, left:left + side] = bird
+        middles.append([[(2 * left + side) / whole - 1, (2 * top + side) / whole - 1] for top, left in corners])
+    return shown, torch.tensor(middles)
 
 
 def within(theta: Tensor, scattered: Tensor, images: Tensor, scale: float) -> float:
@@ -233,6 +268,7 @@ def main(argv: Iterable[str] | None = None) -> None:
 
     command(split, data=..., output=...)
     command(find, birds=..., checkpoint=None, count=160, side=192, stage=3, least=0.25, looks=[1, 2])
+    command(pairs, birds=..., checkpoint=None, count=160, side=192, stage=3, scale=0.375)
     command(turn, birds=..., checkpoint=None, count=240, poses=[4, 8], pictures=[224, 160])
     command(digits, data=..., held_back=0, seeds=3, epochs=3, poses=[8, 16, 32])
     args = parser.parse_args(None if argv is None else list(argv))

@@ -64,6 +64,17 @@ def test_a_birds_centre_is_within_it(canvas, scale):
         assert measure_looking.within(theta, scattered, images, scale) == 0
 
 
+def test_two_birds_are_apart():
+    images = torch.full((3, 3, 224, 224), 0.9)
+    images[1] = -0.9
+    scattered, middles = measure_looking.two_each(images, 0.375)
+    assert middles.shape == (3, 2, 2) and (middles[:, 0] - middles[:, 1]).abs().amax(1).min() >= 2 * 168 / 448
+    for i in range(3):
+        for bird, (x, y) in zip((i, i - 2), middles[i]):
+            row, column = (int((c + 1) * 224) for c in (y, x))
+            assert (scattered[i, :, row, column] - images[bird, 0, 0, 0]).abs().max() < 1e-3
+
+
 def test_birds_are_turned_by_the_angle():
     x = torch.zeros(1, 1, 9, 9)
     x[0, 0, 4, 8] = 1.0  # on the right
@@ -85,6 +96,9 @@ def test_tables_are_printed(birds, monkeypatch, capsys):
     measure_looking.main(['find', '--birds', str(birds / 'train'), '--count', '4', '--side', '64', '--looks', '1', '2'])
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 + 3 and all(row.count('|') == 1 + 3 + 2 * 3 for row in rows)
+    measure_looking.main(['pairs', '--birds', str(birds / 'train'), '--count', '4', '--side', '64'])
+    share, both = capsys.readouterr().out.splitlines()[2].split('|')[1:3]
+    assert 0 <= float(both.split('±')[0]) <= float(share) <= 100
     measure_looking.main(['turn', '--birds', str(birds / 'train'), '--count', '4', '--poses', '4', '--pictures', '32'])
     rows = capsys.readouterr().out.splitlines()
     assert [row.split('|')[1].strip() for row in rows[2:]] == ['as it is', 'orbit:4, pictures of 32']
