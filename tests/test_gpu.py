@@ -727,8 +727,10 @@ def from_the_host(**kwargs):
 @needs_cuda
 @pytest.mark.parametrize('opt', [torch.optim.AdamW, torch.optim.SGD])
 @pytest.mark.parametrize('kwargs', [
-    *(pytest.param(dict(stn_transform=t), id=t) for t in ('affine', 'projective', 'tps', 'diffeomorphic')),
-    from_the_host(stn_glimpses=2, stn_scale=0.5, stn_transform='translation', stn_localization='conv'),
+    *(pytest.param(dict(stn_transform=t), id=t) for t in ('affine', 'projective', 'tps', 'diffeomorphic', 'zoom')),
+    dict(stn_glimpses=2, stn_scale=0.5, stn_transform='translation', stn_localization='conv'),
+    dict(stn_scale=[0.3, 0.9], stn_localization='saliency:0', stn_iterations=2),
+    dict(stn_transform='zoom', stn_localization='saliency:0'),
     from_the_host(stn_antialias=True),
 ])
 def test_a_training_step_does_not_wait_for_the_device(kwargs, opt):

@@ -13,7 +13,7 @@ __all__ = ['Saliency', 'energy_of', 'left_by_others', 'places']
 POWER = 3  # of the energy: less, and the background widens glimpses; more, and they shrink to a bird's head
 WINDOW = 1.0  # standard deviation, as a share of the largest half-width
 APART = 1.0  # and that of what a glimpse takes from those after it, as a share of its half-width
-WIDE = 1.25  # so that pictures of half and of three quarters of the image's side are met
+WIDE = 1.4  # so that three quarters of the image's side are met, and the whole is hardly cut
 
 
 class Saliency(Localization):
@@ -58,7 +58,7 @@ def places(
     They go by a power of the energy. The first is where a Gaussian window holds the most of it, at the centre of mass
     within; so is each of the others, in what the glimpses before it leave.
 
-    Where the scale may vary, a glimpse is 1.25 times as wide as a square with the same standard deviation as the energy
+    Where the scale may vary, a glimpse is 1.4 times as wide as a square with the same standard deviation as the energy
     along its wider axis: times the square root of three. So in evaluation; in training it is the largest, since there
     random crops have shown things larger than they will be seen already (Touvron et al. 2019, FixRes).
 
