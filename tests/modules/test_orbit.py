@@ -89,6 +89,13 @@ def test_wrong_arguments(arguments, words):
         timm_stn.canonicalize(Compass(), torch.zeros(1, 1, 2, 2, 2))
 
 
+def test_what_is_no_classifier_is_refused():
+    with pytest.raises(ValueError, match='model must be a classifier, .* got a list'):
+        timm_stn.canonicalize(timm.create_model('test_resnet', features_only=True), images(), 2)
+    with pytest.raises(ValueError, match=r'model must be a classifier, .* got shape \(2, 3, 64, 64\)'):
+        timm_stn.canonicalize(nn.Identity(), images(), 2)
+
+
 def test_a_model_in_training_is_asked_as_in_evaluation():
     model = timm.create_model('test_resnet').train()
     before = model.bn1.running_mean.clone()

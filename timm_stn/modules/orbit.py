@@ -114,7 +114,7 @@ def canonicalize(
         thetas: Number of rotations, evenly spaced over the full turn; or matrices (M, 2, 3), from output to source
             coordinates, xy in [-1, 1] (``align_corners=False``).
         size: Side(s) of the pictures that are compared. Default: those of the images.
-        prior: The identity wins unless another pose's largest logit is larger by more than this.
+        prior: The identity wins, if it is among the poses, unless another pose's largest logit is larger by more.
         padding_mode: What is outside an image: ``border``, ``zeros``, ``reflection``.
 
     Returns:
@@ -136,7 +136,11 @@ def canonicalize(
     shown = None if size is None else cast('tuple[int, int]', sides_of(size, 2, 'size'))
 
     def ask(x: Tensor) -> Tensor:
-        return as_in_evaluation(model, x, lambda: model(x))
+        logits = as_in_evaluation(model, x, lambda: model(x))
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            got = f'shape {tuple(logits.shape)}' if isinstance(logits, Tensor) else f'a {type(logits).__name__}'
+            raise ValueError(f'model must be a classifier, which gives logits (N, classes), got {got}')
+        return logits
 
     theta = most_certain(ask, images, poses, sampling, look_size, shown, prior)
     return sampling.read(images, matrix_grid(theta, look_size)), theta

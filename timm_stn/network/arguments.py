@@ -132,7 +132,7 @@ class StnArguments:
         if INPUT not in self.stages or self.source(INPUT).kind != 'auto':
             return False
         settings = self.settings(INPUT)
-        return (settings.scales[0] < 1) != get_transform(settings.transform).has_density
+        return settings.scales[0] < 1 or get_transform(settings.transform).has_density
 
     @property
     def json(self) -> dict[str, object]:
