@@ -298,7 +298,7 @@ class TestPlacementPenalty:
         penalty = stn.placement_penalty(theta.squeeze(1))
         np.testing.assert_allclose(penalty, expected, rtol=1e-4, atol=1e-9)
 
-    @pytest.mark.parametrize('transform', [*PLANAR, 'affine3d'])
+    @pytest.mark.parametrize('transform', [*(name for name in PLANAR if name != 'zoom'), 'affine3d'])  # it stays inside
     def test_gradient_by_finite_differences(self, transform):
         size = (8,) * (3 if transform == 'affine3d' else 2)
         stn = SpatialTransformer(2, size, transform, 'linear', glimpses=2, scale=0.5, bound=False)
