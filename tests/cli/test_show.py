@@ -41,7 +41,7 @@ def test_show_glimpses_in_grey(photos, tmp_path, capsys):
                  '--output', tmp_path / 'g.png')
     assert len(lines) == 2 and lines[0]['answer'] in ('ant', 'bee', 'cat')
     thetas = np.array(lines[0]['theta'])
-    assert thetas.shape == (2, 2, 3) and thetas[0, 0, 2] < 0 < thetas[1, 0, 2]
+    assert thetas.shape == (2, 2, 3) and np.abs(thetas[0] - thetas[1]).max() > 0.1, 'two places'
     assert has_color(tmp_path / 'g.png', COLORS[0]) and has_color(tmp_path / 'g.png', COLORS[1])
 
 

