@@ -34,6 +34,7 @@ from torch import Tensor, nn
 import timm_stn
 from timm_stn.data import load_mnist
 from timm_stn.geometry.shrink import shrink
+from timm_stn.geometry.transforms import get_transform
 
 ARCHITECTURE = 'tf_efficientnet_lite0'
 SIDE = 224  # of the birds' pictures
@@ -79,14 +80,17 @@ def blurred(images: Tensor) -> Tensor:
 
 def scatter(images: Tensor, scale: float, canvas: str) -> Tensor:
     """Birds at a scale, somewhere on a canvas of twice their side: grey, or another bird, blurred."""
-    n, side, whole = len(images), round(2 * SIDE * scale), 2 * SIDE
-    small = resized(images, side)
-    shown = blurred(images) if canvas == 'blurred' else torch.zeros(n, 3, whole, whole)
-    place = random.Random(0)
-    for i in range(n):
-        top, left = place.randint(0, whole - side), place.randint(0, whole - side)
-        shown[i, :, top:top + side, left:left + side] = small[i]
+    side = round(2 * SIDE * scale)
+    shown = blurred(images) if canvas == 'blurred' else torch.zeros(len(images), 3, 2 * SIDE, 2 * SIDE)
+    for canvas_of_one, bird, (top, left) in zip(shown, resized(images, side), corners_of(len(images), side)):
+        canvas_of_one[:, top:top + side, left:left + side] = bird
     return shown
+
+
+def corners_of(count: int, side: int) -> list[tuple[int, int]]:
+    """Where scattered birds of a side have their corners, (top, left)."""
+    place, room = random.Random(0), 2 * SIDE - side
+    return [(place.randint(0, room), place.randint(0, room)) for _ in range(count)]
 
 
 def birds_network(checkpoint: str | None, **arguments: Any) -> Any:
@@ -176,16 +180,15 @@ def two_each(images: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 def within(theta: Tensor, scattered: Tensor, images: Tensor, scale: float) -> float:
     """The share of glimpses whose centre is within the bird's picture."""
-    side, whole, place = round(2 * SIDE * scale), 2 * SIDE, random.Random(0)
-    corners = [(place.randint(0, whole - side), place.randint(0, whole - side)) for _ in images]  # (top, left)
+    side, whole = round(2 * SIDE * scale), 2 * SIDE
+    corners = corners_of(len(images), side)
     middle = torch.tensor([[(2 * left + side) / whole - 1, (2 * top + side) / whole - 1] for top, left in corners])
     return float(((theta[:, :, 2] - middle).abs() < scale).all(1).double().mean())
 
 
 def rotation(angles: Tensor) -> Tensor:
     """Matrices (N, 2, 3) that turn images by angles in radians."""
-    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    return torch.stack([cos, -sin, zero, sin, cos, zero], 1).reshape(-1, 2, 3)
+    return get_transform('rotation').matrix(angles[:, None])
 
 
 def turn(args: argparse.Namespace) -> None:
