@@ -33,6 +33,7 @@ FOREIGN = {  # what else the lower ones may import, beside the standard library
     'modules': {'torch'},
     'modules/timm_body.py': {'torch', 'timm'},
     'data': {'torch'},
+    'data/svhn.py': {'torch', 'PIL', 'h5py'},
 }
 
 

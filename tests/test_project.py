@@ -76,7 +76,8 @@ def test_what_is_imported_but_only_an_extra_comes_with_timm():
                 there.add(normal(requirement))
                 pending += [normal(requirement)] if normal(requirement) == 'torchvision' else []
     every = set().union(*map(imported, (ROOT / 'timm_stn').rglob('*.py')))
-    assert every - DEPENDENCIES <= there
+    late = {'h5py'}  # only where SVHN's files are read, with a message that names the extra
+    assert every - DEPENDENCIES - late <= there
 
 
 def test_it_is_typed():

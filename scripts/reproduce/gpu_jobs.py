@@ -37,9 +37,17 @@ class Clock:
 
 
 class Places:
-    """The folders of the jobs and of their records."""
+    """The folders of the jobs and of their records.
 
-    def __init__(self, pack: Path, root: Path, smoke: bool = False) -> None:
+    Args:
+        pack: Holds the folders of the jobs.
+        root: Holds model_cards/ and docs/, with the records.
+        smoke: The jobs are rehearsals.
+        jobs: All that there are. Default: the queue.
+    """
+
+    def __init__(self, pack: Path, root: Path, smoke: bool = False, jobs: list[Job] | None = None) -> None:
+        self.jobs = queue() if jobs is None else jobs
         self.runs = pack / ('rehearsal' if smoke else 'runs')  # what is not collected yet
         self.finished = pack / 'finished'
         self.running = pack / '.running' / self.runs.name  # of this machine: it does not travel
@@ -49,15 +57,17 @@ class Places:
         """Jobs without a result, here or in the record; a rehearsal counts only its own results."""
         recorded = {line['name'] for line in read(self.root / RECORD) if not self.smoke}
         places = (self.runs,) if self.smoke else (self.runs, self.finished)
-        return [job for job in queue() if job.name not in recorded and fnmatch(job.name, only)
+        return [job for job in self.jobs if job.name not in recorded and fnmatch(job.name, only)
                 and not any((place / job.name / job.result).is_file() for place in places)]
 
     def worth_keeping(self) -> list[tuple[str, Path]]:
         """The files to return: small files of all jobs, then weights, then checkpoints, in the order of jobs."""
         found: list[tuple[int, str, Path]] = []
-        for job in queue():
+        for job in self.jobs:
             done = (self.runs / job.name / job.result).is_file()
-            names = {*job.keeps, job.result, ENVIRONMENT} | (set() if done else {job.checkpoint, LOG})
+            names = {*job.keeps, job.result, ENVIRONMENT} | (set() if done else {LOG})
+            if not done and job.returns:
+                names.add(job.checkpoint)
             for name in sorted(names):
                 path = self.runs / job.name / name
                 with suppress(FileNotFoundError):
@@ -76,7 +86,7 @@ class Places:
     def put_aside(self, recorded: bool = False) -> None:
         """Move finished jobs aside, because they need not be copied any more; optionally only recorded ones."""
         names = {line['name'] for line in read(self.root / RECORD)}
-        for job in queue():
+        for job in self.jobs:
             here, there = self.runs / job.name, self.finished / job.name
             done = (there / job.result).is_file()
             if not here.is_dir() or not (done or whole(here / job.result)) or (recorded and job.name not in names):
@@ -100,7 +110,7 @@ class Places:
         replace(self.root / LEARNING, self.learned())
         self.put_aside()
         recorded = read(self.root / RECORD)
-        new = [job for job in queue() if job.result.endswith('.json')
+        new = [job for job in self.jobs if job.result.endswith('.json')
                and (self.finished / job.name / job.result).is_file()
                and job.name not in {line['name'] for line in recorded}]
         replace(self.root / RECORD, [*recorded, *(self.line(job, self.finished / job.name) for job in new)])
@@ -133,7 +143,7 @@ def copy_new(source: str, target: str) -> None:
 class Queue:
     """Run jobs side by side, as many as there are cores, until the time is over."""
 
-    def __init__(self, places: Places, jobs: Iterable[Job], output: Path, env: dict[str, str], clock: Clock,
+    def __init__(self, places: Places, jobs: Iterable[Job], output: Path | None, env: dict[str, str], clock: Clock,
                  paths: dict[str, Path], device: str, cores: int | None, environment: Line) -> None:
         self.places, self.todo, self.output, self.env, self.clock = places, list(jobs), output, env, clock
         self.paths, self.device, self.environment = paths, device, environment
@@ -219,8 +229,8 @@ class Queue:
             print(f'{name} ended, {self.clock.left():.0f} s left', told(folder / job.result), flush=True)
 
     def copy(self) -> list[str]:
-        """Write the files of jobs to the returned folder; returns the names of files without room."""
-        return gpu_files.write(self.output, self.places.worth_keeping())
+        """Write the files of jobs to the returned folder, if there is one; returns the names of files without room."""
+        return [] if self.output is None else gpu_files.write(self.output, self.places.worth_keeping())
 
 
 def workers() -> int:

@@ -7,6 +7,8 @@ processes, and {left} the remaining seconds.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cells import SEEDS, Cell, cells
+
 
 class Job(NamedTuple):
     """A job; it resumes from the files in its folder."""
@@ -19,6 +21,7 @@ class Job(NamedTuple):
     checkpoint: str = 'checkpoint.pt'  # comes back, too, of a job that is not finished
     cores: int = 1
     smoke: tuple[str, ...] = ('--epochs', '1')  # arguments that make it tiny
+    returns: bool = True  # whether its checkpoint is small enough to come back
     partly: bool = False  # is of use also where it is cut off, and so starts whatever time is left
 
     @property
@@ -46,26 +49,17 @@ def cards() -> Iterator[Job]:
             yield Job(f'card-{kind}-{seed}', command, 60, ('mnist',), keeps=WEIGHTS)
 
 
-def table1() -> Iterator[Job]:
-    """The networks and sets of the paper's Table 1, about 400,000 parameters each, with the settings of `tune`."""
-    recipe = ('--epochs', '40', '--ema-decay', '0.999', '--weight-decay', '0.1')
-    widths = {  # of the plain networks, and of those behind a transformer
-        'RTS': (('channels=[64,128]', 'hidden=200'), ('channels=[64,128]', 'hidden=370'), ('stn_size=24',)),
-        'TC': (('channels=[48,112]', 'hidden=108'), ('channels=[60,120]', 'hidden=270'), ('stn_size=28',))}
-    square = (('channels=[64,128]', 'hidden=350'), ('channels=[64,128]', 'hidden=340'), ())
-    for seed in range(3):
-        for kind in ('R', 'RTS', 'P', 'E', 'TC'):
-            plain, behind, size = widths.get(kind, square)
-            for transform in ('none', 'affine', 'projective', 'tps'):
-                for i, name in enumerate(('cnn', 'fcn')):
-                    model, kwargs = f'mnist_{name}', (plain[i],)
-                    if transform != 'none':
-                        model = f'stn_{model}'
-                        kwargs = (behind[i], *size, f'stn_transform={transform}', 'stn_iterations=2')
-                        name = f'st-{name}-{transform}'
-                    command = train_mnist('--model', model, '--model-kwargs', *kwargs, '--set', kind, *recipe,
-                                          '--seed', str(seed))
-                    yield Job(f'table1-{kind}-{name}-{seed}', command, 60 if transform == 'none' else 165, ('mnist',))
+def paper(*experiments: str) -> Iterator[Job]:
+    """The experiments of cells.py, of all cells the first seed first."""
+    chosen = [cell for cell in cells() if cell.experiment in experiments and cell.recipe == 'modern']
+    for seed in range(SEEDS):
+        yield from (job_of(cell, seed) for cell in chosen)
+
+
+def job_of(cell: Cell, seed: int) -> Job:
+    """The run of a cell with a seed."""
+    return Job(f'{cell.name}-{seed}', (*cell.command, '--seed', str(seed)), cell.seconds, (cell.part,),
+               keeps=WEIGHTS if seed in cell.weights else WEIGHTS[:2], returns=cell.returns, smoke=cell.smoke)
 
 
 def tune() -> Iterator[Job]:
@@ -93,6 +87,25 @@ def tune() -> Iterator[Job]:
                           smoke=('--epochs', '1', '--held-back', '20'))
 
 
+def tune_addition() -> Iterator[Job]:
+    """Tuning of addition with two transformers, on held-out digits: one change at a time, then some together."""
+    large, twice = 'stn_localization=conv:channels=32,hidden=64', 'stn_iterations=2'
+    many = {'epochs': 128, 'batch-size': 512, 'lr': 0.003}
+    tried: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
+        'base': ((), {}), 'large': ((large,), {}), 'twice': ((twice,), {}), 'both': ((large, twice), {}),
+        'fc': (('stn_localization=fc',), {}), 'high-rate': ((large,), {'lr': 0.005}), 'batch': ((large,), many),
+        'batch-both': ((large, twice), many), 'fast-theta': ((large, 'stn_lr_scale=30.0'), {}),
+        'slow-theta': ((large, 'stn_lr_scale=3.0'), {}), 'wide': ((large, 'stn_size=32', 'hidden=100'), {}),
+        'no-decay': ((large,), {'weight-decay': 0.}), 'tiles': ((large, 'stn_scale=0.6', 'stn_bound=False'), {})}
+    for name, (kwargs, recipe) in tried.items():
+        base = {'epochs': 64, 'batch-size': 256, 'lr': 0.002, 'ema-decay': 0.999, 'weight-decay': 0.1, **recipe}
+        options = [word for option, value in base.items() for word in (f'--{option}', str(value))]
+        command = train_mnist(
+            '--model', 'stn_mnist_fcn', '--model-kwargs', 'hidden=155', 'stn_size=24', 'stn_glimpses=2',
+            'stn_join=channels', *kwargs, '--set', 'ADD', *options, '--held-back', '5000')
+        yield Job(f'tune-ADD-{name}', command, 150, ('mnist',), smoke=('--epochs', '1', '--held-back', '20'))
+
+
 def birds() -> Iterator[Job]:
     """The runs of train_birds.sh; the weights of the card's network come back for the first seed."""
     for name in BIRDS:
@@ -115,4 +128,5 @@ def learning() -> Iterator[Job]:
 
 
 def queue() -> list[Job]:
-    return [*cards(), *tune(), *birds(), *table1(), *learning()]
+    return [*cards(), *tune_addition(), *paper('sequences', 'placement', 'addition', 'co-localisation', 'volumes'),
+            *paper('distorted-mnist'), *tune(), *birds(), *learning()]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a timm model on one of the paper's distorted MNIST sets, distorted anew in each epoch.
+"""Train a timm model on one of the paper's sets of MNIST digits, made anew in each epoch.
 
     python scripts/train/train_mnist.py --model stn_mnist_cnn --model-kwargs stn_size=28 --set RTS --output runs/rts
 
@@ -16,7 +16,9 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +31,24 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, ParseKwargs
 from torch import Tensor, nn
 from torch.nn import functional as F
+from volume_net import VOLUME_NETS, VolumeNet
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
-from timm_stn.data import DISTORTIONS, distort, load_mnist, test_set
+from timm_stn.data import TASKS, load_mnist
+from timm_stn.data.tasks import batches_of
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
 
 MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph')  # between the starts of one run
+AT_ONCE, KEPT = 2 ** 23, 2 ** 29  # numbers in a batch of test images, and in all of them that are kept
 Digits = tuple[Tensor, Tensor]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Train a timm model on distorted MNIST.')
+    parser = argparse.ArgumentParser(description='Train a timm model on sets made of MNIST.')
     add = parser.add_argument
-    add('--model', default='mnist_cnn', help='any registered timm model (default: %(default)s)')
+    add('--model', default='mnist_cnn', help='a registered timm model, or of volume_net.py (default: %(default)s)')
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='arguments of the model')
-    add('--set', default='RTS', choices=list(DISTORTIONS), help='distortion (default: %(default)s)')
+    add('--set', default='RTS', choices=list(TASKS), help='see timm_stn.data.tasks (default: %(default)s)')
     add('--output', required=True, type=lambda text: str(place_of_folder(text)),
         help='folder of the run; resumes where it holds a checkpoint')
     add('--data', help='folder with MNIST (default: the environment variable TIMM_STN_DATA)')
@@ -54,7 +59,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--lr', type=float, default=2e-3, help='peak learning rate (default: %(default)s)')
     add('--momentum', type=float, default=0.9)
     add('--weight-decay', type=float, default=0.)
-    add('--warmup-epochs', type=float, default=0.5, help='linear warm-up before the cosine (default: %(default)s)')
+    add('--schedule', default='cosine', choices=['cosine', 'step'],
+        help='of the learning rate; step: a tenth of it after each third of the epochs, as in the paper '
+             '(default: %(default)s)')
+    add('--warmup-epochs', type=float, default=0.5, help='linear warm-up before that (default: %(default)s)')
     add('--clip-grad', type=float, help='largest norm of the gradient')
     add('--ema-decay', type=float, default=0., help='report averaged weights with this decay (default: no average)')
     add('--held-back', type=int, default=0, metavar='N',
@@ -64,20 +72,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--channels-last', action='store_true', help='memory format; often faster, on CPUs too')
     add('--threads', type=int, help='CPU threads')
     add('--device', default='cpu')
+    add('--amp', action='store_true', help='compute in bfloat16, by autocast')
     add('--no-cuda-graph', action='store_true', help='launch each operation of a step by itself on a CUDA device, too')
     return parser.parse_args(argv)
 
 
 def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training digits (N, 1, 28, 28), as bytes, and classes; distorted test digits and classes."""
+    """Digits (N, 1, 28, 28) to train on, as bytes, and their classes; then those to test on."""
     images, labels = load_mnist(args.data, 'train', args.download)
     if not args.held_back:
-        return images, labels, *test_set(args.set, args.data)
+        return images, labels, *load_mnist(args.data, 'test')
     if not 0 < args.held_back < len(images):
         raise SystemExit(f'--held-back {args.held_back}: there are {len(images)} training digits.')
     images, back = images[:-args.held_back], images[-args.held_back:].repeat(4, 1, 1, 1)
     labels, back_labels = labels[:-args.held_back], labels[-args.held_back:].repeat(4)
-    return images, labels, distort(back, args.set, torch.Generator().manual_seed(0)), back_labels
+    return images, labels, back, back_labels
+
+
+class TestSet:
+    """The images to test on, batch by batch: the same each time; kept, unless there are too many."""
+
+    def __init__(self, args: argparse.Namespace, digits: Tensor, labels: Tensor) -> None:
+        elements = TASKS[args.set].elements
+        most = 500 if torch.device(args.device).type == 'cpu' else 2500
+        size = max(1, min(most, AT_ONCE // elements))
+        self.again = partial(batches_of, args.set, digits, labels, batch_size=size, device=args.device)
+        self.kept = list(self.again()) if elements * len(digits) <= KEPT else None
+
+    def __iter__(self) -> Iterator[Digits]:
+        return iter(self.again() if self.kept is None else self.kept)
 
 
 class Run:
@@ -91,7 +114,8 @@ class Run:
         capturing = {} if args.no_cuda_graph else capture_arguments(args.opt, args.device)
         self.optimizer = create_optimizer_v2(
             self.model, args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum, **capturing)
-        factor = warmup_cosine(args.warmup_epochs * steps_per_epoch, args.epochs * steps_per_epoch)
+        schedule = warmup_cosine if args.schedule == 'cosine' else warmup_step
+        factor = schedule(args.warmup_epochs * steps_per_epoch, args.epochs * steps_per_epoch)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.total = torch.zeros((), device=args.device)  # loss of an epoch's digits so far
         self.history: list[dict[str, Any]] = []
@@ -130,9 +154,12 @@ class Run:
 
 
 def create_model(args: argparse.Namespace) -> nn.Module:
-    kwargs = {'in_chans': 1, 'num_classes': 10}
+    task = TASKS[args.set]
+    if args.model in VOLUME_NETS:
+        return VolumeNet(VOLUME_NETS[args.model], task.size, task.outputs, **args.model_kwargs).to(args.device)
+    kwargs = {'in_chans': task.channels, 'num_classes': task.outputs}
     if get_pretrained_cfg_value(args.model, 'fixed_input_size'):
-        kwargs['img_size'] = DISTORTIONS[args.set].size
+        kwargs['img_size'] = task.size
     model = timm.create_model(args.model, **{**kwargs, **args.model_kwargs}).to(args.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
@@ -148,10 +175,16 @@ def warmup_cosine(warmup: float, total: int) -> Callable[[int], float]:
     return factor
 
 
+def warmup_step(warmup: float, total: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        return min((step + 1) / (warmup + 1), 1) * 0.1 ** min(3 * step // total, 2)
+    return factor
+
+
 def draw(count: int, kind: str, generator: torch.Generator) -> Digits:
     """The order of an epoch's digits and their uniform random numbers, equal to those drawn batch by batch."""
     order = torch.randperm(count, generator=generator)
-    return order, torch.rand(count, DISTORTIONS[kind].draws, generator=generator)
+    return order, torch.rand(count, TASKS[kind].draws, generator=generator)
 
 
 def train_epoch(run: Run, digits: Digits, epoch: int) -> float:
@@ -172,14 +205,15 @@ def train_epoch(run: Run, digits: Digits, epoch: int) -> float:
 
 
 def train_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
-    """Distort the digits of `index` with uniform numbers `u`, and train on them.
+    """Make images of the digits of `index` with uniform numbers `u`, and train on them.
 
     A CUDA graph can hold this: nothing waits for the device, and no number in Python changes from step to step.
     """
-    images, labels = digits
-    size, _, apply = DISTORTIONS[run.args.set]
-    x = apply(images[index].float() / 255, u, size, images)
-    loss = F.cross_entropy(run.model(x), labels[index])
+    task = TASKS[run.args.set]
+    x, y = task.make(*digits, index, u)
+    with autocast(run.args):
+        logits = run.model(x)
+    loss = F.cross_entropy(logits.float().reshape(-1, task.classes), y.flatten())  # the mean over all answers
     run.optimizer.zero_grad()
     loss.backward()
     if run.args.clip_grad:
@@ -195,13 +229,22 @@ def eager_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
         run.ema.update(run.model, step=run.scheduler.last_epoch)
 
 
+def autocast(args: argparse.Namespace) -> AbstractContextManager[Any]:
+    return torch.autocast(torch.device(args.device).type, torch.bfloat16) if args.amp else nullcontext()
+
+
 @torch.inference_mode()
-def test_error(model: nn.Module, digits: Digits) -> float:
-    """Percentage of misclassified digits."""
+def test_error(model: nn.Module, images: Iterable[Digits]) -> float:
+    """Percentage of images of which not every answer is right."""
     model.eval()
-    batches = (part.split(500 if part.device.type == 'cpu' else 2500) for part in digits)
-    wrong = sum((model(x).argmax(dim=1) != y).sum() for x, y in zip(*batches, strict=True))
-    return 100 * int(wrong) / len(digits[1])
+    wrong = torch.cat([are_wrong(model(x), y) for x, y in images])
+    return 100 * int(wrong.sum()) / len(wrong)
+
+
+def are_wrong(logits: Tensor, classes: Tensor) -> Tensor:
+    """Whether any answer is wrong (N,), of the logits (N, outputs) and the classes, (N,) or (N, answers)."""
+    classes = classes.reshape(len(classes), -1)
+    return (logits.unflatten(1, (classes.shape[1], -1)).argmax(2) != classes).any(1)
 
 
 def write_epoch(run: Run, output: Path) -> None:
@@ -219,6 +262,7 @@ def write_result(run: Run, output: Path) -> None:
         'args': vars(run.args),
         'parameters': sum(p.numel() for p in run.model.parameters()),
         'test_error': run.history[-1]['test_error'],
+        'test_errors': [line['test_error'] for line in run.history],
         'train_loss': run.history[-1]['train_loss'],
         'seconds': [line['seconds'] for line in run.history],
         'device': torch.cuda.get_device_name(run.args.device) if run.total.is_cuda else run.args.device,
@@ -238,7 +282,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    images, labels, *held_out = (part.to(args.device) for part in digits_of(args))
+    images, labels, *test = (part.to(args.device) for part in digits_of(args))
+    held_out = TestSet(args, *test)
     run = Run(args, math.ceil(len(images) / args.batch_size))
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ class TestLocalization:
         ({'size': (4.5, 4)}, ValueError, r'localization_size must be 2 .*got \(4.5, 4\)'),
         ({'size': 4.0}, ValueError, 'localization_size must be 2 .*got 4.0'),
         ({'size': True}, ValueError, 'localization_size must be 2 .*got True'),
-        ({'hiden': 3}, TypeError, "'conv' takes channels and hidden, got hiden=3"),
+        ({'hiden': 3}, TypeError, "'conv' takes channels, hidden, depth, got hiden=3"),
         ({'kind': 'linear', 'hidden': 3}, TypeError, "'linear' takes no settings, got hidden=3"),
         ({'hidden': 0}, ValueError, "hidden of localization 'conv' must be a positive integer, got 0"),
         ({'lr_scale': 0}, ValueError, 'lr_scale must be .*got 0'),

@@ -124,7 +124,7 @@ def test_unknown_names(name, nearest):
 
 @pytest.mark.parametrize(('arguments', 'error', 'message'), [
     ({'stn_towers': 'joint'}, ValueError, r"stn_towers must be one of \('shared', 'separate'\), got 'joint'"),
-    ({'stn_join': 'sum'}, ValueError, r"stn_join must be one of \('mean', 'concat'\), got 'sum'"),
+    ({'stn_join': 'sum'}, ValueError, r"stn_join must be one of \('mean', 'concat', 'channels'\), got 'sum'"),
     ({'stn_target': 'inputs'}, ValueError, r"stn_target must be one of \('stage', 'input'\), got 'inputs'"),
     ({'stn_glimpses': 0}, ValueError, 'stn_glimpses must be a positive integer, got 0'),
     ({'stn_glimpses': '2'}, ValueError, "stn_glimpses must be a positive integer, got '2'"),

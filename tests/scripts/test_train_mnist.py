@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from cells import cells
 from makers import write_mnist
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
@@ -14,7 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from timm_stn.data import DISTORTIONS, distort, load_mnist
+from timm_stn.data import DISTORTIONS, TASKS, distort, load_mnist
+
+TRAIN = 'train/train_mnist.py'
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +65,10 @@ def test_files_and_resume(script, arguments, tmp_path, monkeypatch):
 def test_digits_that_are_held_back_are_those_that_are_tested_on(script, arguments, tmp_path):
     args = script.parse_args([*arguments, '--output', 'none', '--held-back', '15'])
     all_images, all_labels = load_mnist(tmp_path / 'data')
-    images, labels, canvases, classes = script.digits_of(args)
+    images, labels, *back = script.digits_of(args)
+    batches = list(script.TestSet(args, *back))
+    canvases, classes = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(canvases, distort(back[0], 'R', torch.Generator().manual_seed(0)))
     assert torch.equal(images, all_images[:55]) and torch.equal(labels, all_labels[:55])
     assert canvases.shape == (60, 1, 28, 28) and torch.equal(classes, all_labels[55:].repeat(4))
     assert len(canvases.unique(dim=0)) == 60
@@ -101,15 +107,15 @@ def make_run(script, *more, device='cpu', kind='RTS', model='stn_mnist_cnn'):
 
 @pytest.mark.parametrize('kind', list(DISTORTIONS))
 def test_draws_of_an_epoch_are_those_of_its_batches(script, kind):
-    images, _ = digits()
+    images, labels = digits()
     order, u = script.draw(len(images), kind, torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
     index = torch.randperm(len(images), generator=generator)
     assert torch.equal(order, index)
-    size, _, apply = DISTORTIONS[kind]
     for batch, numbers in zip(index.split(16), u.split(16), strict=True):
         expected = distort(images[batch], kind, generator, clutter=images)
-        assert torch.equal(apply(images[batch].float() / 255, numbers, size, images), expected)
+        made, classes = TASKS[kind].make(images, labels, batch, numbers)
+        assert torch.equal(made, expected) and torch.equal(classes, labels[batch])
 
 
 def test_average_is_that_of_timm(script):
@@ -117,7 +123,7 @@ def test_average_is_that_of_timm(script):
     run = make_run(script, '--model-kwargs', 'channels=(4, 4)')
     ours, timms = (ModelEmaV3(run.model, decay=0.9, use_warmup=True) for _ in range(2))
     for step in range(1, 5):
-        script.train_step(run, digits(16), torch.arange(16), torch.rand(16, DISTORTIONS['RTS'].draws))
+        script.train_step(run, digits(16), torch.arange(16), torch.rand(16, TASKS['RTS'].draws))
         average(ours, run.model, torch.tensor(1 - ours.get_decay(step)))
         timms.update(run.model, step=step)
         for key, value in timms.module.state_dict().items():
@@ -175,15 +181,26 @@ class Constants(TorchFunctionMode):
 ])
 def test_a_step_waits_for_no_device(script, kind, model, kwargs):
     """On meta tensors, which are not on the CPU, and have no values to wait for."""
-    run = make_run(script, '--model-kwargs', *kwargs, device='meta', kind=kind, model=model)
+    assert not waits_of_a_step(script, make_run(
+        script, '--model-kwargs', *kwargs, device='meta', kind=kind, model=model))
+
+
+def waits_of_a_step(script, run):
     run.model.train()
-    index, u = torch.arange(16, device='meta'), torch.rand(16, DISTORTIONS[kind].draws, device='meta')
+    index, u = torch.arange(16, device='meta'), torch.rand(16, TASKS[run.args.set].draws, device='meta')
     data, noted = digits(device='meta'), []
     for _ in range(2):  # before the first there is much to be made
         noted.clear()
         with Constants(noted), Waits(noted):
             script.train_step(run, data, index, u)
-    assert not noted
+    return noted
+
+
+@pytest.mark.parametrize('cell', [cell for cell in cells() if TRAIN in cell.command], ids=lambda cell: cell.name)
+def test_a_step_of_every_cell_waits_for_no_device(script, cell):
+    args = script.parse_args([*cell.command[1:], '--device', 'meta'])
+    args.amp, args.ema_decay = False, 0.  # which meta tensors do not know
+    assert not waits_of_a_step(script, script.Run(args, steps_per_epoch=5))
 
 
 def test_what_waits_is_noted():
@@ -259,7 +276,7 @@ def trained(script, run, steps=10):
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize('kind', ['RTS', 'TC', 'P', 'E'])
+@pytest.mark.parametrize('kind', ['RTS', 'TC', 'P', 'E', 'ADD', 'SEQ64'])
 def test_captured_steps_are_eager_steps(script, kind, monkeypatch):
     from cuda_step import work_on
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)

@@ -20,18 +20,16 @@ Each digit uses the same number of uniform draws, in order. With a generator on 
 depend on how a batch is split.
 """
 import math
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from timm_stn.data.mnist import load_mnist
 from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import get_transform, matrix_grid
 
-__all__ = ['DISTORTIONS', 'Distortion', 'distort', 'test_set']
+__all__ = ['DISTORTIONS', 'Distortion', 'distort']
 
 DIGIT = 28  # side of an MNIST image
 PATCHES, PATCH = 6, 6  # count and side of the clutter
@@ -70,32 +68,6 @@ def distort(
     device = torch.device('cpu') if generator is None else generator.device
     u = torch.rand(len(images), draws, generator=generator, device=device).to(images.device)
     return apply(_to_float(images), u, size, clutter)
-
-
-def test_set(
-        kind: str,
-        data: str | os.PathLike[str] | None = None,
-        seed: int = 0,
-        batch_size: int = 1000,
-) -> tuple[Tensor, Tensor]:
-    """The evaluation set of a kind: each of the 10,000 test digits distorted once, always in the same way.
-
-    All test errors of this project use this set with `seed=0`. Clutter is cut from the test digits. The result does not
-    depend on `batch_size`. Training must use another generator.
-
-    Args:
-        kind: One of `DISTORTIONS`.
-        data: MNIST's folder, see `load_mnist`.
-        seed: Seed of the distortions.
-        batch_size: Digits distorted at a time; affects only memory.
-
-    Returns:
-        Images (10000, 1, S, S) in [0, 1], and classes (10000,).
-    """
-    digits, labels = load_mnist(data, 'test')
-    generator = torch.Generator().manual_seed(seed)
-    batches = [distort(batch, kind, generator, clutter=digits) for batch in torch.split(digits, batch_size)]
-    return torch.cat(batches), labels
 
 
 def _to_float(digits: Tensor) -> Tensor:

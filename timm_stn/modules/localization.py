@@ -48,9 +48,13 @@ def _conv(
         size: tuple[int, ...],
         channels: int = 20,
         hidden: int = 20,
+        depth: int = 1,
         **dd: Any,
 ) -> tuple[nn.Module, int]:
-    """conv 5x5 - max pool - conv 5x5 - FC, as appendix A.4; 3x3 with padding on maps too small for that."""
+    """conv 5x5 - max pool - conv 5x5 - FC, as appendix A.4; 3x3 with padding on maps too small for that.
+
+    ``depth`` is that of the FC layers: two in appendix A.5.
+    """
     conv, pool = (nn.Conv2d, nn.MaxPool2d) if len(size) == 2 else (nn.Conv3d, nn.MaxPool3d)
     kernel, pad = (5, 0) if min(size) >= 14 else (3, 1)
     stride = 2 if min(size) >= 4 else 1
@@ -60,6 +64,8 @@ def _conv(
         conv(channels, channels, kernel, padding=pad, **dd), nn.ReLU(), nn.Flatten(),
         nn.Linear(channels * _numel(out), hidden, **dd),
     )
+    for _ in range(depth - 1):
+        body.extend([nn.ReLU(), nn.Linear(hidden, hidden, **dd)])
     return body, hidden
 
 
@@ -72,6 +78,7 @@ def _numel(size: Any) -> int:
 
 ON_FEATURES = ('shared', 'saliency')
 ORBIT = 'orbit'
+MOST = 8192  # of a setting that is part of a name, as it may be in a config that somebody else wrote
 WITH_NAME = ('timm', ORBIT, *ON_FEATURES)
 
 
@@ -85,7 +92,7 @@ class Body(NamedTuple):
 
 
 _BODIES: dict[str, Body] = {
-    'conv': Body(_conv, 64, sees_half=True, settings=('channels', 'hidden'), relu=True),
+    'conv': Body(_conv, 64, sees_half=True, settings=('channels', 'hidden', 'depth'), relu=True),
     'fc': Body(_fc, 64, settings=('hidden', 'depth'), relu=True),
     'linear': Body(_linear, 16),
     'moments': Body(_moments, 64),
@@ -100,7 +107,7 @@ def localization_names() -> list[str]:
 class Source(NamedTuple):
     """What regresses theta, as the argument ``localization`` names it: ``conv``, ``timm:resnet18``, ``saliency:3``."""
     kind: str
-    of: str = ''  # the architecture of ``timm``, the stage of ``shared`` and ``saliency``
+    of: str = ''  # the architecture of ``timm``, the stage of ``shared`` and ``saliency``, the settings of others
     poses: Poses | None = None  # of ``orbit``
 
     @property
@@ -116,6 +123,12 @@ class Source(NamedTuple):
     @property
     def is_timm(self) -> bool:
         return self.kind == 'timm'
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """Sizes of a network of ours: ``fc:hidden=32,depth=2``."""
+        pairs = self.of.split(',') if self.of and self.kind in _BODIES else []
+        return {name: int(value) for name, _, value in (pair.partition('=') for pair in pairs)}
 
     def check_alone(self, ndim: int) -> None:
         """Raise a ValueError where this is no network that can look at inputs of ``ndim`` dimensions by itself."""
@@ -150,13 +163,23 @@ def parse_source(localization: Any) -> Source:
             poses = int(of) if of.isdecimal() else of
             return Source(kind, of, check_poses(poses, f'localization={localization!r}: poses'))
         return Source(kind, of)
+    if isinstance(kind, str) and kind in _BODIES and all(_is_setting(kind, pair) for pair in of.split(',')):
+        return Source(kind, of)
     raise _unknown(localization)
+
+
+def _is_setting(kind: str, text: str) -> bool:
+    """Whether a text is ``name=value`` of a setting that a network has."""
+    name, _, value = text.partition('=')
+    return name in _BODIES[kind].settings and value.isdecimal() and 0 < int(value) <= MOST
 
 
 def _unknown(localization: Any) -> ValueError:
     near = get_close_matches(str(localization), _BODIES, 1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>', 'orbit:<n>'])
+    sized = [f"{name}:{','.join(f'{setting}=<n>' for setting in body.settings)}" for name, body in _BODIES.items()
+             if body.settings]
+    accepted = ', '.join([*_BODIES, 'timm:<arch>', 'shared:<stage>', 'saliency:<stage>', 'orbit:<n>', *sized])
     return ValueError(
         f'localization must be one of {accepted}, or a list of matrices (2, 3); got {localization!r}.{hint}')
 
@@ -180,7 +203,7 @@ class Localization(nn.Module):
     Args:
         kind: ``conv`` (conv 20@5x5, max pool, conv 20@5x5, FC 20), ``fc`` (FC 32, three times), both as in appendix
             A.4, ``linear``, ``moments``, or ``timm:<arch>``, moments of the last features of any timm model (of the
-            pooled ones, where it cannot do without pooling).
+            pooled ones, where it cannot do without pooling). Settings may be part of it: ``fc:hidden=32,depth=2``.
         in_chans: Channels C of the input.
         input_size: (H, W) or (D, H, W) that the input usually has; sets the default of ``size``.
         num_params: Number P of parameters to regress.
@@ -189,7 +212,7 @@ class Localization(nn.Module):
             what that model was made for.
         lr_scale: See :class:`ThetaRegression`.
         pretrained: Load the pretrained weights of ``timm:<arch>``.
-        **settings: Sizes of the network: ``channels``, ``hidden`` (conv), ``hidden``, ``depth`` (fc); for
+        **settings: Sizes of the network: ``channels``, ``hidden``, ``depth`` (conv), ``hidden``, ``depth`` (fc); for
             ``timm:<arch>`` what ``timm.create_model`` takes.
 
     Raises:
@@ -219,10 +242,12 @@ class Localization(nn.Module):
             from .timm_body import timm_body
             self.body, width = timm_body(source.of, in_chans, self.size, pretrained, **settings, **dd)
         else:
-            _check_settings(kind, settings)
-            self.body, width = _BODIES[kind].build(in_chans, self.size, **settings, **dd)
+            settings = {**source.settings, **settings}
+            _check_settings(source.kind, settings)
+            self.body, width = _BODIES[source.kind].build(in_chans, self.size, **settings, **dd)
             self.reset_parameters()
-        self.standardize = Standardize(width, relu=kind in _BODIES and _BODIES[kind].relu, device=device)
+        relu = not source.is_timm and _BODIES[source.kind].relu
+        self.standardize = Standardize(width, relu=relu, device=device)
         self.regression = ThetaRegression(width, num_params, lr_scale, **dd)
         self.last_features: Tensor | None = None  # (N, F), what the regression saw; detached, only in eager mode
         bound_steps(self)
@@ -251,7 +276,8 @@ class Localization(nn.Module):
         if source.is_timm:
             from .timm_body import size_seen  # imports timm, which no other network needs
             return size_seen(source.of, input_size)
-        return _side(input_size, _BODIES[kind].side, _BODIES[kind].sees_half)
+        body = _BODIES[source.kind]
+        return _side(input_size, body.side, body.sees_half)
 
     def forward(self, x: Tensor) -> Regressed:
         """(N, C, H, W), any size, to parameters (N, P), float32."""
@@ -270,7 +296,7 @@ def _check_settings(kind: str, settings: dict[str, Any]) -> None:
     accepted = _BODIES[kind].settings
     for name, value in settings.items():
         if name not in accepted:
-            names = ' and '.join(accepted) or 'no settings'
+            names = ', '.join(accepted) or 'no settings'
             raise TypeError(f'localization {kind!r} takes {names}, got {name}={value!r}.')
         if not is_count(value):
             raise ValueError(f'{name} of localization {kind!r} must be a positive integer, got {value!r}.')

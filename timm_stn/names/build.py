@@ -124,6 +124,8 @@ def _assemble(
         rest['features_only'] = True
     elif features_only and 'out_indices' not in feature_args:
         feature_args['out_indices'] = usual_indices(base, rest)
+    if arguments.stacked > 1:
+        rest['in_chans'] = input_size[0] * arguments.stacked
     num_classes = rest.get('num_classes', cfg.num_classes)
     num_classes = None if num_classes < 0 else num_classes
     behind_join = arguments.join == 'concat' or arguments.towers == 'separate'
@@ -183,8 +185,13 @@ def wrap(model: nn.Module, stages: Any = ('input',), **settings: Any) -> Spatial
             raise TypeError(f'unknown setting {name!r}.{hint(name.removeprefix("stn_"), accepted)}')
     arguments = stn_arguments(stn_stages=stages, **{f'stn_{k}': v for k, v in settings.items()})
     like = next(model.parameters())
+    channels, height, width = size_that_enters(model)
+    if channels % arguments.stacked:
+        raise ValueError(f"join='channels': a model with in_chans={channels} cannot see {arguments.stacked} images at "
+                         'once; in_chans must be a multiple of that.')
+    size = channels // arguments.stacked, height, width
     net = SpatialTransformerNetwork(
-        cast(TimmModel, model), arguments, size_that_enters(model), device=like.device, dtype=like.dtype)
+        cast(TimmModel, model), arguments, size, device=like.device, dtype=like.dtype)
     return net.train(model.training)
 
 
@@ -271,6 +278,8 @@ def _base_cfg(base: str, cfg: PretrainedCfg, model_args: dict[str, Any]) -> Pret
     size = tuple(cfg.input_size)
     if inner is not None:
         size = (size[0], *as_sides(inner))
+    if model_args.get('stn_join') == 'channels':
+        size = (size[0] * stn_arguments(**split_arguments(model_args)[0]).stacked, *size[1:])
     return replace(
         cfg, architecture=base, input_size=size, classifier=registered.classifier, first_conv=registered.first_conv)
 

@@ -64,9 +64,10 @@ class StnArguments:
         'shared', one_of('shared', 'separate'),
         'all streams share one backbone (`shared`), or each has its own (`separate`)')
     join: str = argument(
-        'mean', one_of('mean', 'concat'),
+        'mean', one_of('mean', 'concat', 'channels'),
         "`mean`: average the streams' logits, with the backbone's own kind of classifier; `concat`: concatenate their "
-        'features, as in the paper, before a linear classifier')
+        "features, as in the paper's birds network, before a linear classifier; `channels`: one stream, an image with "
+        "the channels of all glimpses, as in the paper's addition of digits")
     whole: bool = argument(
         False, BOOL,
         'adds the whole image, shrunk to `stn_size`, as a first stream; if its features also tell where to look '
@@ -92,6 +93,7 @@ class StnArguments:
                 value = getattr(self, name)
                 if value != DEFAULTS[f'stn_{name}']:
                     raise ValueError(f"stn_{name}={value!r} needs 'input' in stn_stages, got {list(self.stages)}.")
+        self._check_stacked()
         if self.stream_drop and self.streams == 1:
             raise ValueError(f'stn_stream_drop={self.stream_drop!r} needs several streams: stn_glimpses above 1, or '
                              'stn_whole=True.')
@@ -103,10 +105,31 @@ class StnArguments:
                 of = '<stage>' if source.on_features else '<n>'
                 raise ValueError(f"stn_localization='{source.kind}:{of}' is for the input, not for stage {stage!r}.")
 
+    def _check_stacked(self) -> None:
+        if self.stacked == 1:
+            return
+        if self.towers != 'shared':
+            raise ValueError(f"stn_join='channels' needs stn_towers='shared', for there is one stream; "
+                             f'got {self.towers!r}.')
+        if self.asks_backbone or self.source(INPUT).needs_network:
+            name = self.settings(INPUT).localization
+            raise ValueError("stn_join='channels': the backbone takes all glimpses at once, and cannot see the image "
+                             f"to tell where to look; stn_localization={name!r} asks it: name a network, as 'conv'.")
+
+    @property
+    def images(self) -> int:
+        """Number of images that are made of each input: the glimpses, and the whole."""
+        return self.glimpses + bool(self.whole)
+
+    @property
+    def stacked(self) -> int:
+        """Number of images that the backbone sees as one, side by side in its channels."""
+        return self.images if self.join == 'channels' else 1
+
     @property
     def streams(self) -> int:
-        """Number of images that the backbone sees of each input: the glimpses, and the whole."""
-        return self.glimpses + bool(self.whole)
+        """Number of images that the backbone sees of each input."""
+        return self.images // self.stacked
 
     @property
     def input_stage(self) -> int | str | None:

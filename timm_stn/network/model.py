@@ -51,7 +51,7 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
 
     Shape:
         (N, C, H, W) to what the backbone gives. With S > 1 streams, the whole image (with ``stn_whole``) and then the
-        glimpses, features have a dimension S after N.
+        glimpses, features have a dimension S after N. With ``stn_join='channels'`` the backbone sees (N, S * C, h, w).
 
     Raises:
         ValueError: A stage cannot have a transformer; the message says why and what to use instead.
@@ -85,6 +85,8 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         super().__init__(backbone, towers, arguments.streams, arguments.join, arguments.stream_drop, dd, stn=stn)
         self.arguments, self.glimpses, self.glance = arguments, arguments.glimpses, glance
         self._input_size = (input_size[0], input_size[1], input_size[2])
+        if arguments.stacked > 1:
+            self.__dict__['in_chans'] = input_size[0]  # the backbone has more
         self._stage_names = self._attach_stages(**of_timm)
         self._has_tokens = self._find_tokens()
         self.arguments = self._resolved()
@@ -139,7 +141,7 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
     def _backbone_size(self) -> tuple[int, int, int]:
         size = self.stn.size if self.stn is not None else None
         height, width = size or self._input_size[1:]
-        return self._input_size[0], height, width
+        return self._input_size[0] * self.arguments.stacked, height, width
 
     def _describe(self, name: str | None) -> None:
         """The wrapper's own pretrained cfg and traits: the backbone's, with names as they are here."""
@@ -152,7 +154,7 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         self.pretrained_model_args: dict[str, Any] = {}
         traits = dict(getattr(self.backbone, '_traits', {}))
         traits['first_conv'] = cfg['first_conv']
-        if self._backbone_size != self._input_size or traits.get('img_size'):
+        if self._backbone_size[1:] != self._input_size[1:] or traits.get('img_size'):
             traits['img_size'] = self._input_size[1:]
         self._traits = traits
 
@@ -169,12 +171,16 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         args = {**getattr(self.backbone, '_model_args', {}), **self.arguments.json}
         if self._traits.get('img_size'):
             args['img_size'] = tuple(self._traits['img_size'])
+        if self.arguments.stacked > 1:
+            args['in_chans'] = self._input_size[0]
         return args
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
         theirs = {k: plain(v) for k, v in args.items() if not k.startswith('stn_')}
-        if self._backbone_size != self._input_size or not getattr(self.backbone, '_traits', {}).get('img_size'):
+        if self.arguments.stacked > 1:
+            theirs['in_chans'] = self._backbone_size[0]
+        if self._backbone_size[1:] != self._input_size[1:] or not getattr(self.backbone, '_traits', {}).get('img_size'):
             theirs.pop('img_size', None)
         self.backbone._model_args = theirs
 
@@ -273,10 +279,10 @@ class SpatialTransformerNetwork(Recorded, StreamsNetwork):
         else:
             seen, theta = self.look(x)  # (N, [G,] C, h, w), (N, [G,] ...)
             self.stn.remember(theta)
-        if not self.arguments.whole:
-            return seen
-        whole = x if self.arguments.size is None else shrink(x, self._stream_size(x))  # (N, C, h, w)
-        return torch.cat([whole.unsqueeze(1), self._glimpses_of(seen)], 1)  # (N, 1 + G, C, h, w)
+        if self.arguments.whole:
+            whole = x if self.arguments.size is None else shrink(x, self._stream_size(x))  # (N, C, h, w)
+            seen = torch.cat([whole.unsqueeze(1), self._glimpses_of(seen)], 1)  # (N, 1 + G, C, h, w)
+        return seen.flatten(1, 2) if self.arguments.stacked > 1 else seen
 
     def _glimpses_of(self, seen: Tensor) -> Tensor:
         """(N, C, h, w) of one glimpse or (N, G, C, h, w) of several to (N, G, C, h, w)."""

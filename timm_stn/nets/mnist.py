@@ -1,11 +1,10 @@
-"""The paper's own small networks (section 4.1, distorted MNIST) as plain timm models: `mnist_cnn` and `mnist_fcn`.
+"""The paper's own small networks of section 4.1, distorted MNIST, as plain timm models: `mnist_cnn` and `mnist_fcn`.
 
 They take pixels in [0, 1] without normalisation (mean 0, std 1): black is zero, so zero padding is background.
 Weights have PyTorch's default initialisation; the paper does not name its own.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -14,14 +13,13 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._torch import traceable_assert
+from .._torch import traceable_assert
+from .base import LayerNet, check_pooling
 
 __all__ = ['MnistCNN', 'MnistFCN', 'MnistNet']
 
-Indices = int | list[int] | tuple[int, ...] | None
 
-
-class MnistNet(nn.Module):
+class MnistNet(LayerNet):
     """Two layers and a linear classifier on their flattened output: the base class of `MnistCNN` and `MnistFCN`."""
 
     def __init__(
@@ -48,25 +46,12 @@ class MnistNet(nn.Module):
             drop_rate: Dropout before the classifier.
             pool_input: Average-pool the input by this factor first.
         """
-        super().__init__()
-        if not isinstance(drop_rate, (float, Real)) or not 0 <= drop_rate <= 1:
-            raise ValueError(f'drop_rate must be a number from 0 to 1, got {drop_rate!r}.')
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
-        self.feat_size = feat_size
-        self.feature_info = feature_info
-        self.num_features = feature_info[-1]['num_chs']
-        self.input_pool = nn.AvgPool2d(pool_input) if pool_input > 1 else nn.Identity()
+        super().__init__(feature_info, feat_size, in_chans, drop_rate, pool_input)
         self.layer1, self.layer2 = layers
         self._create_classifier(num_classes, global_pool, device=device, dtype=dtype)
 
     def _create_classifier(self, num_classes: int, global_pool: str, **dd: Any) -> None:
-        if global_pool not in ('', 'flatten') or (num_classes > 0 and not global_pool):
-            raise ValueError(
-                f"global_pool must be 'flatten', or '' where num_classes is 0; got {global_pool!r} "
-                f'with num_classes={num_classes}.')
+        check_pooling(num_classes, global_pool)
         self.num_classes = num_classes
         self.global_pool = global_pool
         positions = self.feat_size[0] * self.feat_size[1] if global_pool else 1
@@ -79,68 +64,12 @@ class MnistNet(nn.Module):
         return {'stem': r'^input_pool', 'blocks': r'^layer(\d+)'}
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the layers' activations in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
+    def layers_in_order(self) -> list[nn.Module]:
+        """The two layers."""
+        return [self.layer1, self.layer2]
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
-    def get_classifier(self) -> nn.Module:
-        """The classifier layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; `global_pool=None` keeps the pooling."""
-        pool = self.global_pool if global_pool is None else global_pool
-        like = next(self.parameters())
-        self._create_classifier(num_classes, pool, device=like.device, dtype=like.dtype)
-        self.fc.train(self.training)
-
-    def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The final features and the outputs of the selected layers.
-
-        Args:
-            x: Images.
-            indices: An int selects the last n layers, None all, a list these indices.
-            norm: Ignored: there are no norm layers.
-            stop_early: Stop after the last selected layer.
-            output_fmt: Must be 'NCHW'.
-            intermediates_only: Return only the intermediate features.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}.")
-        take = _take_indices(indices)
-        intermediates = []
-        x = self.input_pool(x)
-        for i, layer in enumerate((self.layer1, self.layer2)):
-            if stop_early and i > max(take):
-                break
-            x = checkpoint(layer, x) if self.grad_checkpointing else layer(x)
-            if i in take:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-            self,
-            indices: int | list[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
-    ) -> list[int]:
-        """Drop the classifier and all layers after the last of `indices`; returns the selected indices."""
-        take = _take_indices(indices)
-        if max(take) == 0:
-            self.layer2 = nn.Sequential()
-            self.num_features = self.feature_info[0]['num_chs']
-        if prune_head or max(take) == 0:
-            self.reset_classifier(0, '')
-        return take
+    def _keep_layers(self, count: int) -> None:
+        self.layer2 = nn.Sequential()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The output of the second layer, a map (N, C, h, w)."""
@@ -163,15 +92,6 @@ class MnistNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (N, num_classes) of images (N, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
-
-
-def _take_indices(indices: Indices) -> list[int]:
-    if isinstance(indices, int):
-        indices = [2 - indices + i for i in range(indices)]
-    take = [2 + i if i < 0 else i for i in (range(2) if indices is None else indices)]
-    if not take or not all(0 <= i < 2 for i in take):
-        raise ValueError(f'indices must select among 2 layers, got {indices!r}.')
-    return take
 
 
 def _layer(in_chs: int, out_chs: int, kernel_size: int | tuple[int, int], pool: int, **dd: Any) -> nn.Sequential:

@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Reproduce the experiments of Jaderberg et al. 2015 (arXiv:1506.02025), from data to table.
+
+    python scripts/reproduce.py distorted-mnist --distortion E --model st-cnn --transform tps --seeds 3 --data DIR
+    python scripts/reproduce.py table                  # model_cards/RESULTS.md from the recorded runs
+
+An experiment runs those of its cells that the options select; without options, all. A run that is recorded is not run
+again; one that was interrupted goes on at its last epoch. Each finished run is a line of model_cards/results.jsonl.
+DIR has MNIST (https://ossci-datasets.s3.amazonaws.com/mnist/), for `svhn` the folders train, extra and test of
+http://ufldl.stanford.edu/housenumbers/.
+"""
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().with_suffix('')))
+
+from cells import SEEDS, Cell, cells
+from checkout import ROOT, write_text
+from gpu import environment
+from gpu_jobs import RECORD, Clock, Places, Queue, alone, shared_gpu
+from gpu_queue import Job, job_of, queue
+from records import read
+from results_table import results, shown_lines
+
+FOREVER = 1e9  # seconds
+MALLOC = {  # of glibc: memory is kept between steps, which halves the time of convolutions on a CPU
+    'MALLOC_MMAP_THRESHOLD_': str(2 ** 33), 'MALLOC_TRIM_THRESHOLD_': str(2 ** 34), 'MALLOC_TOP_PAD_': str(2 ** 28)}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar='EXPERIMENT', dest='experiment')
+    for experiment in dict.fromkeys(cell.experiment for cell in cells()):
+        mine = [cell for cell in cells() if cell.experiment == experiment]
+        made = commands.add_parser(experiment, help=', '.join(dict.fromkeys(cell.row for cell in mine)))
+        for name in mine[0].choice:
+            made.add_argument(f'--{name}', nargs='+', choices=list(dict.fromkeys(cell.choice[name] for cell in mine)),
+                              help='(default: all)')
+        made.add_argument('--recipe', choices=list(dict.fromkeys(cell.recipe for cell in mine)), default='modern')
+        made.add_argument('--seeds', type=int, choices=range(1, SEEDS + 1), default=SEEDS, metavar='N',
+                          help=f'the first N seeds of {SEEDS} (default: all)')
+        made.add_argument('--data', type=Path, default=os.environ.get('TIMM_STN_DATA'), metavar='DIR',
+                          help='(default: the environment variable TIMM_STN_DATA)')
+        made.add_argument('--device', default='cpu')
+        made.add_argument('--jobs', type=int, default=1, help='runs side by side (default: %(default)s)')
+        made.add_argument('--runs', type=Path, default=ROOT / 'runs', metavar='DIR',
+                          help='folder of the runs (default: runs in the checkout)')
+        made.add_argument('--smoke', action='store_true', help='tiny runs, which are not recorded: does it work?')
+        add_root(made)
+    made = commands.add_parser('table', help='write model_cards/RESULTS.md from the recorded runs')
+    add_root(made)
+    args = parser.parse_args(argv)
+    if args.experiment != 'table':
+        if args.data is None or not args.data.is_dir():
+            parser.error(f'argument --data: takes a folder with the data of {args.experiment}, got {args.data}')
+        if args.jobs < 1:
+            parser.error(f'argument --jobs: takes a positive integer, got {args.jobs}')
+    return args
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--root', type=Path, default=ROOT, metavar='DIR',
+                        help='where model_cards/results.jsonl is (default: the checkout)')
+
+
+def chosen(args: argparse.Namespace) -> list[Cell]:
+    """The cells that the options select."""
+    mine = [cell for cell in cells() if cell.experiment == args.experiment and cell.recipe == args.recipe]
+    return [cell for cell in mine if all(
+        getattr(args, name) is None or value in getattr(args, name) for name, value in cell.choice.items())]
+
+
+def run(args: argparse.Namespace) -> int:
+    found = chosen(args)
+    if not found:
+        raise SystemExit(f'No cell of {args.experiment} has all of these options.')
+    jobs = [job_of(cell, seed) for seed in range(args.seeds) for cell in found]
+    places = Places(args.runs.resolve(), args.root.resolve(), args.smoke, known_jobs(jobs))
+    args.pack = ROOT / '.gpu'  # whose revision counts where git does not tell
+    env = {**MALLOC, **os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'}
+    env['PYTHONPATH'] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
+    with alone(places.running), tempfile.TemporaryDirectory() as folder:
+        names = {job.name for job in jobs}
+        waiting = [job for job in places.waiting() if job.name in names]
+        paths = {part: args.data.resolve() for part in dict.fromkeys(cell.part for cell in found)}
+        made = environment(args, env)
+        if waiting:
+            with shared_gpu(env, Path(folder)):
+                failed = Queue(places, waiting, None, env, Clock(FOREVER), paths, args.device, args.jobs, made).run()
+        else:
+            failed = 0
+    if args.smoke:
+        return failed
+    places.record()
+    print(shown_lines(found, read(places.root / RECORD)))
+    return failed
+
+
+def known_jobs(jobs: list[Job]) -> list[Job]:
+    """Those, and all others of the queue."""
+    names = {job.name for job in jobs}
+    return [*jobs, *(job for job in queue() if job.name not in names)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.experiment != 'table':
+        return run(args)
+    page = args.root / 'model_cards' / 'RESULTS.md'
+    write_text(page, results(read(args.root / RECORD)))
+    print(f'{page} written')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

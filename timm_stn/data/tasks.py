@@ -1,0 +1,114 @@
+"""All that the paper's small networks are trained and tested on, made of MNIST's digits on the fly.
+
+| task | what | images | answer |
+| --- | --- | --- | --- |
+| R, RTS, P, E, T, TC | one distorted digit, see `timm_stn.data.distortions` | 1 channel | 10 classes |
+| ADD | two digits, one in each channel, see `timm_stn.data.addition` | 2 x 42 x 42 | their sum, 19 classes |
+| SEQ64, SEQ128 | one to five digits in a row, see `timm_stn.data.sequences` | 3 channels | 5 times 11 classes |
+| VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
+"""
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from timm_stn.data import addition, sequences, volumes
+from timm_stn.data.distortions import DISTORTIONS
+from timm_stn.data.mnist import load_mnist
+
+__all__ = ['TASKS', 'Task', 'batches_of', 'test_set']
+
+
+class Task(NamedTuple):
+    """One kind of images and what is asked of them."""
+    size: int  # side of the images
+    draws: int  # uniform numbers per image
+    make: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """(digits (M, 1, 28, 28), classes (M,), index of the digit to begin with (N,), uniform numbers (N, draws)) to
+    images (N, channels, size, size), or volumes, in [0, 1], and classes, (N,) or (N, answers). A CUDA graph can
+    capture it."""
+    channels: int = 1
+    classes: int = 10  # of one answer
+    answers: int = 1
+
+    dims: int = 2  # 3 of volumes
+
+    @property
+    def elements(self) -> int:
+        """Numbers that one image has."""
+        return self.channels * int(self.size ** self.dims)
+
+    @property
+    def outputs(self) -> int:
+        """What a network gives: the logits of all answers, one after another."""
+        return self.answers * self.classes
+
+
+def _distorted(kind: str, digits: Tensor, labels: Tensor, index: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    size, _, apply = DISTORTIONS[kind]
+    chosen = digits[index]
+    return apply(chosen if chosen.is_floating_point() else chosen.float() / 255, u, size, digits), labels[index]
+
+
+def _sequences(size: int) -> Task:
+    make = partial(sequences.digit_sequences, size=size)
+    return Task(size, sequences.DRAWS, make, channels=3, classes=sequences.NONE + 1, answers=sequences.LENGTH)
+
+
+TASKS: dict[str, Task] = {
+    **{kind: Task(d.size, d.draws, partial(_distorted, kind)) for kind, d in DISTORTIONS.items()},
+    'ADD': Task(42, addition.DRAWS, addition.addition, channels=2, classes=19),
+    'SEQ64': _sequences(64),
+    'SEQ128': _sequences(128),
+    'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
+}
+
+
+def test_set(
+        kind: str,
+        data: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        batch_size: int = 1000,
+        device: torch.device | str = 'cpu',
+) -> tuple[Tensor, Tensor]:
+    """The evaluation set of a task: one image for each of the 10,000 test digits, always the same.
+
+    All test errors of this project use this set with `seed=0`. Clutter, and all other digits, are of the test digits,
+    too. The result does not depend on `batch_size`. Training must use another generator.
+
+    Args:
+        kind: One of `TASKS`.
+        data: MNIST's folder, see `load_mnist`.
+        seed: Seed of all that is random.
+        batch_size: Images made at a time; affects only memory.
+        device: Where to make them.
+
+    Returns:
+        Images (10000, C, S, S) in [0, 1], and classes, (10000,) or (10000, answers).
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    if kind not in TASKS:
+        raise ValueError(f'kind must be one of {", ".join(TASKS)}; got {kind!r}.')
+    images, classes = zip(*batches_of(kind, *load_mnist(data, 'test'), seed, batch_size, device), strict=True)
+    return torch.cat(images), torch.cat(classes)
+
+
+def batches_of(
+        kind: str,
+        digits: Tensor,
+        labels: Tensor,
+        seed: int = 0,
+        batch_size: int = 1000,
+        device: torch.device | str = 'cpu',
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same set of other digits (M, 1, 28, 28) and classes (M,), one image for each, batch by batch."""
+    task, generator = TASKS[kind], torch.Generator().manual_seed(seed)
+    digits, labels = digits.to(device), labels.to(device)
+    for index in torch.split(torch.arange(len(digits), device=device), batch_size):
+        u = torch.rand(len(index), task.draws, generator=generator)
+        yield task.make(digits, labels, index, u.to(device))
