@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     found = chosen(args)
     if not found:
         raise SystemExit(f'No cell of {args.experiment} has all of these options.')
-    jobs = [job_of(cell, seed) for seed in range(args.seeds) for cell in found]
+    all_jobs = [job_of(cell, seed) for seed in range(args.seeds) for cell in found]
+    jobs = list({job.name: job for job in all_jobs}.values())  # a run may fill several cells
     places = Places(args.runs.resolve(), args.root.resolve(), args.smoke, known_jobs(jobs))
     args.pack = ROOT / '.gpu'  # whose revision counts where git does not tell
     env = {**MALLOC, **os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'}

@@ -164,6 +164,23 @@ def volumes() -> Iterator[Cell]:
         yield Cell('volumes', f'volumes-{name}', row, 'error', command, 120, choice=dict(model=name))
 
 
+# co-localisation
+
+FOUND = {'T': (100,) * 10, 'TC': (81, 82, 88, 75, 94, 84, 93, 85, 89, 87)}  # percent of each class
+
+
+def colocalisation() -> Iterator[Cell]:
+    """Co-localisation (appendix A.2): one run for all ten classes of a set."""
+    for kind, papers in FOUND.items():
+        command = ('train/train_colocalisation.py', '--set', kind, '--data', '{mnist}', '--output', '{run}',
+                   '--device', '{device}')
+        for digit, paper in enumerate(papers):
+            yield Cell(
+                'co-localisation', f'colocalisation-{kind}', kind, str(digit), command, 300, paper, dict(set=kind),
+                result=('accuracy', digit), higher=True, returns=False,
+                smoke=('--classes', '3', '--images', '8', '--steps', '2', '--encoder-epochs', '1'))
+
+
 def cells() -> list[Cell]:
     """All of them."""
-    return [*table1(), *table1('paper'), *addition(), *sequences(), *placement(), *volumes()]
+    return [*table1(), *table1('paper'), *addition(), *sequences(), *placement(), *volumes(), *colocalisation()]

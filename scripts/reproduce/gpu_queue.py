@@ -4,7 +4,8 @@ A command is a path in scripts/ with arguments. In these, {mnist}, {learning}, {
 packed data, {run} is the job's folder, {parent} its parent folder, {device} the device, {workers} the number of loader
 processes, and {left} the remaining seconds.
 """
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from typing import NamedTuple
 
 from cells import SEEDS, Cell, cells
@@ -49,11 +50,11 @@ def cards() -> Iterator[Job]:
             yield Job(f'card-{kind}-{seed}', command, 60, ('mnist',), keeps=WEIGHTS)
 
 
-def paper(*experiments: str) -> Iterator[Job]:
-    """The experiments of cells.py, of all cells the first seed first."""
-    chosen = [cell for cell in cells() if cell.experiment in experiments and cell.recipe == 'modern']
-    for seed in range(SEEDS):
-        yield from (job_of(cell, seed) for cell in chosen)
+def paper(seeds: Iterable[int], *names: str) -> Iterator[Job]:
+    """The runs of cells.py of these names, as 'table1-*', of all of them the first seed first."""
+    chosen = [cell for cell in cells() if any(fnmatch(cell.name, name) for name in names)]
+    for seed in seeds:
+        yield from {cell.name: job_of(cell, seed) for cell in chosen}.values()
 
 
 def job_of(cell: Cell, seed: int) -> Job:
@@ -128,5 +129,9 @@ def learning() -> Iterator[Job]:
 
 
 def queue() -> list[Job]:
-    return [*cards(), *tune_addition(), *paper('sequences', 'placement', 'addition', 'co-localisation', 'volumes'),
-            *paper('distorted-mnist'), *tune(), *birds(), *learning()]
+    every, later = range(SEEDS), range(1, SEEDS)
+    return [
+        *cards(), *tune_addition(), *paper([0], 'sequences-*', 'placement-*'),
+        *paper(later, 'placement-*', 'sequences-64-*'), *paper([0], 'volumes-*'), *paper(every, 'colocalisation-*'),
+        *paper(every, 'addition-*'), *paper(every, 'table1-*'), *paper(later, 'sequences-128-*', 'volumes-*'),
+        *tune(), *birds(), *paper(every, 'paper1-*'), *learning()]
