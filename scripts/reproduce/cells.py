@@ -113,10 +113,11 @@ ADDITION = {  # error in percent: plain networks, then those behind one transfor
 
 def addition() -> Iterator[Cell]:
     """Addition of two digits (appendix A.1), about 400,000 parameters; both of two transformers see both channels."""
-    recipe = options(epochs=120, batch_size=512, lr=0.003, ema_decay=0.999, weight_decay=0.1)
+    recipe = options(epochs=64, batch_size=256, lr=0.002, ema_decay=0.999, weight_decay=0.1)
     networks = [('FCN', PLAIN, 'mnist_fcn', ['hidden=110']), ('CNN', PLAIN, 'mnist_cnn', ['channels=[64,112]'])]
     for transform in TRANSFORMS:
-        size = ['stn_size=24', f'stn_transform={transform}']
+        size = ['stn_size=24', f'stn_transform={transform}', 'stn_iterations=2',
+                'stn_localization=conv:channels=32,hidden=64']
         networks += [(f'ST-FCN {transform}', transform, 'stn_mnist_fcn', ['hidden=270', *size]),
                      (f'2 x ST-FCN {transform}', transform, 'stn_mnist_fcn',
                       ['hidden=155', *size, 'stn_glimpses=2', 'stn_join=channels'])]
