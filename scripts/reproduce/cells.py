@@ -153,6 +153,21 @@ def sequences() -> Iterator[Cell]:
                        dict(size=str(size), model=name), returns=False)
 
 
+def svhn() -> Iterator[Cell]:
+    """SVHN (section 4.2, appendix A.5), whose images are not part of the pack; 30 epochs, the paper 218."""
+    recipe = options(epochs=30, batch_size=128, lr=0.001, weight_decay=0.05, ema_decay=0.999)
+    for size in (64, 128):
+        for row, (name, model, kwargs) in SEQUENCES.items():
+            args = [*kwargs, 'stn_lr_scale=0.1'] if kwargs else []
+            args += [f'stn_localization_size={size}'] if name == 'st-cnn-single' else []
+            given = ('--model-kwargs', *args) if args else ()
+            command = train(
+                'svhn', '--model', model, *given, '--set', f'SVHN{size}', *recipe, '--amp', '--channels-last')
+            yield Cell('svhn', f'svhn-{size}-{name}', row, str(size), command, 3600, SVHN[size, row],
+                       dict(size=str(size), model=name), part='svhn', returns=False,
+                       smoke=('--epochs', '1', '--model-kwargs', 'width=0.05'))
+
+
 # volumes
 
 def volumes() -> Iterator[Cell]:
@@ -184,4 +199,5 @@ def colocalisation() -> Iterator[Cell]:
 
 def cells() -> list[Cell]:
     """All of them."""
-    return [*table1(), *table1('paper'), *addition(), *sequences(), *placement(), *volumes(), *colocalisation()]
+    return [*table1(), *table1('paper'), *addition(), *colocalisation(), *sequences(), *svhn(), *placement(),
+            *volumes()]

@@ -78,15 +78,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Digits (N, 1, 28, 28) to train on, as bytes, and their classes; then those to test on."""
-    images, labels = load_mnist(args.data, 'train', args.download)
+    """Digits (N, 1, 28, 28) to train on, as bytes, and their classes; then those to test on. Of SVHN, whole images."""
+    if args.download:
+        load_mnist(args.data, 'train', download=True)
+    load = TASKS[args.set].load
+    images, labels = load(args.data, 'train')
     if not args.held_back:
-        return images, labels, *load_mnist(args.data, 'test')
+        return images, labels, *load(args.data, 'test')
     if not 0 < args.held_back < len(images):
         raise SystemExit(f'--held-back {args.held_back}: there are {len(images)} training digits.')
-    images, back = images[:-args.held_back], images[-args.held_back:].repeat(4, 1, 1, 1)
-    labels, back_labels = labels[:-args.held_back], labels[-args.held_back:].repeat(4)
-    return images, labels, back, back_labels
+    images, back = images[:-args.held_back], images[-args.held_back:]
+    labels, back_labels = labels[:-args.held_back], labels[-args.held_back:]
+    return images, labels, torch.cat([back] * 4), torch.cat([back_labels] * 4)
 
 
 class TestSet:

@@ -1,4 +1,6 @@
 """SVHN, from small files that are made as the published ones are."""
+import importlib
+import json
 import sys
 
 import h5py
@@ -197,3 +199,23 @@ def test_without_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'h5py', None)
     with pytest.raises(ImportError, match=r'pip install "timm-stn\[svhn\]"'):
         load_svhn(tmp_path)
+
+
+# training
+
+@pytest.mark.parametrize(('model', 'kwargs'), [
+    ('svhn_cnn', []),
+    ('stn_svhn_cnn', ["stn_stages=['input',0,1,2]", 'stn_localization=fc:hidden=32,depth=2', 'stn_lr_scale=0.1'])])
+def test_a_network_is_trained_and_tested_on_it(tmp_path, model, kwargs):
+    """On train and extra, and on test, of which every sequence that is not read as a whole counts as an error."""
+    for split in ('train', 'extra', 'test'):
+        write_svhn(tmp_path / 'svhn' / split)
+    script = importlib.import_module('train_mnist')
+    script.main([
+        '--model', model, '--model-kwargs', 'width=0.15', 'drop_rate=0.0', *kwargs, '--set', 'SVHN64', '--data',
+        str(tmp_path), '--output', str(tmp_path / 'run'), '--epochs', '10', '--batch-size', '6', '--lr', '0.002'])
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert result['test_error'] == 0 and result['test_errors'][0] == 100  # it learns the three images by heart
+    args = script.parse_args(['--set', 'SVHN64', '--data', str(tmp_path), '--output', 'none'])
+    images, labels, tested, _ = script.digits_of(args)
+    assert len(images) == len(labels) == 6 and len(tested) == 3

@@ -1,10 +1,11 @@
-"""All that the paper's small networks are trained and tested on, made of MNIST's digits on the fly.
+"""All that the paper's small networks are trained and tested on, most of it made of MNIST's digits on the fly.
 
 | task | what | images | answer |
 | --- | --- | --- | --- |
 | R, RTS, P, E, T, TC | one distorted digit, see `timm_stn.data.distortions` | 1 channel | 10 classes |
 | ADD | two digits, one in each channel, see `timm_stn.data.addition` | 2 x 42 x 42 | their sum, 19 classes |
 | SEQ64, SEQ128 | one to five digits in a row, see `timm_stn.data.sequences` | 3 channels | 5 times 11 classes |
+| SVHN64, SVHN128 | house numbers, see `timm_stn.data.svhn`; not made of MNIST | 3 channels | 5 times 11 classes |
 | VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
 """
 import os
@@ -17,9 +18,15 @@ from torch import Tensor
 
 from timm_stn.data import addition, sequences, volumes
 from timm_stn.data.distortions import DISTORTIONS
-from timm_stn.data.mnist import load_mnist
+from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
+from timm_stn.data.svhn import load_svhn
+
+SVHN_SPLITS = {'train': ('train', 'extra'), 'test': ('test',)}  # the paper trains on both
 
 __all__ = ['TASKS', 'Task', 'batches_of', 'test_set']
+
+
+Data = str | os.PathLike[str] | None
 
 
 class Task(NamedTuple):
@@ -33,8 +40,9 @@ class Task(NamedTuple):
     channels: int = 1
     classes: int = 10  # of one answer
     answers: int = 1
-
     dims: int = 2  # 3 of volumes
+    load: Callable[[Data, str], tuple[Tensor, Tensor]] = load_mnist
+    """(folder with the data, 'train' or 'test') to what images are made of, as bytes, and its classes."""
 
     @property
     def elements(self) -> int:
@@ -53,6 +61,19 @@ def _distorted(kind: str, digits: Tensor, labels: Tensor, index: Tensor, u: Tens
     return apply(chosen if chosen.is_floating_point() else chosen.float() / 255, u, size, digits), labels[index]
 
 
+def _photos(digits: Tensor, labels: Tensor, index: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    return digits[index].float() / 255, labels[index]
+
+
+def _svhn(size: int) -> Task:
+    def load(data: Data, split: str) -> tuple[Tensor, Tensor]:
+        folder = data or os.environ.get(DATA_VARIABLE) or '.'
+        images, classes = zip(*(load_svhn(folder, part, size) for part in SVHN_SPLITS[split]), strict=True)
+        return torch.cat(images), torch.cat(classes)
+
+    return Task(size, 0, _photos, channels=3, classes=sequences.NONE + 1, answers=sequences.LENGTH, load=load)
+
+
 def _sequences(size: int) -> Task:
     make = partial(sequences.digit_sequences, size=size)
     return Task(size, sequences.DRAWS, make, channels=3, classes=sequences.NONE + 1, answers=sequences.LENGTH)
@@ -63,6 +84,8 @@ TASKS: dict[str, Task] = {
     'ADD': Task(42, addition.DRAWS, addition.addition, channels=2, classes=19),
     'SEQ64': _sequences(64),
     'SEQ128': _sequences(128),
+    'SVHN64': _svhn(64),
+    'SVHN128': _svhn(128),
     'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
 }
 
@@ -74,14 +97,14 @@ def test_set(
         batch_size: int = 1000,
         device: torch.device | str = 'cpu',
 ) -> tuple[Tensor, Tensor]:
-    """The evaluation set of a task: one image for each of the 10,000 test digits, always the same.
+    """The evaluation set of a task: one image for each of the 10,000 test digits (or of SVHN's), always the same.
 
     All test errors of this project use this set with `seed=0`. Clutter, and all other digits, are of the test digits,
     too. The result does not depend on `batch_size`. Training must use another generator.
 
     Args:
         kind: One of `TASKS`.
-        data: MNIST's folder, see `load_mnist`.
+        data: MNIST's folder, see `load_mnist`, or SVHN's.
         seed: Seed of all that is random.
         batch_size: Images made at a time; affects only memory.
         device: Where to make them.
@@ -94,7 +117,7 @@ def test_set(
     """
     if kind not in TASKS:
         raise ValueError(f'kind must be one of {", ".join(TASKS)}; got {kind!r}.')
-    images, classes = zip(*batches_of(kind, *load_mnist(data, 'test'), seed, batch_size, device), strict=True)
+    images, classes = zip(*batches_of(kind, *TASKS[kind].load(data, 'test'), seed, batch_size, device), strict=True)
     return torch.cat(images), torch.cat(classes)
 
 
