@@ -19,13 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().with_suffix('')))
 
 from cells import SEEDS, Cell, cells
 from checkout import ROOT, write_text
-from gpu import environment
-from gpu_jobs import RECORD, Clock, Places, Queue, alone, shared_gpu
+from gpu import environment, stop
+from gpu_jobs import RECORD, Clock, Places, Queue, alone, on_signals, shared_gpu
 from gpu_queue import Job, job_of, queue
 from records import read
 from results_table import results, shown_lines
 
-FOREVER = 1e9  # seconds
 MALLOC = {  # of glibc: memory is kept between steps, which halves the time of convolutions on a CPU
     'MALLOC_MMAP_THRESHOLD_': str(2 ** 33), 'MALLOC_TRIM_THRESHOLD_': str(2 ** 34), 'MALLOC_TOP_PAD_': str(2 ** 28)}
 
@@ -48,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         made.add_argument('--jobs', type=int, default=1, help='runs side by side (default: %(default)s)')
         made.add_argument('--runs', type=Path, default=ROOT / 'runs', metavar='DIR',
                           help='folder of the runs (default: runs in the checkout)')
-        made.add_argument('--smoke', action='store_true', help='tiny runs, which are not recorded: does it work?')
+        made.add_argument('--smoke', action='store_true', help='runs of one epoch, which are not recorded: does it work?')
         add_root(made)
     made = commands.add_parser('table', help='write model_cards/RESULTS.md from the recorded runs')
     add_root(made)
@@ -83,14 +82,16 @@ def run(args: argparse.Namespace) -> int:
     args.pack = ROOT / '.gpu'  # whose revision counts where git does not tell
     env = {**MALLOC, **os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'}
     env['PYTHONPATH'] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
+    on_signals(stop)
     with alone(places.running), tempfile.TemporaryDirectory() as folder:
         names = {job.name for job in jobs}
         waiting = [job for job in places.waiting() if job.name in names]
         paths = {part: args.data.resolve() for part in dict.fromkeys(cell.part for cell in found)}
         made = environment(args, env)
         if waiting:
+            print(f'each run writes a line per epoch to {places.runs}/NAME/log.txt')
             with shared_gpu(env, Path(folder)):
-                failed = Queue(places, waiting, None, env, Clock(FOREVER), paths, args.device, args.jobs, made).run()
+                failed = Queue(places, waiting, None, env, Clock(), paths, args.device, args.jobs, made).run()
         else:
             failed = 0
     if args.smoke:

@@ -1,6 +1,7 @@
 """Runs the jobs of gpu_queue.py side by side within a time budget, and keeps their results and records."""
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -29,11 +30,15 @@ ENVIRONMENT, LOG, PID = 'environment.jsonl', 'log.txt', '.pid'  # beside what a 
 
 
 class Clock:
-    def __init__(self, budget: float) -> None:
+    def __init__(self, budget: float = math.inf) -> None:
         self.end = time.monotonic() + budget
 
     def left(self) -> float:
         return self.end - time.monotonic()
+
+    def __str__(self) -> str:
+        left = self.left()
+        return f'{left:.0f} s left' if left < math.inf else time.strftime('%H:%M:%S')
 
 
 class Places:
@@ -153,8 +158,9 @@ class Queue:
 
     def run(self) -> int:
         seconds = sum(self.seconds(job) * min(job.cores, self.cores) for job in self.todo) / self.cores
-        print(f'jobs: {len(self.todo)}, {seconds:.0f} s on cores: {self.cores}, by the estimates of gpu_queue.py; '
-              f'{self.clock.left():.0f} s left', flush=True)
+        of_h100 = f'{seconds:.0f} s on cores: {self.cores}, by the estimates of gpu_queue.py'
+        print(f'jobs: {len(self.todo)}, {of_h100 if self.device != "cpu" else "their logs are in their folders"}; '
+              f'{self.clock}', flush=True)
         copied = time.monotonic()
         try:
             while (self.todo or self.running) and self.clock.left() > LAST:
@@ -196,7 +202,7 @@ class Queue:
         folder.mkdir(parents=True, exist_ok=True)
         words: dict[str, Any] = dict(
             self.paths, run=folder, parent=folder.parent, device=self.device, workers=workers(),
-            left=int(max(1, self.clock.left() - LAST - 15)))
+            left=int(min(max(1, self.clock.left() - LAST - 15), 10 ** 9)))
         script, *args = (word.format(**words) if '{' in word else word for word in job.command)
         command = ['bash' if script.endswith('.sh') else sys.executable, str(ROOT / 'scripts' / script), *args]
         seen = read(folder / ENVIRONMENT) if (folder / job.checkpoint).is_file() else []
@@ -207,7 +213,7 @@ class Queue:
                                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         remember(process, self.places.running)
         self.running[job.name] = job, process
-        print(f'{job.name} started, {self.clock.left():.0f} s left', flush=True)
+        print(f'{job.name} started, {self.clock}', flush=True)
 
     def reap(self) -> None:
         for name, (job, process) in list(self.running.items()):
@@ -226,7 +232,7 @@ class Queue:
             self.failed.discard(name)
             if job.partly and self.clock.left() > LAST + 20:  # it ended before its time did
                 (folder / job.result).touch()
-            print(f'{name} ended, {self.clock.left():.0f} s left', told(folder / job.result), flush=True)
+            print(f'{name} ended, {self.clock}', told(folder / job.result), flush=True)
 
     def copy(self) -> list[str]:
         """Write the files of jobs to the returned folder, if there is one; returns the names of files without room."""
