@@ -38,7 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         for name in mine[0].choice:
             made.add_argument(f'--{name}', nargs='+', choices=list(dict.fromkeys(cell.choice[name] for cell in mine)),
                               help='(default: all)')
-        made.add_argument('--recipe', choices=list(dict.fromkeys(cell.recipe for cell in mine)), default='modern')
+        recipes = list(dict.fromkeys(cell.recipe for cell in mine))
+        made.add_argument('--recipe', choices=recipes, default=recipes[0], help='(default: %(default)s)')
         made.add_argument('--seeds', type=int, choices=range(1, SEEDS + 1), default=SEEDS, metavar='N',
                           help=f'the first N seeds of {SEEDS} (default: all)')
         made.add_argument('--data', type=Path, default=os.environ.get('TIMM_STN_DATA'), metavar='DIR',
@@ -47,7 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         made.add_argument('--jobs', type=int, default=1, help='runs side by side (default: %(default)s)')
         made.add_argument('--runs', type=Path, default=ROOT / 'runs', metavar='DIR',
                           help='folder of the runs (default: runs in the checkout)')
-        made.add_argument('--smoke', action='store_true', help='runs of one epoch, which are not recorded: does it work?')
+        made.add_argument('--smoke', action='store_true',
+                          help='runs of one epoch, which are not recorded: does it work?')
         add_root(made)
     made = commands.add_parser('table', help='write model_cards/RESULTS.md from the recorded runs')
     add_root(made)

@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from timm_stn.data.distortions import DISTORTIONS
+from timm_stn.data.distortions import DISTORTIONS, as_float, integer
 
 __all__ = ['DRAWS', 'addition']
 
@@ -23,8 +23,8 @@ def addition(digits: Tensor, labels: Tensor, index: Tensor, u: Tensor, size: int
     Returns:
         Images (N, 2, S, S) in [0, 1], and sums (N,), from 0 to 18.
     """
-    second = (u[:, 0] * len(digits)).long().clamp(max=len(digits) - 1)
+    second = integer(u[:, 0], len(digits))
     channels = [
-        RTS(digits[chosen] if digits.is_floating_point() else digits[chosen].float() / 255, numbers, size, digits)
+        RTS(as_float(digits[chosen]), numbers, size, digits)
         for chosen, numbers in zip((index, second), torch.split(u[:, 1:], RTS_DRAWS, dim=1), strict=True)]
     return torch.cat(channels, dim=1), labels[index] + labels[second]

@@ -29,7 +29,7 @@ from torch import Tensor
 from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import get_transform, matrix_grid
 
-__all__ = ['DISTORTIONS', 'Distortion', 'distort']
+__all__ = ['DISTORTIONS', 'Distortion', 'as_float', 'between', 'distort', 'integer']
 
 DIGIT = 28  # side of an MNIST image
 PATCHES, PATCH = 6, 6  # count and side of the clutter
@@ -67,14 +67,16 @@ def distort(
     size, draws, apply = DISTORTIONS[kind]
     device = torch.device('cpu') if generator is None else generator.device
     u = torch.rand(len(images), draws, generator=generator, device=device).to(images.device)
-    return apply(_to_float(images), u, size, clutter)
+    return apply(as_float(images), u, size, clutter)
 
 
-def _to_float(digits: Tensor) -> Tensor:
+def as_float(digits: Tensor) -> Tensor:
+    """Digits in [0, 1], of bytes or of such."""
     return digits if digits.is_floating_point() else digits.float() / 255
 
 
-def _between(u: Tensor, low: float, high: float) -> Tensor:
+def between(u: Tensor, low: float, high: float) -> Tensor:
+    """Uniform numbers from `low` to `high`, of such from 0 to 1."""
     return low + (high - low) * u
 
 
@@ -82,20 +84,21 @@ def _normal(u: Tensor, std: float) -> Tensor:
     return std * torch.special.ndtri(u.clamp(min=2 ** -25))
 
 
-def _integer(u: Tensor, count: int) -> Tensor:
+def integer(u: Tensor, count: int) -> Tensor:
+    """Integers below `count`, equally frequent, of uniform numbers from 0 to 1."""
     return (u * count).long().clamp(max=count - 1)
 
 
 def _rotate(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
-    angle = _between(u[:, 0], -math.pi / 2, math.pi / 2)
+    angle = between(u[:, 0], -math.pi / 2, math.pi / 2)
     return _place(digits, angle, torch.ones_like(angle), torch.zeros_like(u).expand(-1, 2), size)
 
 
 def _rotate_scale_translate(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
-    angle = _between(u[:, 0], -math.pi / 4, math.pi / 4)
-    scale = _between(u[:, 1], 0.7, 1.2)
+    angle = between(u[:, 0], -math.pi / 4, math.pi / 4)
+    scale = between(u[:, 1], 0.7, 1.2)
     room = (size - DIGIT * scale) / 2
-    return _place(digits, angle, scale, _between(u[:, 2:], -1, 1) * room[:, None], size)
+    return _place(digits, angle, scale, between(u[:, 2:], -1, 1) * room[:, None], size)
 
 
 def _place(digits: Tensor, angle: Tensor, scale: Tensor, center: Tensor, size: int) -> Tensor:
@@ -109,7 +112,7 @@ def _place(digits: Tensor, angle: Tensor, scale: Tensor, center: Tensor, size: i
 
 def _project(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
     corners = _corners(u)
-    scale = _between(u[:, :1, None], 0.75, 1.)
+    scale = between(u[:, :1, None], 0.75, 1.)
     offsets = _normal(u[:, 1:], 5 * 2 / size).reshape(-1, 4, 2) / scale
     for _ in range(4):
         offsets = torch.where(_is_convex(corners + offsets), offsets, offsets / 2)
@@ -160,7 +163,7 @@ def _inverse(m: Tensor) -> Tensor:
 
 
 def _warp_elastically(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
-    scale = _between(u[:, 0], 0.75, 1.)
+    scale = between(u[:, 0], 0.75, 1.)
     offsets = _normal(u[:, 1:], 1.5 * 2 / size)
     grid = SPLINE.grid(offsets, (size, size)) / scale[:, None, None, None]
     return sample(digits, grid, padding_mode='zeros')
@@ -175,14 +178,14 @@ def _translate(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
 def _translate_and_clutter(digits: Tensor, u: Tensor, size: int, clutter: Tensor) -> Tensor:
     canvas = _translate(digits, u[:, :2], size, clutter)
     for draw in u[:, 2:].reshape(-1, PATCHES, 5).unbind(dim=1):
-        chosen = clutter[_integer(draw[:, 0], len(clutter))]
-        canvas[_window(draw[:, 3:], size, PATCH)] += _to_float(chosen[_window(draw[:, 1:3], DIGIT, PATCH)])
+        chosen = clutter[integer(draw[:, 0], len(clutter))]
+        canvas[_window(draw[:, 3:], size, PATCH)] += as_float(chosen[_window(draw[:, 1:3], DIGIT, PATCH)])
     return canvas.clamp_(max=1)
 
 
 def _window(u: Tensor, size: int, side: int) -> tuple[Tensor, int, Tensor, Tensor]:
     """Indices of one square of `side` pixels per image, at uniform whole positions inside images of `size`."""
-    start = _integer(u, size - side + 1)[:, :, None] + torch.arange(side, device=u.device)
+    start = integer(u, size - side + 1)[:, :, None] + torch.arange(side, device=u.device)
     batch = torch.arange(len(u), device=u.device)[:, None, None]
     return batch, 0, start[:, 1, :, None], start[:, 0, None, :]
 

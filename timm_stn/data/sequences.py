@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from timm_stn.data.distortions import DIGIT
+from timm_stn.data.distortions import DIGIT, between, integer
 from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import matrix_grid
 
@@ -62,19 +62,11 @@ def digit_sequences(digits: Tensor, labels: Tensor, index: Tensor, u: Tensor, si
     canvas = _texture(back, draw['gratings'], size)
     for stroke in draw['strokes'].reshape(-1, STROKES, 8).unbind(dim=1):
         canvas = _add_stroke(canvas, digits, stroke)
-    chosen = torch.cat((index[:, None], _integer(draw['others'], len(digits))), dim=1)
-    is_there = torch.arange(LENGTH, device=u.device) <= _integer(draw['length'], LENGTH)  # (N, LENGTH)
+    chosen = torch.cat((index[:, None], integer(draw['others'], len(digits))), dim=1)
+    is_there = torch.arange(LENGTH, device=u.device) <= integer(draw['length'], LENGTH)  # (N, LENGTH)
     ink = _row(digits, chosen, is_there, draw, size)
     classes = labels[chosen].masked_fill(~is_there, NONE)
     return torch.lerp(canvas, front[:, :, None, None], ink).clamp(0, 1), classes
-
-
-def _between(u: Tensor, low: float, high: float) -> Tensor:
-    return low + (high - low) * u
-
-
-def _integer(u: Tensor, count: int) -> Tensor:
-    return (u * count).long().clamp(max=count - 1)
 
 
 def _take(digits: Tensor, chosen: Tensor, like: Tensor) -> Tensor:
@@ -89,7 +81,7 @@ def _colours(lightness: Tensor, tints: Tensor) -> tuple[Tensor, Tensor]:
     lighter = (1 - CONTRAST - back).clamp(min=0)
     front = u * (darker + lighter)
     front = torch.where(front < darker, front, front - darker + back + CONTRAST)
-    tint = _between(tints, -0.3, 0.3).reshape(-1, 2, 3)
+    tint = between(tints, -0.3, 0.3).reshape(-1, 2, 3)
     tint = tint - tint.mean(dim=2, keepdim=True)
     return (back + tint[:, 0]).clamp(0, 1), (front + tint[:, 1]).clamp(0, 1)
 
@@ -102,18 +94,18 @@ def _texture(colour: Tensor, u: Tensor, size: int) -> Tensor:
         angle, phase = (2 * math.pi * grating[:, i, None, None] for i in (0, 1))
         wave = 2 * math.pi / (4 * 16 ** grating[:, 2, None, None])  # radians per pixel
         sine = (wave * (angle.cos() * axis + angle.sin() * axis[:, None]) + phase).sin()
-        canvas = canvas + _between(grating[:, 3:], -0.12, 0.12)[:, :, None, None] * sine[:, None]
+        canvas = canvas + between(grating[:, 3:], -0.12, 0.12)[:, :, None, None] * sine[:, None]
     return canvas
 
 
 def _add_stroke(canvas: Tensor, digits: Tensor, u: Tensor) -> Tensor:
     """A piece of a digit, 10 by 10 of its pixels, turned, enlarged 0.7 to 1.7 times, in a grey of its own, anywhere."""
     size = canvas.shape[-1]
-    angle, scale = 2 * math.pi * u[:, 0], _between(u[:, 1], 0.7, 1.7)
-    focus = _between(u[:, 2:4], 9, 19)  # the piece's centre, (x, y) in the digit's pixels
-    grid = _grid(angle, scale, focus, _between(u[:, 4:6], 0, size), size)
+    angle, scale = 2 * math.pi * u[:, 0], between(u[:, 1], 0.7, 1.7)
+    focus = between(u[:, 2:4], 9, 19)  # the piece's centre, (x, y) in the digit's pixels
+    grid = _grid(angle, scale, focus, between(u[:, 4:6], 0, size), size)
     inside = ((grid + 1 - focus[:, None, None] * (2 / DIGIT)).abs() < 10 / DIGIT).all(dim=3)[:, None]
-    ink = sample(_take(digits, _integer(u[:, 6], len(digits)), u), grid, padding_mode='zeros') * inside
+    ink = sample(_take(digits, integer(u[:, 6], len(digits)), u), grid, padding_mode='zeros') * inside
     return torch.lerp(canvas, u[:, 7, None, None, None], 0.6 * ink)
 
 
@@ -121,28 +113,28 @@ def _row(digits: Tensor, chosen: Tensor, is_there: Tensor, draw: dict[str, Tenso
     """The row's ink, (N, 1, size, size)."""
     taken = [_take(digits, chosen[:, i], draw['zoom']) for i in range(LENGTH)]
     low, high = torch.stack([_box(digit) for digit in taken], dim=1).unbind(dim=2)  # (N, LENGTH, xy)
-    scales = _between(draw['scales'], 0.85, 1.15)
+    scales = between(draw['scales'], 0.85, 1.15)
     sides = (high - low) * scales[:, :, None] * is_there[:, :, None]
-    steps = sides[:, :, 0] + _between(draw['gaps'], 1., 5.) * is_there
+    steps = sides[:, :, 0] + between(draw['gaps'], 1., 5.) * is_there
     left = steps.cumsum(dim=1) - steps
     width = (left + sides[:, :, 0]).masked_fill(~is_there, 0).amax(dim=1)
     x = left + sides[:, :, 0] / 2 - width[:, None] / 2  # centres, from the row's
-    y = _between(draw['heights'], -2., 2.)
+    y = between(draw['heights'], -2., 2.)
     top = (y - sides[:, :, 1] / 2).masked_fill(~is_there, DIGIT).amin(dim=1)
     bottom = (y + sides[:, :, 1] / 2).masked_fill(~is_there, -DIGIT).amax(dim=1)
     y, height = y - (top + bottom)[:, None] / 2, bottom - top
 
-    angle = _between(draw['angle'][:, 0], -math.pi / 12, math.pi / 12)
+    angle = between(draw['angle'][:, 0], -math.pi / 12, math.pi / 12)
     cos, sin = angle.cos(), angle.sin()
     box = torch.stack((width * cos + height * sin.abs(), width * sin.abs() + height * cos), dim=1)
     tight = SIZES[0] / 1.3 / box.amax(dim=1)
     if size == SIZES[0]:
-        zoom = tight * _between(draw['zoom'][:, 0], 0.9, 1.1)
+        zoom = tight * between(draw['zoom'][:, 0], 0.9, 1.1)
         room = 0.05 * size * torch.ones_like(box)
     else:
-        zoom = tight * _between(draw['zoom'][:, 0], 0.7, 1.1)
+        zoom = tight * between(draw['zoom'][:, 0], 0.7, 1.1)
         room = (size - 4 - box * zoom[:, None]) / 2
-    center = size / 2 + _between(draw['place'], -1, 1) * room
+    center = size / 2 + between(draw['place'], -1, 1) * room
     ink = torch.zeros_like(angle)[:, None, None, None]
     for i, digit in enumerate(taken):
         along = torch.stack((cos * x[:, i] - sin * y[:, i], sin * x[:, i] + cos * y[:, i]), dim=1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from timm_stn.data import addition, sequences, volumes
-from timm_stn.data.distortions import DISTORTIONS
+from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 from timm_stn.data.svhn import load_svhn
 
@@ -57,12 +57,11 @@ class Task(NamedTuple):
 
 def _distorted(kind: str, digits: Tensor, labels: Tensor, index: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     size, _, apply = DISTORTIONS[kind]
-    chosen = digits[index]
-    return apply(chosen if chosen.is_floating_point() else chosen.float() / 255, u, size, digits), labels[index]
+    return apply(as_float(digits[index]), u, size, digits), labels[index]
 
 
 def _photos(digits: Tensor, labels: Tensor, index: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    return digits[index].float() / 255, labels[index]
+    return as_float(digits[index]), labels[index]
 
 
 def _svhn(size: int) -> Task:

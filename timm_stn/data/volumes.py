@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from timm_stn.data.distortions import as_float
 from timm_stn.geometry.sampler import sample
 
 __all__ = ['DRAWS', 'extruded_digits']
@@ -26,13 +27,13 @@ def extruded_digits(digits: Tensor, labels: Tensor, index: Tensor, u: Tensor, si
         u: Uniform random numbers (N, DRAWS).
         size: Side S of the volumes, in voxels.
     """
-    chosen = digits[index] if digits.is_floating_point() else digits[index].float() / 255
     to_digit = _rotations((2 * u[:, :3] - 1) * (math.pi / 4)).mT  # (N, 3, 3), of coordinates x, y, z
     side = torch.arange(size, device=u.device) - (size - 1) / 2  # voxels from the centre
     z, y, x = torch.meshgrid(side, side, side, indexing='ij')
     points = torch.stack((x, y, z), dim=-1).reshape(1, -1, 3) - (2 * u[:, None, 3:] - 1) * ROOM  # (N, S^3, 3)
     points = points @ to_digit.mT  # of the digit's own axes, its face across z
-    face = sample(chosen, (points[..., :2] * (2 / DIGIT)).reshape(len(u), size * size, size, 2), padding_mode='zeros')
+    on_face = (points[..., :2] * (2 / DIGIT)).reshape(len(u), size * size, size, 2)
+    face = sample(as_float(digits[index]), on_face, padding_mode='zeros')
     within = (THICKNESS / 2 + 0.5 - points[..., 2].abs()).clamp(0, 1)
     return (face.reshape_as(within) * within).reshape(-1, 1, size, size, size), labels[index]
 
