@@ -19,7 +19,7 @@ from timm_stn.data import addition, sequences, volumes
 from timm_stn.data.distortions import DISTORTIONS
 from timm_stn.data.mnist import load_mnist
 
-__all__ = ['TASKS', 'Task', 'batches_of', 'test_set']
+__all__ = ['TASKS', 'Task', 'are_wrong', 'batches_of', 'test_set']
 
 
 class Task(NamedTuple):
@@ -112,3 +112,9 @@ def batches_of(
     for index in torch.split(torch.arange(len(digits), device=device), batch_size):
         u = torch.rand(len(index), task.draws, generator=generator)
         yield task.make(digits, labels, index, u.to(device))
+
+
+def are_wrong(logits: Tensor, classes: Tensor) -> Tensor:
+    """Whether any answer is wrong (N,), of the logits (N, outputs) and the classes, (N,) or (N, answers)."""
+    classes = classes.reshape(len(classes), -1)
+    return (logits.reshape(*classes.shape, -1).argmax(2) != classes).any(1)
