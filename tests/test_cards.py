@@ -1,10 +1,17 @@
 """What lies in model_cards/: the README's table and the wheel follow from it."""
+import hashlib
+import json
 import subprocess
 import sys
 
+import make_mnist_card
 import pytest
+import torch
 from huggingface_hub import ModelCard
-from makers import ROOT
+from makers import ROOT, create
+from records import replace
+from safetensors.torch import save_file
+from train_mnist import parse_args
 
 CARDS = sorted(p.name for p in (ROOT / 'model_cards').iterdir() if p.is_dir())
 
@@ -26,3 +33,105 @@ def test_a_card_says_what_the_hub_asks(name):
     assert card.data.license and card.data.library_name == 'timm' and card.data.model_name == name
     assert 'import timm, timm_stn' in card.content and 0 < card.data.eval_results[0].metric_value < 1
     assert {p.name for p in folder.iterdir()} >= {'README.md', 'config.json', 'model.safetensors'}
+
+
+# the card of a cell
+
+NAME, CELL, PLAIN = 'stn_mnist_cnn_r', 'table1-R-st-cnn-tps', 'table1-R-cnn'
+
+
+def record_of(name, seed, error, device='NVIDIA H100 80GB HBM3'):
+    """The record of a run that never was."""
+    command = make_mnist_card.cell_of(name).command[1:]
+    args = vars(parse_args([*('x' if word == '{run}' else word for word in command), '--seed', str(seed)]))
+    environment = dict(device=device, torch='2.11.0', timm='1.0.31', revision='abc1234', processor='x86_64', cores=4)
+    return dict(name=f'{name}-{seed}', args=args, parameters=423546, test_error=error, train_loss=0.5,
+                seconds=[60.0, 40.0 + 2 * seed], environment=environment)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Records of three runs and of two plain ones, and the folder of the run that gives the weights."""
+    lines = [record_of(CELL, seed, error) for seed, error in enumerate((0.53, 0.56, 0.61))]
+    lines += [record_of(PLAIN, seed, 1.2 - seed / 10, 'cpu') for seed in range(2)]
+    replace(tmp_path / 'results.jsonl', lines)
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'result.json').write_text(json.dumps(lines[2]))
+    save_file(create('stn_mnist_cnn_r', seed=3).state_dict(), run / 'model.safetensors')
+    return tmp_path
+
+
+def make_card(made, name=NAME, cell=CELL, baseline=(PLAIN,)):
+    make_mnist_card.main([
+        name, '--cell', cell, '--run', str(made / 'run'), *(['--baseline', *baseline] if baseline else []),
+        '--record', str(made / 'results.jsonl'), '--output', str(made / 'cards')])
+    return made / 'cards' / name
+
+
+def test_the_card_of_a_cell(made, capsys):
+    folder = make_card(made)
+    card = ModelCard.load(folder / 'README.md')
+    assert card.data.model_name == NAME and card.data.eval_results[0].metric_value == 0.9939
+    assert card.data.eval_results[0].dataset_name == 'MNIST, R'
+    for text in (
+            '| **stn_mnist_cnn_r** | 423,546 | 0.53, 0.56, 0.61 | **0.57** | 0.7 (ST-CNN tps) |',
+            '| CNN | 423,546 | 1.20, 1.10 | **1.15** | 1.2 (CNN) |',
+            'behind a thin-plate spline spatial transformer', 'warps the image to 28 x 28 pixels, in 2 looks',
+            'rotated by up to 90 degrees', 'those of seed 2, whose error is 0.61.', 'not chosen by its error',
+            'No epoch, seed or setting was chosen on test images',
+            '    timm-stn eval stn_mnist_cnn_r --data MNIST_FOLDER\n',
+            '    python scripts/reproduce.py distorted-mnist --distortion R --model st-cnn --transform tps --data',
+            'NVIDIA H100 80GB HBM3, 4 cores of a CPU (x86_64); PyTorch 2.11.0, timm 1.0.31, timm_stn at abc1234.',
+            'took 102 seconds', '## Recipe'):
+        assert text in card.content, text
+    digest = hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()
+    assert f'its SHA-256 is {digest}' in capsys.readouterr().out
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(create(f'local-dir:{folder}', pretrained=True)(x), create(NAME, seed=3)(x))
+
+
+def test_the_command_on_a_card_trains_the_same_run(made):
+    line = next(text for text in (make_card(made) / 'README.md').read_text().splitlines() if 'train_mnist.py' in text)
+    words = line.replace('"', '').split()[2:]
+    args, expected = vars(parse_args(words)), record_of(CELL, 2, 0.61)['args']
+    assert '--seed 2' in line and '--momentum 0.9' in line and '--held-back 0' in line and '--amp' not in line
+    assert {key for key in args if args[key] != expected[key]} <= {'output', 'data', 'device'}
+
+
+def test_the_card_of_a_network_that_adds(made):
+    cell = 'addition-2-st-fcn-tps'
+    line = dict(record_of(cell, 0, 4.5), parameters=403223)
+    replace(made / 'results.jsonl', [line])
+    (made / 'run' / 'result.json').write_text(json.dumps(line))
+    save_file(create('stn_mnist_add').state_dict(), made / 'run' / 'model.safetensors')
+    text = (make_card(made, 'stn_mnist_add', cell, ()) / 'README.md').read_text()
+    assert '| **stn_mnist_add** | 403,223 | 4.50 | **4.50** | 5.8 (2 x ST-FCN tps) |' in text
+    assert 'reproduce.py addition --model 2-st-fcn --transform tps --data' in text and 'of seed 0, whose' in text
+    assert 'fully connected MNIST network' in text and 'behind 2 thin-plate spline' in text and '0 to 18' in text
+    assert "(`stn_join='channels'`)" in text and 'value: 0.9550' in text
+
+
+def test_what_no_card_is_made_of(made):
+    folder, result = made / 'run' / 'result.json', json.loads((made / 'run' / 'result.json').read_text())
+    cases = [
+        (dict(cell='table1-R-cnn-x'), {}, 'no cell table1-R-cnn-x'),
+        (dict(baseline=['table1-R-fcn']), {}, 'no record of table1-R-fcn'),
+        (dict(cell=PLAIN), {}, 'seed 2; cells.py has fixed the published seed of table1-R-cnn: none'),
+        (dict(name='stn_mnist_cnn_e'), {}, 'stn_mnist_cnn_e is for E, table1-R-st-cnn-tps for R'),
+        ({}, dict(test_error=0.5), 'is not the run that is recorded as table1-R-st-cnn-tps-2'),
+        ({}, dict(args={**result['args'], 'lr': 1.0}), 'has other arguments than its like: lr'),
+        ({}, dict(args={**result['args'], 'seed': 0}), 'seed 0; cells.py has fixed the published seed of .*: 2'),
+    ]
+    for given, changed, message in cases:
+        folder.write_text(json.dumps({**result, **changed}))
+        with pytest.raises(SystemExit, match=message):
+            make_card(made, **given)
+    lines = [record_of(CELL, seed, 0.5) for seed in range(3)]
+    for line in lines:
+        line['args']['model_kwargs'] = dict(line['args']['model_kwargs'], stn_iterations=1)
+    replace(made / 'results.jsonl', lines)
+    folder.write_text(json.dumps(lines[2]))
+    with pytest.raises(SystemExit, match='not the network of table1-R-st-cnn-tps: stn_iterations differ'):
+        make_card(made)
+    assert not (made / 'cards').exists()

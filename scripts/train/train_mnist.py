@@ -35,7 +35,7 @@ from volume_net import VOLUME_NETS, VolumeNet
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
 from timm_stn.data import TASKS, load_mnist
-from timm_stn.data.tasks import batches_of
+from timm_stn.data.tasks import are_wrong, batches_of
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
 
 MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph')  # between the starts of one run
@@ -242,12 +242,6 @@ def test_error(model: nn.Module, images: Iterable[Digits]) -> float:
     model.eval()
     wrong = torch.cat([are_wrong(model(x), y) for x, y in images])
     return 100 * int(wrong.sum()) / len(wrong)
-
-
-def are_wrong(logits: Tensor, classes: Tensor) -> Tensor:
-    """Whether any answer is wrong (N,), of the logits (N, outputs) and the classes, (N,) or (N, answers)."""
-    classes = classes.reshape(len(classes), -1)
-    return (logits.unflatten(1, (classes.shape[1], -1)).argmax(2) != classes).any(1)
 
 
 def write_epoch(run: Run, output: Path) -> None:

@@ -8,8 +8,10 @@ from makers import ROOT, write_mnist
 from timm_stn import cli
 from timm_stn.cli import digits
 from timm_stn.cli.digits import wrong_answers
+from timm_stn.data import TASKS
 from timm_stn.data import test_set as distorted_test_set
-from timm_stn.names.zoo import weights_of
+from timm_stn.data.tasks import are_wrong
+from timm_stn.names.zoo import card_folder, set_of, weights_of, zoo_names
 from timm_stn.view.caption import GOOD
 from timm_stn.view.draw import COLORS
 
@@ -83,13 +85,78 @@ def test_eval(tmp_path, capsys, monkeypatch):
         assert cli.main(['eval', '--model', name, '--no-pretrained', *argv]) == 0
         assert 'weights   random' in capsys.readouterr().out
     message = refused(capsys, 'eval', *MODEL, *argv, '--model-kwargs', 'num_classes=5')
-    assert 'argument --model-kwargs num_classes=5: eval measures on digits, which need num_classes=10; stn_' in message
+    assert 'argument --model-kwargs num_classes=5: eval measures on digits; those of RTS need num_classes=10' in message
     model = ['--model', 'stn_mnist_cnn', '--no-pretrained']
     message = refused(capsys, 'eval', *model, *argv, '--model-kwargs', 'img_size=30')
     assert 'argument --model stn_mnist_cnn --model-kwargs img_size=30 (on --set RTS' in message
     monkeypatch.delenv('TIMM_STN_DATA', raising=False)
     assert 'TIMM_STN_DATA' in refused(capsys, 'eval', *MODEL, '--set', 'TC')
     assert 'invalid choice' in refused(capsys, 'eval', *MODEL, '--set', 'X')
+
+
+@pytest.mark.parametrize('name', [name for name in zoo_names() if set_of(name)])
+def test_a_network_of_ours_is_measured_on_its_own_set(name, tmp_path, capsys):
+    write_mnist(tmp_path, test=3)
+    argv = ['--no-pretrained', '--data', str(tmp_path)]
+    for which in ([name], ['--model', name]):
+        assert cli.main(['eval', *which, *argv]) == 0
+        assert f'{name} on {set_of(name)}: test error' in capsys.readouterr().out
+
+
+def test_a_folder_of_a_network_of_ours_is_too(tmp_path, capsys):
+    write_mnist(tmp_path, test=3)
+    folder = f'local-dir:{card_folder(digits.DEMO)}'
+    assert cli.main(['eval', folder, '--data', str(tmp_path)]) == 0
+    assert f'{folder} on RTS: test error' in capsys.readouterr().out
+    message = refused(capsys, 'eval', digits.DEMO, '--set', 'ADD', '--data', tmp_path)
+    assert 'those of ADD need in_chans=2, and stn_mnist_cnn_rts has 1' in message
+
+
+def test_without_a_set_of_its_own_a_network_needs_one(capsys):
+    for name in ('stn_test_resnet', 'mnist_cnn', 'stn_tf_efficientnet_lite0_cub2010'):
+        message = refused(capsys, 'eval', name, '--no-pretrained')
+        assert f'argument --set: {name} is for no set of its own; name one of R, RTS, P, E, T, TC, ADD, SEQ' in message
+        assert 'VOLUME' not in message
+    assert "unknown model 'stn_mnist_cnn_rtx', the nearest" in refused(capsys, 'eval', 'stn_mnist_cnn_rtx')
+    assert 'no timm model takes' in refused(capsys, 'eval', *MODEL, '--set', 'VOLUME')
+    assert 'two models, mnist_cnn and --model stn_test' in refused(capsys, 'eval', 'mnist_cnn', *MODEL, '--set', 'R')
+    assert 'only --checkpoint alone' in refused(capsys, 'eval')
+
+
+@pytest.mark.parametrize(('kind', 'name', 'kwargs'), [
+    ('ADD', 'mnist_fcn', dict(hidden=2)), ('ADD', 'stn_mnist_add', {}), ('SEQ64', 'svhn_cnn', dict(width=0.05)),
+    ('SEQ64', 'stn_test_resnet', {})])
+def test_eval_on_more_than_one_digit(kind, name, kwargs, tmp_path, capsys):
+    write_mnist(tmp_path, test=20)
+    images, classes = distorted_test_set(kind, tmp_path)
+    task = TASKS[kind]
+    given = {} if name == 'stn_mnist_add' else dict(in_chans=task.channels, num_classes=task.outputs)
+    sized = dict(img_size=task.size) if name in ('mnist_fcn', 'svhn_cnn') else {}
+    model = timm.create_model(name, **given, **sized, **kwargs).eval()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if key.endswith('bias') and len(p) == task.outputs:  # some answers are right
+                p += 100 * torch.nn.functional.one_hot(classes.reshape(20, -1)[0], task.classes).flatten()
+    torch.save(model.state_dict(), tmp_path / 'c.pt')
+    argv = ['eval', name, '--set', kind, '--checkpoint', str(tmp_path / 'c.pt'), '--data', str(tmp_path)]
+    words = [f'{key}={value}' for key, value in kwargs.items()]
+    assert cli.main([*argv, *(['--model-kwargs', *words] if words else [])]) == 0
+    with torch.no_grad():
+        wrong = int(are_wrong(model(images), classes).sum())
+    assert 0 < wrong < 20
+    assert f'{name} on {kind}: test error {5 * wrong:.2f} % ({wrong} of 20 wrong)' in capsys.readouterr().out
+
+
+def test_an_image_is_wrong_if_any_of_its_answers_is(seeded):
+    for answers, count in ((1, 4), (3, 2)):
+        logits, classes = torch.randn(50, answers * count), torch.randint(count, (50, answers))
+        expected = []
+        for row, truth in zip(logits.tolist(), classes.tolist()):
+            parts = [row[i * count:(i + 1) * count] for i in range(answers)]
+            expected.append([part.index(max(part)) for part in parts] != truth)
+        assert 0 < sum(expected) < 50
+        assert are_wrong(logits, classes).tolist() == expected
+    assert torch.equal(are_wrong(logits[:, :4], classes[:, 0]), logits[:, :4].argmax(1) != classes[:, 0])
 
 
 def test_wrong_answers():

@@ -1,4 +1,4 @@
-"""`timm-stn demo` and `timm-stn eval`: both run a network on distorted digits."""
+"""`timm-stn demo` and `timm-stn eval`: both run a network on digits."""
 import argparse
 import os
 import sys
@@ -12,22 +12,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data import DISTORTIONS, load_mnist, test_set
+from ..data import TASKS, load_mnist, test_set
 from ..data.mnist import DATA_VARIABLE
-from ..names.registry import unknown
-from ..names.zoo import card_folder, weights_of, zoo_names
+from ..data.tasks import are_wrong, batches_of
+from ..names.zoo import card_folder, set_of, weights_of, zoo_names
 from ..view.dependence import tell, witnessing
 from ..view.draw import Caption, draw_look, save_picture
 from ..view.observe import observe
 from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive
-from .models import FROM_CONFIG, create_model, described, kwargs_argument, load_model, model_arguments
+from .models import FROM_CONFIG, check_known, create_model, described, kwargs_argument, load_model, model_arguments
 
 __all__ = ['demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
 
 DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
 FOOTER = (f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
           'looked, the dot the top left corner of what it saw.')
+SETS = [kind for kind, task in TASKS.items() if task.dims == 2]  # those of images
 EXAMPLES = 'examples.png'  # in the card's folder: held-out digits, as scripts/release/make_examples.py writes them
 
 
@@ -96,27 +97,46 @@ def _digits(kind: str, data: str | None, download: bool) -> tuple[Tensor, Tensor
 
 
 def eval_arguments(add: Callable[..., Any]) -> None:
+    add('name', nargs='?', metavar='NAME', help='the same as --model NAME')
     model_arguments(add)
-    sizes = ', '.join(f'{kind} {distortion.size}' for kind, distortion in DISTORTIONS.items())
-    add('--set', required=True, choices=list(DISTORTIONS), help=f'distortion, with the image side of each: {sizes}')
+    sizes = ', '.join(f'{kind} {TASKS[kind].size}' for kind in SETS)
+    add('--set', type=_set, choices=SETS,
+        help=f'set of digits, with the image side of each: {sizes}; default: the set that a network of ours is for')
     add('--data', help=f'folder with MNIST (default: the environment variable {DATA_VARIABLE})')
     add('--download', action='store_true', help='download MNIST to --data if it is not there')
 
 
+def _set(text: str) -> str:
+    if text in TASKS and text not in SETS:
+        raise argparse.ArgumentTypeError(f'{text} is made of volumes, which no timm model takes')
+    return text
+
+
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the test error on a distorted set. Pixels stay in [0, 1], as in scripts/train/train_mnist.py."""
+    """Print the test error on a set of digits. Pixels stay in [0, 1], as in scripts/train/train_mnist.py."""
+    if args.name and args.model:
+        raise Refused(f'argument NAME: there are two models, {args.name} and --model {args.model}')
+    args.model = args.model or args.name
     as_it_is = args.model is None or args.model.startswith(FROM_CONFIG)
+    if not as_it_is:
+        check_known(args.model)
+        args.set = _set_for(args, args.model)
     model = load_model(args, **({} if as_it_is else _digit_kwargs(args.model, args.set)))
-    for name, value, needed in (('in_chans', getattr(model, 'in_chans', 1), 1), ('num_classes', model.num_classes, 10)):
+    args.set = _set_for(args, getattr(model, 'pretrained_cfg', {}).get('architecture', ''))
+    task = TASKS[args.set]
+    for name, needed in (('in_chans', task.channels), ('num_classes', task.outputs)):
+        value = getattr(model, name, needed)
         if value != needed:
             argument = kwargs_argument(args) if name in dict(args.model_kwargs) else '--model'
-            raise Refused(f'argument {argument}: eval measures on digits, which need {name}={needed}; {args.model} '
-                          f'has {value}. For images of your own: timm-stn validate')
-    images, labels = _digits(args.set, args.data, args.download)
+            raise Refused(f'argument {argument}: eval measures on digits; those of {args.set} need {name}={needed}, '
+                          f'and {args.model} has {value}. For images of your own: timm-stn validate')
+    source = f'--download (to {args.data})' if args.download else '--data'
+    digits, labels = attempt(source, load_mnist, args.data, 'test', args.download)
     start = time.perf_counter()
     with witnessing() as witness:
-        what = f'{described(args)} (on --set {args.set}: images of {images.shape[-1]} x {images.shape[-1]})'
-        wrong = attempt(what, wrong_answers, model, images, labels, args.device)
+        what = f'{described(args)} (on --set {args.set}: images of {task.size} x {task.size})'
+        parts = batches_of(args.set, digits, labels, batch_size=500)
+        wrong = sum(attempt(what, wrong_answers, model, *part, args.device) for part in parts)
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')
     print(f'{args.model} on {args.set}: {_error(wrong, len(labels))}, {seconds:.1f} s')
@@ -124,10 +144,21 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _set_for(args: argparse.Namespace, name: str) -> str:
+    """--set, or else the set that the network of this name is for."""
+    kind = args.set or set_of(name)
+    if kind is None:
+        raise Refused(f'argument --set: {args.model} is for no set of its own; name one of {", ".join(SETS)}')
+    return str(kind)
+
+
 def _digit_kwargs(name: str, kind: str) -> dict[str, Any]:
-    cfg = timm.get_pretrained_cfg(name) if not unknown(name) else None
+    """Arguments of a model for the images of a set; a network that is for one has its own."""
+    if set_of(name):
+        return {}
+    cfg, task = timm.get_pretrained_cfg(name), TASKS[kind]
     fixed = cfg is not None and cfg.fixed_input_size and name not in zoo_names()
-    return {'in_chans': 1, 'num_classes': 10, **({'img_size': DISTORTIONS[kind].size} if fixed else {})}
+    return {'in_chans': task.channels, 'num_classes': task.outputs, **({'img_size': task.size} if fixed else {})}
 
 
 def _error(wrong: int, count: int) -> str:
@@ -136,7 +167,7 @@ def _error(wrong: int, count: int) -> str:
 
 @torch.inference_mode()
 def wrong_answers(model: nn.Module, images: Tensor, labels: Tensor, device: str = 'cpu') -> int:
-    """Number of images (N, C, H, W) whose predicted class is not their label (N,)."""
+    """Number of images (N, C, H, W) of which any answer is wrong; `labels` are (N,), or (N, answers)."""
     model.eval()
     batches = zip(torch.split(images, 500), torch.split(labels, 500))
-    return sum(int((model(x.to(device)).argmax(1).cpu() != y).sum()) for x, y in batches)
+    return sum(int(are_wrong(model(x.to(device)).cpu(), y).sum()) for x, y in batches)

@@ -23,7 +23,7 @@ from timm_stn.data.svhn import load_svhn
 
 SVHN_SPLITS = {'train': ('train', 'extra'), 'test': ('test',)}  # the paper trains on both
 
-__all__ = ['TASKS', 'Task', 'batches_of', 'test_set']
+__all__ = ['TASKS', 'Task', 'are_wrong', 'batches_of', 'test_set']
 
 
 Data = str | os.PathLike[str] | None
@@ -134,3 +134,9 @@ def batches_of(
     for index in torch.split(torch.arange(len(digits), device=device), batch_size):
         u = torch.rand(len(index), task.draws, generator=generator)
         yield task.make(digits, labels, index, u.to(device))
+
+
+def are_wrong(logits: Tensor, classes: Tensor) -> Tensor:
+    """Whether any answer is wrong (N,), of the logits (N, outputs) and the classes, (N,) or (N, answers)."""
+    classes = classes.reshape(len(classes), -1)
+    return (logits.reshape(*classes.shape, -1).argmax(2) != classes).any(1)

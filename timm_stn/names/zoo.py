@@ -14,7 +14,7 @@ from .registry import whole_network_cfg
 from .untrusted import config_location
 from .weights import WEIGHTS, MissingWeights
 
-__all__ = ['HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'weights_of', 'zoo_names']
+__all__ = ['HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'set_of', 'weights_of', 'zoo_names']
 
 HUB_ORG = 'timm-stn'  # default Hub organisation of these networks; the variable TIMM_STN_HUB_ORG overrides it
 NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any{where}. To train it: {recipe}.'
@@ -28,23 +28,48 @@ class Own(NamedTuple):
     cfg: dict[str, Any]
     recipe: str  # how to train it
     sha256: str | None = None  # of its published weights; the Hub is asked for no others
+    digits: str | None = None  # the set of `timm_stn.data.TASKS` that it is trained for
 
 
-def _mnist(kind: str, side: int, sha256: str, **arguments: Any) -> Own:
+def _mnist(
+        kind: str,
+        size: tuple[int, int, int],
+        sha256: str | None = None,
+        base: str = 'mnist_cnn',
+        classes: int = 10,
+        reproduce: str | None = None,
+        **arguments: Any,
+) -> Own:
+    """A network for a set of digits; `reproduce` are the arguments of reproduce.py that train it, if it does."""
     cfg = dict(
-        mean=(0.0,), std=(1.0,), num_classes=10, interpolation='bilinear', crop_pct=1.0, license='apache-2.0',
-        paper_ids='arXiv:1506.02025')
-    recipe = f'`python scripts/train/train_mnist.py --model stn_mnist_cnn_{kind.lower()} --set {kind}`'
-    arguments.update(stn_localization_size=side // 2, stn_lr_scale=10.0)
-    return Own('mnist_cnn', (1, side, side), arguments, cfg, recipe, sha256)
+        mean=(0.0,) * size[0], std=(1.0,) * size[0], num_classes=classes, interpolation='bilinear', crop_pct=1.0,
+        license='apache-2.0', paper_ids='arXiv:1506.02025')
+    recipe = f'`python scripts/train/train_mnist.py --model stn_{base}_{kind.lower()} --set {kind}`'
+    if reproduce:
+        recipe = f'`python scripts/reproduce.py {reproduce} --data MNIST_FOLDER`'
+    arguments = dict(stn_localization_size=size[-1] // 2, stn_lr_scale=10.0) | arguments
+    return Own(base, size, arguments, cfg, recipe, sha256, kind)
+
+
+def _square(kind: str, sha256: str | None) -> Own:
+    """A network of Table 1 for a set that stays on 28 x 28."""
+    return _mnist(
+        kind, (1, 28, 28), sha256, channels=(64, 128), stn_transform='tps', stn_iterations=2,
+        reproduce=f'distorted-mnist --distortion {kind} --model st-cnn --transform tps')
 
 
 _ZOO = dict(
     stn_mnist_cnn_rts=_mnist(
-        'RTS', 42, '69f598cff9f00c12aa47d00799aadab1a42f68621ac7bdf256f0530d99f8d9db',
+        'RTS', (1, 42, 42), '69f598cff9f00c12aa47d00799aadab1a42f68621ac7bdf256f0530d99f8d9db',
         stn_size=24, stn_iterations=2, channels=(64, 128)),
     stn_mnist_cnn_tc=_mnist(
-        'TC', 60, '2060ee97294dcbc3629d18f337909f6c9bd7b754d0d7caeab26d357271828c73', stn_size=28),
+        'TC', (1, 60, 60), '2060ee97294dcbc3629d18f337909f6c9bd7b754d0d7caeab26d357271828c73', stn_size=28),
+    stn_mnist_cnn_r=_square('R', None),
+    stn_mnist_cnn_p=_square('P', None),
+    stn_mnist_cnn_e=_square('E', None),
+    stn_mnist_add=_mnist(
+        'ADD', (2, 42, 42), None, 'mnist_fcn', 19, 'addition --model 2-st-fcn --transform tps',
+        hidden=155, stn_size=24, stn_transform='tps', stn_glimpses=2, stn_join='channels'),
     stn_tf_efficientnet_lite0_cub2010=Own(
         base='tf_efficientnet_lite0',
         input_size=(3, 224, 224),
@@ -92,6 +117,12 @@ def is_published(name: str) -> bool:
     return (card_folder(name) / 'config.json').is_file()
 
 
+def set_of(name: str) -> str | None:
+    """The set of digits (`timm_stn.data.TASKS`) that a network of ours is trained for; None of all other names."""
+    own = _ZOO.get(name.partition('.')[0])
+    return own.digits if own else None
+
+
 def weights_of(model: str | nn.Module) -> str | None:
     """Location of the trained weights of a registered name or of a model; None if there are none."""
     cfg = timm.get_pretrained_cfg(model) if isinstance(model, str) else getattr(model, 'pretrained_cfg', None)
@@ -133,7 +164,7 @@ def _from_hub(name: str, cfg: Any, overlay: Any) -> PretrainedCfg | None:
 
 
 def _register(name: str) -> None:
-    base, _, settings, _, recipe, _ = _ZOO[name]
+    base, _, settings, _, recipe, *_ = _ZOO[name]
 
     def no_weights(where: object = '') -> RuntimeError:
         return RuntimeError(NO_WEIGHTS.format(name=name, folder=card_folder(name), where=where, recipe=recipe))
