@@ -68,8 +68,10 @@ _ZOO = dict(
     stn_mnist_cnn_p=_square('P', None),
     stn_mnist_cnn_e=_square('E', None),
     stn_mnist_add=_mnist(
-        'ADD', (2, 42, 42), None, 'mnist_fcn', 19, 'addition --model 2-st-fcn --transform tps',
-        hidden=155, stn_size=24, stn_transform='tps', stn_glimpses=2, stn_join='channels'),
+        'ADD', (2, 42, 42), '39ac7144073d605c61b5604e62c9e11184d7c48f576f0f3a4d8e9897214a9101', 'mnist_fcn', 19,
+        'addition --model 2-st-fcn --transform tps',
+        hidden=155, stn_size=24, stn_iterations=2, stn_transform='tps', stn_glimpses=2, stn_join='channels',
+        stn_localization='conv:channels=32,hidden=64'),
     stn_tf_efficientnet_lite0_cub2010=Own(
         base='tf_efficientnet_lite0',
         input_size=(3, 224, 224),
