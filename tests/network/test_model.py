@@ -36,7 +36,7 @@ NETWORKS = [
     ('stn_test_resnet', dict(stn_localization='timm:test_efficientnet')),
     ('stn_test_resnet', dict(stn_stages=(2,), stn_target='input')),
     ('stn_test_resnet', dict(stn_glimpses=2, stn_size=32, stn_join='channels')),
-    ('stn_test_resnet', dict(stn_localization='fc:hidden=8,depth=2', stn_stages=('input', 1))),
+    ('stn_test_resnet', dict(stn_localization='conv:channels=4,hidden=8,depth=2', stn_stages=('input', 1))),
 ]
 
 
