@@ -1,4 +1,5 @@
 """Localization networks: the paper's layers, and sizes."""
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ class TestLocalization:
         fc = Localization(f'fc:hidden={hidden},depth={depth}', 2, (8, 8), 6)
         widths = [2 * 8 * 8] + depth * [hidden]
         assert [(m.in_features, m.out_features) for m in fc.body if isinstance(m, nn.Linear)] == list(
-            zip(widths, widths[1:]))
+            pairwise(widths))
         assert sum(isinstance(m, nn.ReLU) for m in fc.body) == depth - 1 and fc.standardize.relu
         assert counts(fc) == (128 + 1) * hidden + (depth - 1) * (hidden + 1) * hidden + (hidden + 1) * 6
         conv = Localization(f'conv:depth={depth},channels={channels},hidden={hidden}', 2, (28, 28), 6)
@@ -104,14 +105,14 @@ class TestLocalization:
         assert Localization('fc:hidden=8', 1, (8, 8), 6, hidden=3).regression.in_features == 3
 
     def test_a_name_with_settings_sees_what_the_plain_one_sees(self):
-        for kind, settings in (('conv', 'depth=2'), ('fc', 'hidden=8')):
+        for kind, own in (('conv', 'depth=2'), ('fc', 'hidden=8')):
             for size in ((42, 60), (100, 10), (9, 9, 9)):
-                assert Localization.resolve_size(f'{kind}:{settings}', size, None) == Localization.resolve_size(
+                assert Localization.resolve_size(f'{kind}:{own}', size, None) == Localization.resolve_size(
                     kind, size, None)
 
     @pytest.mark.parametrize('kind', [
-        'fc:', 'fc:hidden', 'fc:hidden=', 'fc:hidden=0', 'fc:hidden=-1', 'fc:hidden=2.5', 'fc:hidden=8193', 'fc:hiden=3',
-        'fc:channels=3', 'fc:hidden=3,', 'fc:hidden=3;depth=2', 'fc:hidden= 3', 'conv:hidden=3,width=2',
+        'fc:', 'fc:hidden', 'fc:hidden=', 'fc:hidden=0', 'fc:hidden=-1', 'fc:hidden=2.5', 'fc:hidden=8193',
+        'fc:hiden=3', 'fc:channels=3', 'fc:hidden=3,', 'fc:hidden=3;depth=2', 'fc:hidden= 3', 'conv:hidden=3,width=2',
         'linear:hidden=3', 'moments:', 'fcc:hidden=3', 'auto:hidden=3'])
     def test_settings_that_are_none(self, kind):
         with pytest.raises(ValueError, match='localization must be one of .*conv:channels=<n>,hidden=<n>,depth=<n>, '

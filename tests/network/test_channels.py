@@ -126,7 +126,7 @@ def test_wrap():
 
 @pytest.mark.parametrize('given, words', [
     (dict(stn_glimpses=2, stn_towers='separate'), "stn_join='channels' needs stn_towers='shared'.* got 'separate'"),
-    (dict(stn_glimpses=2, stn_localization='shared:2'), "stn_localization='shared:2' asks it: use stn_localization='conv'"),
+    (dict(stn_glimpses=2, stn_localization='shared:2'), "'shared:2' asks it: use stn_localization='conv'"),
     (dict(stn_glimpses=2, stn_scale=0.5, stn_localization='saliency:2'), "stn_localization='saliency:2' asks it"),
     (dict(stn_glimpses=2, stn_scale=0.5), "stn_localization='auto' asks it"),
     (dict(stn_whole=True, stn_localization='orbit:4'), "stn_localization='orbit:4' asks it"),
