@@ -126,7 +126,8 @@ def test_what_is_not_kept_is_made_again(script, arguments, tmp_path, monkeypatch
     kept = run_of(script, tmp_path, 'kept', *arguments)
     monkeypatch.setattr(script, 'KEPT', 28 * 28 * 20 - 1)
     monkeypatch.setattr(script, 'AT_ONCE', 28 * 28 * 3)
-    held_out = script.TestSet(script.parse_args([*arguments, '--output', 'none']), *load_mnist(tmp_path / 'data', 'test'))
+    args = script.parse_args([*arguments, '--output', 'none'])
+    held_out = script.TestSet(args, *load_mnist(tmp_path / 'data', 'test'))
     assert held_out.kept is None and [len(x) for x, _ in held_out] == 6 * [3] + [2]
     again = run_of(script, tmp_path, 'again', *arguments)
     assert again['test_errors'] == kept['test_errors'] and again['train_loss'] == kept['train_loss']
