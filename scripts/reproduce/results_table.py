@@ -81,7 +81,7 @@ def runs_of(cell: Cell, recorded: dict[str, Line]) -> Found | None:
         return None
     values = [value_of(cell, run) for run in runs]
     return Found(values, runs[0]['parameters'], statistics.median(sum(run['seconds']) for run in runs),
-                 short(runs[-1]['environment']['device']))
+                 short(runs[-1]['device']))
 
 
 def value_of(cell: Cell, run: Line) -> float:

@@ -90,6 +90,7 @@ NETWORKS = [
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5)),
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_towers='separate', stn_join='concat')),
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_localization='moments', stn_whole=True)),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_localization='moments', stn_whole=True, stn_join='channels')),
     ('stn_test_resnet', dict(stn_glimpses=2, stn_scale=0.5, stn_localization='shared:1', stn_whole=True, stn_size=64)),
     ('stn_test_resnet', dict(stn_localization='shared:2')),
     ('stn_test_resnet', dict(stn_target='input', stn_stages=(2,))),

@@ -1,4 +1,5 @@
 """Localization networks: the paper's layers, and sizes."""
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,6 +80,45 @@ class TestLocalization:
         assert [(m.in_features, m.out_features) for m in net.body if isinstance(m, nn.Linear)] == [(16, 5), (5, 5)]
         net = Localization('conv', 1, (28, 28), 6, channels=3, hidden=4)
         assert net.body[0].out_channels == 3 and net.regression.in_features == 4
+
+    @settings(max_examples=20, deadline=None)
+    @given(hidden=st.integers(1, 9), depth=st.integers(1, 4), channels=st.integers(1, 5))
+    def test_settings_in_the_name(self, hidden, depth, channels):
+        fc = Localization(f'fc:hidden={hidden},depth={depth}', 2, (8, 8), 6)
+        widths = [2 * 8 * 8] + depth * [hidden]
+        assert [(m.in_features, m.out_features) for m in fc.body if isinstance(m, nn.Linear)] == list(
+            pairwise(widths))
+        assert sum(isinstance(m, nn.ReLU) for m in fc.body) == depth - 1 and fc.standardize.relu
+        assert counts(fc) == (128 + 1) * hidden + (depth - 1) * (hidden + 1) * hidden + (hidden + 1) * 6
+        conv = Localization(f'conv:depth={depth},channels={channels},hidden={hidden}', 2, (28, 28), 6)
+        of_convs = (2 * 25 + 1) * channels + (channels * 25 + 1) * channels
+        flat = channels * 1 * 1  # of 14: 10 after the first, 5 after the pool, 1 after the second
+        assert counts(conv) == of_convs + (flat + 1) * hidden + (depth - 1) * (hidden + 1) * hidden + (hidden + 1) * 6
+        assert [type(m).__name__ for m in conv.body][6:] == ['Linear'] + (depth - 1) * ['ReLU', 'Linear']
+        for net in (fc, conv):
+            net(randn(2, 2, 11, 9)).params.sum().backward()
+            assert all(p.grad is not None for p in net.parameters())
+
+    def test_an_argument_beats_the_name(self):
+        net = Localization('fc:hidden=8', 1, (8, 8), 6, depth=2, size=4)
+        assert [(m.in_features, m.out_features) for m in net.body if isinstance(m, nn.Linear)] == [(16, 8), (8, 8)]
+        assert Localization('fc:hidden=8', 1, (8, 8), 6, hidden=3).regression.in_features == 3
+
+    def test_a_name_with_settings_sees_what_the_plain_one_sees(self):
+        for kind, own in (('conv', 'depth=2'), ('fc', 'hidden=8')):
+            for size in ((42, 60), (100, 10), (9, 9, 9)):
+                assert Localization.resolve_size(f'{kind}:{own}', size, None) == Localization.resolve_size(
+                    kind, size, None)
+
+    @pytest.mark.parametrize('kind', [
+        'fc:', 'fc:hidden', 'fc:hidden=', 'fc:hidden=0', 'fc:hidden=-1', 'fc:hidden=2.5', 'fc:hidden=8193',
+        'fc:hiden=3', 'fc:channels=3', 'fc:hidden=3,', 'fc:hidden=3;depth=2', 'fc:hidden= 3', 'conv:hidden=3,width=2',
+        'linear:hidden=3', 'moments:', 'fcc:hidden=3', 'auto:hidden=3'])
+    def test_settings_that_are_none(self, kind):
+        with pytest.raises(ValueError, match='localization must be one of .*conv:channels=<n>,hidden=<n>,depth=<n>, '
+                                             'fc:hidden=<n>,depth=<n>.*got ') as raised:
+            Localization(kind, 1, (28, 28), 6)
+        assert repr(kind) in str(raised.value)
 
     @pytest.mark.parametrize('kind', [*localization_names(), 'timm:test_resnet'])
     def test_dtypes(self, kind):

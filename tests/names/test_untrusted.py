@@ -88,6 +88,12 @@ MODEL_ARGS = [
     (dict(stn_localization=[]), ValueError, r'localization must be one of .*got \[\]'),
     (dict(stn_localization='timm:hf-hub:someone/else'), ValueError, "timm knows no model 'hf-hub:someone/else'"),
     (dict(stn_localization='timm:../../etc'), ValueError, 'timm knows no model'),
+    (dict(stn_localization='fc:hidden=8193'), ValueError, "localization must be one of .*got 'fc:hidden=8193'"),
+    (dict(stn_localization='fc:depth=' + '9' * 5000), ValueError, 'must have at most 200 characters|more than'),
+    (dict(stn_localization='linear:depth=2'), ValueError, "localization must be one of .*got 'linear:depth=2'"),
+    (dict(stn_join='channels', stn_glimpses=2, stn_towers='separate'), ValueError, "needs stn_towers='shared'"),
+    (dict(stn_join='channels', stn_whole=True, stn_localization='shared:0'), ValueError, 'cannot see the image'),
+    (dict(stn_join='channels', stn_glimpses=10 ** 9), ValueError, 'stn_glimpses must be at most 64'),
     (dict(stn_localization='shared:²'), ValueError, "stn_localization='shared:²': mnist_cnn has no module '²'"),
     (dict(stn_localization='shared:--1'), ValueError, "has no module '--1'"),
     (dict(stn_localization='fc', stn_stages=[['input', {'hidden': 10 ** 12}]]), TypeError, "unknown setting 'hidden'"),
@@ -225,6 +231,8 @@ def test_no_other_file_is_opened(folder, tmp_path, monkeypatch):
     dict(model_args=dict(channels=[2 ** 20, 2 ** 20])),
     dict(model_args=dict(stn_localization='linear', stn_localization_size=1024, stn_transform='tps:32x32+tps:32x32')),
     dict(architecture='stn_mnist_fcn', model_args=dict(img_size=8192, hidden=2 ** 20)),
+    dict(model_args=dict(stn_localization='fc:hidden=8192,depth=8192')),
+    dict(model_args=dict(stn_join='channels', stn_localization='conv', stn_glimpses=64, in_chans=8192)),
 ])
 def test_memory_is_bounded_by_the_weights(folder, args):
     args = dict(args)

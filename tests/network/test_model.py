@@ -35,6 +35,8 @@ NETWORKS = [
     ('stn_test_resnet', dict(stn_transform='tps', stn_iterations=2, stn_padding_mode='fill', stn_fill=(0.1, 0.2, 0.3))),
     ('stn_test_resnet', dict(stn_localization='timm:test_efficientnet')),
     ('stn_test_resnet', dict(stn_stages=(2,), stn_target='input')),
+    ('stn_test_resnet', dict(stn_glimpses=2, stn_size=32, stn_join='channels')),
+    ('stn_test_resnet', dict(stn_localization='conv:channels=4,hidden=8,depth=2', stn_stages=('input', 1))),
 ]
 
 

@@ -135,7 +135,8 @@ def test_glimpses_of_networks_whose_features_are_lists(name, size, towers):
         assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
 
 
-JOINS = [dict(), dict(stn_join='concat'), dict(stn_towers='separate'), dict(stn_whole=True, stn_join='concat')]
+JOINS = [dict(), dict(stn_join='concat'), dict(stn_towers='separate'), dict(stn_whole=True, stn_join='concat'),
+         dict(stn_join='channels')]
 
 
 @pytest.mark.parametrize('more', JOINS)
@@ -292,6 +293,7 @@ def test_features_of_an_extractor_are_not_dropped():
 
 @pytest.mark.parametrize('given, words', [
     (dict(stn_stream_drop=0.5), 'stn_stream_drop=0.5 needs several streams: stn_glimpses above 1, or stn_whole=True'),
+    (dict(stn_stream_drop=0.5, stn_glimpses=2, stn_join='channels'), 'stn_stream_drop=0.5 needs several streams'),
     (dict(stn_stream_drop=1.5, stn_whole=True), 'stn_stream_drop must be a number from 0 to 1, got 1.5'),
     (dict(stn_stream_drop=0.5, stn_stages=(1,)), "stn_stream_drop=0.5 needs 'input' in stn_stages")])
 def test_wrong_shares_of_streams(given, words):

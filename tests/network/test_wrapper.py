@@ -179,7 +179,8 @@ def test_a_state_dict_of_its_backbone_alone_loads_with_the_transformers_at_stage
 ON_META = [
     dict(), dict(stn_stages=('input', 2)), dict(stn_localization='shared:2', stn_scale=0.5),
     dict(stn_glimpses=2, stn_scale=0.5), dict(stn_glimpses=2, stn_scale=0.5, stn_towers='separate', stn_join='concat'),
-    dict(stn_localization='timm:test_resnet'), dict(stn_transform='tps', stn_penalty=0.1, stn_freeze_steps=3)]
+    dict(stn_localization='timm:test_resnet'), dict(stn_localization='conv:hidden=8,depth=2'),
+    dict(stn_transform='tps', stn_penalty=0.1, stn_freeze_steps=3)]
 
 
 @contextmanager

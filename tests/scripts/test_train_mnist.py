@@ -83,6 +83,78 @@ def test_learning_rate(script):
     assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
+def test_a_tenth_of_the_rate_after_each_third(script, arguments, tmp_path):
+    factor = script.warmup_step(warmup=0, total=9)
+    assert [factor(step) for step in range(10)] == pytest.approx(3 * [1] + 3 * [0.1] + 4 * [0.01])
+    slow = script.warmup_step(warmup=2, total=9)
+    assert [slow(step) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 0.1])
+    script.main([*arguments, '--schedule', 'step', '--warmup-epochs', '0', '--lr', '0.01', '--opt', 'sgd', '--output',
+                 str(tmp_path / 'run')])
+    lines = csv.DictReader((tmp_path / 'run' / 'summary.csv').open())
+    assert [float(line['lr']) for line in lines] == pytest.approx([0.01, 0.001, 0.0001])
+
+
+def run_of(script, tmp_path, name, *more):
+    script.main([*more, '--output', str(tmp_path / name)])
+    return json.loads((tmp_path / name / 'result.json').read_text())
+
+
+def test_bfloat16_on_a_cpu(script, arguments, tmp_path):
+    exact, rounded = (run_of(script, tmp_path, str(more), *arguments, *more) for more in ([], ['--amp']))
+    assert rounded['train_loss'] != exact['train_loss']
+    assert rounded['train_loss'] == pytest.approx(exact['train_loss'], rel=0.05)
+    weights = load_file(tmp_path / "['--amp']" / 'model.safetensors').values()
+    assert all(weight.dtype in (torch.float32, torch.int64) for weight in weights)
+
+
+@pytest.mark.parametrize(('kind', 'model', 'kwargs', 'outputs'), [
+    ('ADD', 'stn_mnist_fcn', ['hidden=4', 'stn_size=24', 'stn_glimpses=2', 'stn_join=channels'], 19),
+    ('SEQ64', 'svhn_cnn', ['width=0.05'], 55),
+    ('VOLUME', 'stn_volume_cnn', ['channels=(2, 3)', 'localization=fc:hidden=4'], 10),
+    ('VOLUME', 'volume_cnn', ['channels=(2, 3)'], 10),
+])
+def test_other_tasks(script, tmp_path, kind, model, kwargs, outputs):
+    write_mnist(tmp_path / 'data', train=9, test=4)
+    result = run_of(script, tmp_path, 'run', '--data', str(tmp_path / 'data'), '--set', kind, '--model', model,
+                    '--batch-size', '4', '--epochs', '1', '--model-kwargs', *kwargs)
+    assert 0 <= result['test_error'] <= 100 and len(result['test_errors']) == 1
+    weights = load_file(tmp_path / 'run' / 'model.safetensors')
+    assert weights['backbone.fc.weight' if 'backbone.fc.weight' in weights else 'fc.weight'].shape[0] == outputs
+
+
+def test_what_is_not_kept_is_made_again(script, arguments, tmp_path, monkeypatch):
+    kept = run_of(script, tmp_path, 'kept', *arguments)
+    monkeypatch.setattr(script, 'KEPT', 28 * 28 * 20 - 1)
+    monkeypatch.setattr(script, 'AT_ONCE', 28 * 28 * 3)
+    args = script.parse_args([*arguments, '--output', 'none'])
+    held_out = script.TestSet(args, *load_mnist(tmp_path / 'data', 'test'))
+    assert held_out.kept is None and [len(x) for x, _ in held_out] == 6 * [3] + [2]
+    again = run_of(script, tmp_path, 'again', *arguments)
+    assert again['test_errors'] == kept['test_errors'] and again['train_loss'] == kept['train_loss']
+
+
+def test_every_answer_must_be_right(script):
+    logits = torch.eye(3)[torch.tensor([[0, 1], [0, 2], [2, 1]])].flatten(1)  # two answers of three classes
+    classes = torch.tensor([[0, 1], [0, 1], [1, 2]])
+    assert script.are_wrong(logits, classes).tolist() == [False, True, True]
+    assert script.are_wrong(torch.eye(3), torch.tensor([0, 2, 2])).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize('name', ['volume_cnn', 'stn_volume_cnn'])
+def test_networks_of_volumes(name):
+    from volume_net import SIDE, VOLUME_NETS, VolumeNet
+    model = VolumeNet(VOLUME_NETS[name], 60, 10, channels=(2, 3)).eval()
+    x = torch.rand(2, 1, 60, 60, 60)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    assert model(x).shape == (2, 10)
+    if name == 'volume_cnn':
+        torch.testing.assert_close(seen[0], x.mean(2))
+    else:
+        assert seen[0].shape == (2, 1, SIDE, SIDE) and model.stn.last_theta.shape == (2, 3, 4)
+        torch.testing.assert_close(seen[0], model.stn(x).mean(2))
+
+
 def test_a_diverged_run_stops(script, arguments, tmp_path):
     with pytest.raises(RuntimeError, match='The loss of epoch 1 is'):
         script.main([*arguments, '--output', str(tmp_path / 'run'), '--opt', 'sgd', '--lr', '1e30'])

@@ -135,8 +135,9 @@ def _assemble(
         else:
             classifier, = as_tuple((get_pretrained_cfg(base) or cfg).classifier)
             state_dict = {unjoined(key, classifier): value for key, value in state_dict.items()}
+    made_with = arguments.json if whole and not model_args and arguments.stacked > 1 else model_args
     bases = [
-        _build_base(base, cfg, rest, pretrained, _part(state_dict, tower, whole), cache_dir, model_args)
+        _build_base(base, cfg, rest, pretrained, _part(state_dict, tower, whole), cache_dir, made_with)
         for tower in range(arguments.streams if arguments.towers == 'separate' else 1)
     ]
     net = SpatialTransformerNetwork(
@@ -252,6 +253,9 @@ def _build_base(
         if 'img_size' in args:
             args['img_size'] = base_cfg.input_size[1:]
         extra = dict(pretrained_model_args=args) if args and _knows_model_args() else {}
+        stem = base_cfg.first_conv
+        if state_dict is not None and rest.get('in_chans') == base_cfg.input_size[0] and not _knows_channels():
+            base_cfg = replace(base_cfg, first_conv=None)  # else timm adapts it, as if it were of three channels
         try:
             model = timm.create_model(
                 base, pretrained=pretrained, pretrained_cfg=base_cfg, cache_dir=cache_dir, **extra, **rest)
@@ -259,6 +263,7 @@ def _build_base(
             raise TypeError(f'{error}{_prefix_forgotten(error)}') from error
     if state_dict is not None:
         model.pretrained_cfg.pop('state_dict', None)
+        model.pretrained_cfg['first_conv'] = stem
     return model
 
 
@@ -324,10 +329,14 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
 
 
+def _knows_channels() -> bool:
+    """Whether timm is told how many channels a stem has; to 1.0.29 it takes three."""
+    return 'base_chans' in inspect.signature(adapt_input_conv).parameters
+
+
 def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """The weight of a first convolution for another number of channels, adapted as timm adapts a stem."""
-    known = 'base_chans' in inspect.signature(adapt_input_conv).parameters
-    base = dict(base_chans=weight.shape[1]) if known else {}
+    base = dict(base_chans=weight.shape[1]) if _knows_channels() else {}
     try:
         return adapt_input_conv(channels, weight, **base)
     except NotImplementedError:

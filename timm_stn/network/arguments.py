@@ -112,9 +112,10 @@ class StnArguments:
             raise ValueError(f"stn_join='channels' needs stn_towers='shared', for there is one stream; "
                              f'got {self.towers!r}.')
         if self.asks_backbone or self.source(INPUT).needs_network:
-            name = self.settings(INPUT).localization
+            asks = "stn_target='input'" if self.target == INPUT else ''
+            asks = asks or f'stn_localization={self.settings(INPUT).localization!r}'
             raise ValueError("stn_join='channels': the backbone takes all glimpses at once, and cannot see the image "
-                             f"to tell where to look; stn_localization={name!r} asks it: name a network, as 'conv'.")
+                             f"to tell where to look; {asks} asks it: use stn_localization='conv', or another network.")
 
     @property
     def images(self) -> int:

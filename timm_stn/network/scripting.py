@@ -57,6 +57,7 @@ def scriptable(net: Any) -> ScriptableNetwork:
     unhook(backbone)
     found = {
         'several streams': net.streams > 1,
+        "several images side by side (stn_join='channels')": net.arguments.stacked > 1,
         "theta from the backbone's own features or answers": net.asks_itself,
         'a transformer at a stage that yields several things': any(
             m.layout.item is not None for m in backbone.modules() if isinstance(m, StageTransformer)),
