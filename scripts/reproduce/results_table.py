@@ -9,9 +9,10 @@ from records import Line
 NOT_RUN = 'not run'
 HEAD = """# Results
 
-Every experiment of Jaderberg et al. 2015 (arXiv:1506.02025), and one that it lacks, run with this package. Made by
-`python scripts/reproduce.py table` from [results.jsonl](results.jsonl), which has each run's arguments, seed,
-revision, device, seconds and error after each epoch. Do not edit.
+The experiments on digits of Jaderberg et al. 2015 (arXiv:1506.02025), and one that it lacks, run with this package.
+(Birds, section 4.3, are in [training](../docs/training.md).) Made by `python scripts/reproduce.py table` from
+[results.jsonl](results.jsonl), which has each run's arguments, seed, revision, device, seconds and error after each
+epoch. Do not edit.
 
 A cell is the mean of {seeds} seeds and its standard error, in percent, after the last epoch; with fewer seeds, their
 number follows. In parentheses is the paper's figure; **bold** are the means that are no worse. No epoch, seed or

@@ -158,6 +158,9 @@ class Run:
 
 def create_model(args: argparse.Namespace) -> nn.Module:
     task = TASKS[args.set]
+    if (args.model in VOLUME_NETS) != (task.dims == 3):
+        raise SystemExit(f'--model {args.model} --set {args.set}: the set VOLUME is for {", ".join(VOLUME_NETS)}, '
+                         'and all others are for models of timm.')
     if args.model in VOLUME_NETS:
         return VolumeNet(VOLUME_NETS[args.model], task.size, task.outputs, **args.model_kwargs).to(args.device)
     kwargs = {'in_chans': task.channels, 'num_classes': task.outputs}

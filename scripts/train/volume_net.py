@@ -20,11 +20,16 @@ class VolumeNet(nn.Module):
         num_classes: Number of classes.
         channels: Filters of the two convolutions of `mnist_cnn`.
         **stn: Other arguments of the transformer.
+
+    Raises:
+        ValueError: There are such arguments, but no transformer.
     """
 
     def __init__(self, with_transformer: bool, img_size: int, num_classes: int = 10,
                  channels: tuple[int, int] = (48, 112), **stn: object) -> None:
         super().__init__()
+        if stn and not with_transformer:
+            raise ValueError(f'volume_cnn has no transformer, which takes {", ".join(stn)}: stn_volume_cnn has one.')
         self.stn = SpatialTransformer(
             1, img_size, 'affine3d', size=SIDE, lr_scale=10.0, **stn) if with_transformer else nn.Identity()
         size = SIDE if with_transformer else img_size

@@ -163,15 +163,16 @@ def parse_source(localization: Any) -> Source:
             poses = int(of) if of.isdecimal() else of
             return Source(kind, of, check_poses(poses, f'localization={localization!r}: poses'))
         return Source(kind, of)
-    if isinstance(kind, str) and kind in _BODIES and all(_is_setting(kind, pair) for pair in of.split(',')):
+    if isinstance(kind, str) and kind in _BODIES and _are_settings(kind, of.split(',')):
         return Source(kind, of)
     raise _unknown(localization)
 
 
-def _is_setting(kind: str, text: str) -> bool:
-    """Whether a text is ``name=value`` of a setting that a network has."""
-    name, _, value = text.partition('=')
-    return name in _BODIES[kind].settings and value.isdecimal() and 0 < int(value) <= MOST
+def _are_settings(kind: str, pairs: list[str]) -> bool:
+    """Whether each text is ``name=value`` of a setting that a network has, and of another one."""
+    found = {name: value for name, _, value in (pair.partition('=') for pair in pairs)}
+    return len(found) == len(pairs) and found.keys() <= {*_BODIES[kind].settings} and all(
+        value.isdecimal() and 0 < int(value) <= MOST for value in found.values())
 
 
 def _unknown(localization: Any) -> ValueError:
