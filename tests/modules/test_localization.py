@@ -112,8 +112,8 @@ class TestLocalization:
 
     @pytest.mark.parametrize('kind', [
         'fc:', 'fc:hidden', 'fc:hidden=', 'fc:hidden=0', 'fc:hidden=-1', 'fc:hidden=2.5', 'fc:hidden=8193',
-        'fc:hiden=3', 'fc:channels=3', 'fc:hidden=3,', 'fc:hidden=3,hidden=4', 'fc:hidden=3;depth=2', 'fc:hidden= 3', 'conv:hidden=3,width=2',
-        'linear:hidden=3', 'moments:', 'fcc:hidden=3', 'auto:hidden=3'])
+        'fc:hiden=3', 'fc:channels=3', 'fc:hidden=3,', 'fc:hidden=3,hidden=4', 'fc:hidden=3;depth=2', 'fc:hidden= 3',
+        'conv:hidden=3,width=2', 'linear:hidden=3', 'moments:', 'fcc:hidden=3', 'auto:hidden=3'])
     def test_settings_that_are_none(self, kind):
         with pytest.raises(ValueError, match='localization must be one of .*conv:channels=<n>,hidden=<n>,depth=<n>, '
                                              'fc:hidden=<n>,depth=<n>.*got ') as raised:

@@ -140,6 +140,16 @@ def test_every_answer_must_be_right(script):
     assert script.are_wrong(torch.eye(3), torch.tensor([0, 2, 2])).tolist() == [False, True, False]
 
 
+def test_volumes_are_for_networks_of_volumes(script, arguments):
+    from volume_net import VolumeNet
+    for kind, model in (('VOLUME', 'mnist_cnn'), ('R', 'volume_cnn')):
+        args = script.parse_args([*arguments, '--output', 'none', '--set', kind, '--model', model])
+        with pytest.raises(SystemExit, match=f'--model {model} --set {kind}: the set VOLUME is for volume_cnn'):
+            script.create_model(args)
+    with pytest.raises(ValueError, match='volume_cnn has no transformer, which takes localization'):
+        VolumeNet(False, 60, localization='fc')
+
+
 @pytest.mark.parametrize('name', ['volume_cnn', 'stn_volume_cnn'])
 def test_networks_of_volumes(name):
     from volume_net import SIDE, VOLUME_NETS, VolumeNet
