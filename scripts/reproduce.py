@@ -5,7 +5,8 @@
     python scripts/reproduce.py table                  # model_cards/RESULTS.md from the recorded runs
 
 An experiment runs those of its cells that the options select; without options, all. A run that is recorded is not run
-again; one that was interrupted goes on at its last epoch. Each finished run is a line of model_cards/results.jsonl.
+again (`--root DIR` starts a record of your own); one that was interrupted goes on at its last epoch. Each finished run
+is a line of model_cards/results.jsonl.
 DIR has MNIST (https://ossci-datasets.s3.amazonaws.com/mnist/), for `svhn` the folders train, extra and test of
 http://ufldl.stanford.edu/housenumbers/.
 """
@@ -13,6 +14,7 @@ import argparse
 import os
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().with_suffix('')))
@@ -64,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--root', type=Path, default=ROOT, metavar='DIR',
-                        help='where model_cards/results.jsonl is (default: the checkout)')
+                        help='where model_cards/results.jsonl is, or shall be (default: the checkout)')
 
 
 def chosen(args: argparse.Namespace) -> list[Cell]:
@@ -81,26 +83,36 @@ def run(args: argparse.Namespace) -> int:
     all_jobs = [job_of(cell, seed) for seed in range(args.seeds) for cell in found]
     jobs = list({job.name: job for job in all_jobs}.values())  # a run may fill several cells
     places = Places(args.runs.resolve(), args.root.resolve(), args.smoke, known_jobs(jobs))
-    args.pack = ROOT / '.gpu'  # whose revision counts where git does not tell
+    args.pack = None  # whose revision would count where git's is not clean
     env = {**MALLOC, **os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'}
     env['PYTHONPATH'] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
     on_signals(stop)
+    failed = 0
     with alone(places.running), tempfile.TemporaryDirectory() as folder:
         names = {job.name for job in jobs}
         waiting = [job for job in places.waiting() if job.name in names]
+        if done := sorted(names - {job.name for job in waiting}):
+            where = places.runs if args.smoke else places.root / RECORD
+            print(f'not run again, for {where} has them (--root DIR keeps a record of your own):', *done)
         paths = {part: args.data.resolve() for part in dict.fromkeys(cell.part for cell in found)}
-        made = environment(args, env)
         if waiting:
             print(f'each run writes a line per epoch to {places.runs}/NAME/log.txt')
-            with shared_gpu(env, Path(folder)):
-                failed = Queue(places, waiting, None, env, Clock(), paths, args.device, args.jobs, made).run()
-        else:
-            failed = 0
-    if args.smoke:
-        return failed
-    places.record()
-    print(shown_lines(found, read(places.root / RECORD)))
+            on_gpu = torch_device(args.device) == 'cuda'
+            try:
+                with shared_gpu(env, Path(folder)) if on_gpu else nullcontext():
+                    made = environment(args, env)
+                    failed = Queue(places, waiting, None, env, Clock(), paths, args.device, args.jobs, made).run()
+            finally:
+                if not args.smoke:
+                    places.record()  # also what had ended before this was ended
+    if not args.smoke:
+        print(shown_lines(found, read(places.root / RECORD)))
     return failed
+
+
+def torch_device(device: str) -> str:
+    """The type of a device: cuda of cuda:1."""
+    return device.partition(':')[0]
 
 
 def known_jobs(jobs: list[Job]) -> list[Job]:

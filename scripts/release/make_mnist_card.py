@@ -85,14 +85,14 @@ The paper's figures are of networks of about 400,000 parameters, trained in its 
 To recompute the error of the published weights, and to train all seeds again:
 
     timm-stn eval {name} --data MNIST_FOLDER
-    python scripts/reproduce.py {reproduce} --data MNIST_FOLDER
+    python scripts/reproduce.py {reproduce} --data MNIST_FOLDER --root MY_RECORD
 
 ## Recipe
 
 {commands}
 
-{hardware}; PyTorch {torch}, timm {timm}, timm_stn at {revision}. A run of {name} took {seconds:.0f} seconds, with other
-runs at the same time.
+{hardware}; PyTorch {torch}, timm {timm}, timm_stn at {revision}. The published run took
+{seconds:.0f} seconds.
 
 ## Licence
 

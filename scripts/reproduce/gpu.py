@@ -101,7 +101,8 @@ print(json.dumps(dict(
                          'docs/gpu.md; with make, PYTHON=.venv/bin/python may be the one that has it.')
     found = dict(
         json.loads(done.stdout), smoke=args.smoke, processor=platform.processor() or platform.machine(),
-        cores=os.cpu_count(), revision=revision(args.pack), time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+        cores=os.cpu_count(), revision=revision(args.pack) if args.pack else describe(),
+        time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
     if shutil.which('nvidia-smi'):
         query = ['nvidia-smi', '--query-gpu=driver_version,memory.total', '--format=csv,noheader']
         found['driver'] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
@@ -235,6 +236,7 @@ def collect(args: argparse.Namespace) -> None:
         keep_measured(path, place) if path.suffix == '.json' else shutil.copyfile(path, place)
     if more := len(args.places.learned()) - len(read(args.root / LEARNING)):
         print(f'new: {more} lines of {LEARNING}')
+    args.places.record_learning()
     for job, lacks in args.places.record().items():
         without = f', without {" ".join(lacks)}: delete it there and in {RECORD} to run it again' if lacks else ''
         print(f'new: {job.name}, in {args.places.finished / job.name}{without}')

@@ -112,8 +112,14 @@ class Places:
 
     def record(self) -> dict[Job, list[str]]:
         """Move finished jobs aside and record their new results, each once."""
-        replace(self.root / LEARNING, self.learned())
         self.put_aside()
+        with alone_with(self.root / RECORD):
+            return self._record()
+
+    def record_learning(self) -> None:
+        replace(self.root / LEARNING, self.learned())
+
+    def _record(self) -> dict[Job, list[str]]:
         recorded = read(self.root / RECORD)
         new = [job for job in self.jobs if job.result.endswith('.json')
                and (self.finished / job.name / job.result).is_file()
@@ -254,6 +260,18 @@ def told(result: Path) -> str:
 
 
 # processes
+
+
+@contextmanager
+def alone_with(file: Path) -> Iterator[None]:
+    """Wait until no other process that asks for the same is at work on a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager

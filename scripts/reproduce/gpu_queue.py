@@ -60,7 +60,8 @@ def paper(seeds: Iterable[int], *names: str) -> Iterator[Job]:
 def job_of(cell: Cell, seed: int) -> Job:
     """The run of a cell with a seed."""
     return Job(f'{cell.name}-{seed}', (*cell.command, '--seed', str(seed)), cell.seconds, (cell.part,),
-               keeps=WEIGHTS if seed in cell.weights else WEIGHTS[:2], returns=cell.returns, smoke=cell.smoke)
+               keeps=WEIGHTS if seed in cell.weights else WEIGHTS[:2], checkpoint=cell.checkpoint,
+               returns=cell.returns, smoke=cell.smoke)
 
 
 def tune() -> Iterator[Job]:

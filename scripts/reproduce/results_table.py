@@ -1,5 +1,6 @@
 """Makes model_cards/RESULTS.md of the recorded runs: nothing in its tables is typed by hand."""
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -9,46 +10,56 @@ from records import Line
 NOT_RUN = 'not run'
 HEAD = """# Results
 
-The experiments on digits of Jaderberg et al. 2015 (arXiv:1506.02025), and one that it lacks, run with this package.
+The experiments on digits of Jaderberg et al. 2015 (arXiv:1506.02025), and one that it lacks, beside its figures.
 (Birds, section 4.3, are in [training](../docs/training.md).) Made by `python scripts/reproduce.py table` from
-[results.jsonl](results.jsonl), which has each run's arguments, seed, revision, device, seconds and error after each
-epoch. Do not edit.
+[results.jsonl](results.jsonl), which has each run's arguments, seed, revision, device and seconds, and the error after
+each epoch. Do not edit.
 
 A cell is the mean of {seeds} seeds and its standard error, in percent, after the last epoch; with fewer seeds, their
-number follows. In parentheses is the paper's figure; **bold** are the means that are no worse. No epoch, seed or
-setting was chosen on test images, but on 5,000 held-back training digits ([GPU](../docs/gpu.md#training)).
+number follows; "not run" has none yet ([what is left](../docs/gpu.md#what-is-left-to-run)). In parentheses is the
+paper's figure, a single run's; with ~ it is one that we have from memory alone. **Bold** are means that are no worse
+than a figure that we have read. No epoch, seed or setting was chosen on test digits.
 """
 TEXTS = {
     'distorted-mnist': (
         'Distorted MNIST (section 4.1, Table 1)',
-        """Test error on 10,000 digits. Recipe `modern`: AdamW, 40 epochs of 60,000 digits, each distorted anew,
-averaged weights, weight decay 0.1, two looks (`stn_iterations=2`), localization network `conv`. Recipe `paper`: SGD,
-150,000 steps of 256, one look, `fc` before the FCN, theta at the learning rate of all else. For TC the paper does not
-name the transform."""),
+        """Test error on 10,000 digits. Recipe `modern`: 60,000 digits an epoch, each distorted anew; transformers look
+twice and have the localization network `conv`. It was chosen on 5,000 held-back training digits, on R and RTS
+([GPU](../docs/gpu.md#training)). Recipe `paper`: 150,000 steps of 256, one look, `fc` before the FCN, theta at the
+learning rate of all else. The paper names no momentum; here it is 0.9, by Nesterov. Steps of theta are bounded, as
+always in this package. For TC the paper does not name the transform."""),
     'addition': (
         'MNIST addition (appendix A.1)',
         """Test error of the sum of two digits, one in each of two channels, each rotated, scaled and moved by itself.
-Each of two transformers sees and warps both channels, and the network sees all four (`stn_join=channels`)."""),
+Each of two transformers sees and warps both channels, and the network sees all four (`stn_join=channels`); all look
+twice. The recipe was chosen on 5,000 held-back training digits, for two affine transformers. The plain networks have
+it, too, were not tuned, and are behind the paper's, which were trained for ten times as many steps."""),
     'co-localisation': (
         'Co-localisation (appendix A.2)',
         """Percentage of 100 digits of one class on 84 x 84 that are found (overlap above one half), by a triplet loss
-without any box or class. TC adds 16 pieces of other digits. Higher is better."""),
+on features of a classifier. TC adds 16 pieces of other digits. Higher is better. The transformer's training knows
+neither boxes nor classes; the classifier's features were trained on the classes of all training digits, and on crops
+around them. The first box is as large as a digit, and its size hardly changes. Settings were chosen by boxes found on
+images of seeds 100 and 101. `scripts/train/train_colocalisation.py` lists what is not the paper's."""),
     'sequences': (
         'Digit sequences, in place of SVHN (section 4.2)',
         """Percentage of images of which not every digit was read: one to five digits of MNIST in a row on coloured
 texture (`timm_stn.data.sequences`), since SVHN's images are not at hand. They do not compare with the paper's figures.
-`svhn_cnn` of half the paper's width."""),
+`svhn_cnn` of half the paper's width, without dropout; nothing was tuned."""),
     'svhn': (
         'SVHN (section 4.2)',
-        """Percentage of house numbers of which not every digit was read. `svhn_cnn` as in the paper."""),
+        """Percentage of house numbers of which not every digit was read, by `svhn_cnn`. Networks are the paper's, the
+recipe is not: the paper takes 400,000 steps of SGD. Its learning rate of localization networks, a tenth, is that of
+theta here (`stn_lr_scale=0.1`). Multi's localization networks see shrinks of 16 x 16."""),
     'placement': (
         'What to warp, and by which features',
-        """Test error of `mnist_cnn` with one affine look, recipe and size as in Table 1. Finnveden et al. 2020
+        """Test error of `mnist_cnn` with one affine look at full size, trained as in Table 1. Finnveden et al. 2020
 (arXiv:2004.11678) show that a warp of features cannot undo a rotation or change of scale of the image, and advise to
 warp the image, by features that are shared with the network."""),
     'volumes': (
         'Volumes (appendix A.3)',
-        """Test error of digits extruded, turned and moved in 60 x 60 x 60 voxels. The paper reports no figure."""),
+        """Test error of digits extruded, turned and moved in 60 x 60 x 60 voxels. The paper reports no figure. Nothing
+was tuned."""),
 }
 
 
@@ -56,8 +67,7 @@ class Found(NamedTuple):
     """The runs of a cell."""
     values: list[float]
     parameters: int
-    seconds: float
-    device: str
+    seconds: dict[str, float]  # by device
 
 
 def results(lines: Iterable[Line]) -> str:
@@ -81,8 +91,11 @@ def runs_of(cell: Cell, recorded: dict[str, Line]) -> Found | None:
     if not runs:
         return None
     values = [value_of(cell, run) for run in runs]
-    return Found(values, runs[0]['parameters'], statistics.median(sum(run['seconds']) for run in runs),
-                 short(runs[-1]['device']))
+    seconds = defaultdict(list)
+    for run in runs:
+        seconds[short(run['device'])].append(sum(run['seconds']))
+    medians = {device: statistics.median(found) for device, found in seconds.items()}
+    return Found(values, runs[0]['parameters'], medians)
 
 
 def value_of(cell: Cell, run: Line) -> float:
@@ -97,15 +110,27 @@ def short(device: str) -> str:
 
 
 def command(chosen: list[Cell]) -> str:
+    """How to run cells, and the arguments that all of them are trained with."""
     first = chosen[0]
     values = {name: dict.fromkeys(cell.choice[name] for cell in chosen) for name in first.choice}
     names = ' '.join(f'[--{name} {" ".join(found)}]' for name, found in values.items())
     recipe = f' --recipe {first.recipe}' if first.recipe != 'modern' else ''
-    return f'    python scripts/reproduce.py {first.experiment}{recipe} {names} --data DIR'
+    text = f'    python scripts/reproduce.py {first.experiment}{recipe} {names} --data DIR'
+    common = [f'`{option}`' for option in trained_with(first) if all(option in trained_with(cell) for cell in chosen)]
+    return text + (f'\n\nAll with {", ".join(common)}.' if common else '')
+
+
+def trained_with(cell: Cell) -> list[str]:
+    """A cell's options, but for what is its own: `--epochs 40`, `--amp`."""
+    found: list[list[str]] = []
+    for word in cell.command[1:]:
+        found.append([word]) if word.startswith('--') else found[-1].append(word)
+    own = ('--data', '--output', '--device', '--model', '--model-kwargs', '--set')
+    return [' '.join(words) for words in found if words[0] not in own]
 
 
 def table(found: list[tuple[Cell, Found | None]]) -> str:
-    """Rows and columns as the cells name them."""
+    """Rows and columns as the cells name them, then the number of parameters in each column."""
     columns, rows = (list(dict.fromkeys(getattr(cell, name) for cell, _ in found)) for name in ('column', 'row'))
     lines = [f'| | {" | ".join(columns)} | parameters | seconds a run |', '| --- ' * (len(columns) + 3) + '|']
     for row in rows:
@@ -113,18 +138,21 @@ def table(found: list[tuple[Cell, Found | None]]) -> str:
         texts = [shown(*mine[column]) if column in mine else '' for column in columns]
         ran = [runs for _, runs in mine.values() if runs]
         lines.append(f'| {row} | {" | ".join(texts)} | {span([f.parameters for f in ran])} | {times(ran)} |')
+    counts = [span([runs.parameters for cell, runs in found if runs and cell.column == column]) for column in columns]
+    if len(rows) > 1 and len(columns) > 1 and any(counts):
+        lines.append(f'| parameters | {" | ".join(counts)} | | |')
     return '\n'.join(lines) + '\n'
 
 
 def shown(cell: Cell, found: Found | None) -> str:
-    paper = '' if cell.paper is None else f' ({cell.paper:g})'
+    paper = '' if cell.paper is None else f' ({"" if cell.sure else "~"}{cell.paper:g})'
     if found is None:
         return NOT_RUN + paper
     n, mean = len(found.values), statistics.mean(found.values)
     text = f'{mean:.2f}'
     if n > 1:
         text += f' ± {statistics.stdev(found.values) / n ** 0.5:.2f}'
-    beats = cell.paper is not None and (mean >= cell.paper if cell.higher else mean <= cell.paper)
+    beats = cell.paper is not None and cell.sure and (mean >= cell.paper if cell.higher else mean <= cell.paper)
     if beats:
         text = f'**{text}**'
     return text + ('' if n == SEEDS else f', {n} seed{"s" if n > 1 else ""}') + paper
@@ -136,8 +164,9 @@ def span(numbers: list[int]) -> str:
 
 
 def times(ran: list[Found]) -> str:
-    devices = dict.fromkeys(f.device for f in ran)
-    return ', '.join(f'{span([round(f.seconds) for f in ran if f.device == device])} ({device})' for device in devices)
+    devices = dict.fromkeys(device for f in ran for device in f.seconds)
+    return ', '.join(
+        f'{span([round(f.seconds[device]) for f in ran if device in f.seconds])} ({device})' for device in devices)
 
 
 def missing(lines: Iterable[Line], chosen: Iterable[Cell]) -> list[str]:

@@ -11,6 +11,7 @@ import results_table
 import torch
 import train_mnist
 from cells import SEEDS, Cell, cells, options, train
+from gpu_pack import PARTS
 from gpu_queue import job_of, queue
 from makers import ROOT, write_mnist
 from records import read
@@ -56,7 +57,9 @@ def test_names_are_unique():
     assert len(set(places)) == len(places)
     names = [job.name for job in queue()]
     assert len(set(names)) == len(names)
-    assert {f'{cell.name}-{seed}' for cell in cells() for seed in range(SEEDS)} <= set(names)
+    packed = [cell for cell in cells() if cell.part in PARTS]
+    assert {cell.experiment for cell in cells() if cell not in packed} == {'svhn'}
+    assert {f'{cell.name}-{seed}' for cell in packed for seed in range(SEEDS)} <= set(names)
 
 
 def test_the_options_of_a_cell_select_it():

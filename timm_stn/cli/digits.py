@@ -130,8 +130,11 @@ def evaluate(args: argparse.Namespace) -> int:
             argument = kwargs_argument(args) if name in dict(args.model_kwargs) else '--model'
             raise Refused(f'argument {argument}: eval measures on digits; those of {args.set} need {name}={needed}, '
                           f'and {args.model} has {value}. For images of your own: timm-stn validate')
-    source = f'--download (to {args.data})' if args.download else '--data'
-    digits, labels = attempt(source, load_mnist, args.data, 'test', args.download)
+    if args.download and task.load is not load_mnist:
+        raise Refused(f'argument --download: downloads MNIST, and --set {args.set} is not made of it')
+    if args.download:
+        attempt(f'--download (to {args.data})', load_mnist, args.data, 'test', True)
+    digits, labels = attempt('--data', task.load, args.data, 'test')
     start = time.perf_counter()
     with witnessing() as witness:
         what = f'{described(args)} (on --set {args.set}: images of {task.size} x {task.size})'

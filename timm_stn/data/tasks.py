@@ -19,13 +19,11 @@ from torch import Tensor
 from timm_stn.data import addition, sequences, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
-from timm_stn.data.svhn import load_svhn
-
-SVHN_SPLITS = {'train': ('train', 'extra'), 'test': ('test',)}  # the paper trains on both
 
 __all__ = ['TASKS', 'Task', 'are_wrong', 'batches_of', 'test_set']
 
 
+SVHN_SPLITS = {'train': ('train', 'extra'), 'test': ('test',)}  # the paper trains on both
 Data = str | os.PathLike[str] | None
 
 
@@ -66,7 +64,11 @@ def _photos(digits: Tensor, labels: Tensor, index: Tensor, u: Tensor) -> tuple[T
 
 def _svhn(size: int) -> Task:
     def load(data: Data, split: str) -> tuple[Tensor, Tensor]:
-        folder = data or os.environ.get(DATA_VARIABLE) or '.'
+        from timm_stn.data.svhn import load_svhn  # needs Pillow
+        folder = data or os.environ.get(DATA_VARIABLE)
+        if not folder:
+            raise FileNotFoundError(f'No data folder: pass one as `data`, or name it in {DATA_VARIABLE}. It holds the '
+                                    "folders train, extra and test of SVHN, or a folder 'svhn' with them.")
         images, classes = zip(*(load_svhn(folder, part, size) for part in SVHN_SPLITS[split]), strict=True)
         return torch.cat(images), torch.cat(classes)
 

@@ -172,7 +172,7 @@ def _are_settings(kind: str, pairs: list[str]) -> bool:
     """Whether each text is ``name=value`` of a setting that a network has, and of another one."""
     found = {name: value for name, _, value in (pair.partition('=') for pair in pairs)}
     return len(found) == len(pairs) and found.keys() <= {*_BODIES[kind].settings} and all(
-        value.isdecimal() and 0 < int(value) <= MOST for value in found.values())
+        value.isascii() and value.isdecimal() and value[0] != '0' and int(value) <= MOST for value in found.values())
 
 
 def _unknown(localization: Any) -> ValueError:

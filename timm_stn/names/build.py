@@ -135,9 +135,12 @@ def _assemble(
         else:
             classifier, = as_tuple((get_pretrained_cfg(base) or cfg).classifier)
             state_dict = {unjoined(key, classifier): value for key, value in state_dict.items()}
-    made_with = arguments.json if whole and not model_args and arguments.stacked > 1 else model_args
+    stem = None
+    if whole and state_dict and arguments.stacked > 1:
+        stem = rest['in_chans']
+        state_dict = _adapt_stacked(state_dict, base, arguments.stacked, input_size[0])
     bases = [
-        _build_base(base, cfg, rest, pretrained, _part(state_dict, tower, whole), cache_dir, made_with)
+        _build_base(base, cfg, rest, pretrained, _part(state_dict, tower, whole), cache_dir, model_args, stem)
         for tower in range(arguments.streams if arguments.towers == 'separate' else 1)
     ]
     net = SpatialTransformerNetwork(
@@ -243,11 +246,17 @@ def _build_base(
         state_dict: StateDict | None,
         cache_dir: Any,
         model_args: dict[str, Any],
+        channels: int | None = None,
 ) -> nn.Module:
+    """A backbone; ``channels`` are those of its stem in the state dict. Default: as the cfg says."""
     base_cfg = _base_cfg(base, cfg, model_args)
+    if channels is not None:
+        base_cfg = replace(base_cfg, input_size=(channels, *base_cfg.input_size[1:]))
     if state_dict is not None:
         base_cfg = replace(base_cfg, **NO_SOURCE, state_dict=dict(state_dict))
     args = {k: v for k, v in model_args.items() if not k.startswith('stn_')}
+    if channels is not None and 'in_chans' in args:
+        args['in_chans'] = channels
     where = location_of(cfg) if state_dict is not None else None
     with naming(where, f"{base} with arguments {short(', '.join(sorted(rest))) or 'of its own'}: "):
         if 'img_size' in args:
@@ -283,8 +292,6 @@ def _base_cfg(base: str, cfg: PretrainedCfg, model_args: dict[str, Any]) -> Pret
     size = tuple(cfg.input_size)
     if inner is not None:
         size = (size[0], *as_sides(inner))
-    if model_args.get('stn_join') == 'channels':
-        size = (size[0] * stn_arguments(**split_arguments(model_args)[0]).stacked, *size[1:])
     return replace(
         cfg, architecture=base, input_size=size, classifier=registered.classifier, first_conv=registered.first_conv)
 
@@ -332,6 +339,17 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
 def _knows_channels() -> bool:
     """Whether timm is told how many channels a stem has; to 1.0.29 it takes three."""
     return 'base_chans' in inspect.signature(adapt_input_conv).parameters
+
+
+def _adapt_stacked(state_dict: StateDict, base: str, images: int, channels: int) -> StateDict:
+    """A whole network's weights, for another number of channels of each of the images that the stem sees at once."""
+    found = dict(state_dict)
+    for name in as_tuple(getattr(get_pretrained_cfg(base), 'first_conv', None)):
+        key = f'{prefix_of(0)}{name}.weight'
+        weight = found.get(key)
+        if weight is not None and weight.shape[1] % images == 0 and weight.shape[1] != images * channels:
+            found[key] = torch.cat([_adapt_channels(part, channels) for part in weight.chunk(images, 1)], 1)
+    return found
 
 
 def _adapt_channels(weight: Tensor, channels: int) -> Tensor:

@@ -108,6 +108,9 @@ class StnArguments:
     def _check_stacked(self) -> None:
         if self.stacked == 1:
             return
+        if self.stream_drop:
+            raise ValueError(f'stn_stream_drop={self.stream_drop!r} needs several streams, and '
+                             "stn_join='channels' makes one.")
         if self.towers != 'shared':
             raise ValueError(f"stn_join='channels' needs stn_towers='shared', for there is one stream; "
                              f'got {self.towers!r}.')
