@@ -71,7 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--noise', type=float, default=0.3, help='first standard deviation of noise of a box, in half image sides '
         '(default: %(default)s)')
     add('--blur', type=float, default=2., help='first standard deviation of the blur, in pixels (default: %(default)s)')
-    add('--encoder', type=Path, help='state dict of a trained mnist_cnn (default: train one)')
+    add('--encoder', type=Path,
+        help='state dict of a trained mnist_cnn, or the encoder.pt of another run (default: train one)')
     add('--encoder-epochs', type=int, default=3)
     add('--seed', type=int, default=0)
     add('--threads', type=int, help='CPU threads')
@@ -152,13 +153,17 @@ class Encoder(nn.Module):
 
 
 def encoder_of(args: argparse.Namespace, digits: Tensor, labels: Tensor) -> Encoder:
-    path = args.encoder or Path(args.output) / 'encoder.pt'
+    """The classifier of `--encoder`, or that of the run's folder, trained before its first class."""
+    path, made_with = Path(args.output) / 'encoder.pt', dict(seed=args.seed, encoder_epochs=args.encoder_epochs)
     torch.manual_seed(args.seed)
     net = timm.create_model('mnist_cnn', img_size=DIGIT).to(args.device)
     if not args.encoder and not path.exists():
         train_encoder(net, digits, labels, args)
-        write_whole(path, lambda beside: torch.save(net.state_dict(), beside))
-    net.load_state_dict(torch.load(path, map_location=args.device, weights_only=True))
+        write_whole(path, lambda beside: torch.save(dict(args=made_with, model=net.state_dict()), beside))
+    found = torch.load(args.encoder or path, map_location=args.device, weights_only=True)
+    if not args.encoder and found['args'] != made_with:
+        raise ValueError(f'{path} is of a run with other arguments: {found["args"]}, now {made_with}.')
+    net.load_state_dict(found.get('model', found))
     return Encoder(net, digits[:2000].float() / 255)
 
 

@@ -1,14 +1,17 @@
 """SVHN, from small files that are made as the published ones are."""
 import importlib
 import json
+import re
 import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from commands import refused
 from PIL import Image
 
+from timm_stn import cli
 from timm_stn.data.svhn import load_svhn
 
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (90, 90, 90)
@@ -219,3 +222,15 @@ def test_a_network_is_trained_and_tested_on_it(tmp_path, model, kwargs):
     args = script.parse_args(['--set', 'SVHN64', '--data', str(tmp_path), '--output', 'none'])
     images, labels, tested, _ = script.digits_of(args)
     assert len(images) == len(labels) == 6 and len(tested) == 3
+
+
+def test_a_network_is_measured_on_it(tmp_path, capsys):
+    write_svhn(tmp_path / 'test')
+    argv = ['eval', 'svhn_cnn', '--no-pretrained', '--set', 'SVHN64', '--data', str(tmp_path)]
+    argv += ['--model-kwargs', 'width=0.05']
+    assert cli.main(argv) == 0
+    assert re.search(r'svhn_cnn on SVHN64: test error .* of 3 wrong', capsys.readouterr().out)
+    assert 'argument --download: downloads MNIST, and --set SVHN64 is not made of it' in refused(
+        capsys, *argv, '--download')
+    (tmp_path / 'test' / 'digitStruct.mat').unlink()
+    assert 'argument --data: FileNotFoundError' in refused(capsys, *argv)

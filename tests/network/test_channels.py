@@ -136,3 +136,19 @@ def test_wrap():
 def test_what_it_does_not_go_with(given, words):
     with pytest.raises(ValueError, match=words):
         create(stn_join='channels', **given)
+
+
+def test_stems_are_adapted_glimpse_by_glimpse(tmp_path):
+    """Grey images, of which each glimpse had two channels: timm adds the weights of both, here of each glimpse."""
+    kwargs = dict(GLIMPSES, in_chans=2, num_classes=5)
+    model = move_theta(create(**kwargs))
+    save_for_hf(model, tmp_path)
+    grey = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, in_chans=1).eval()
+    weight = model.backbone.conv1[0].weight
+    expected = torch.cat([weight[:, :2].sum(1, keepdim=True), weight[:, 2:].sum(1, keepdim=True)], 1)
+    torch.testing.assert_close(grey.backbone.conv1[0].weight, expected)
+
+
+def test_streams_to_drop_are_none():
+    with pytest.raises(ValueError, match='stn_stream_drop=0.1 needs several streams, and .* makes one'):
+        create(**GLIMPSES, stn_stream_drop=0.1)

@@ -262,9 +262,9 @@ def test_what_comes_back_is_in_the_order_of_its_worth(tmp_path):
         for file, size in files.items():
             (here.runs / name / file).write_bytes(bytes(size))
     assert [name for name, _ in here.worth_keeping()] == [
-        'card-RTS-0/result.json', 'card-TC-0/result.json', 'birds-0/plain224/summary.csv', 'table1-R-cnn-0/log.txt',
+        'card-RTS-0/result.json', 'card-TC-0/result.json', 'table1-R-cnn-0/log.txt', 'birds-0/plain224/summary.csv',
         'card-RTS-0/model.safetensors', 'card-TC-0/model.safetensors',
-        'birds-0/plain224/last.pth.tar', 'table1-R-cnn-0/checkpoint.pt']
+        'table1-R-cnn-0/checkpoint.pt', 'birds-0/plain224/last.pth.tar']
 
 
 def test_what_comes_late_of_a_finished_job_spoils_nothing(tmp_path):
@@ -301,7 +301,7 @@ def test_learning_is_recorded_before_anything_is_put_aside(tmp_path):
     record = tmp_path / 'root' / 'docs' / 'learning.jsonl'
     kept = [dict(name=name, seed=0, tune=False, model_kwargs={}, accuracy=50) for name in ('c', 'b')]
     replace(record, kept)
-    here.record()
+    here.record_learning()
     assert [line['name'] for line in read(record)] == ['c', 'b', 'a'] and read(record)[:2] == kept
 
 

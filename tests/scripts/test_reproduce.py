@@ -88,12 +88,13 @@ def test_a_table_by_hand():
     found = [cell('A', 'R', 3.0), cell('A', 'E', 2.0), cell('B', 'R', 1.49), cell('B', 'E')]
     lines = [line(f'A-R-{seed}', test_error=value) for seed, value in enumerate((1.0, 2.0, 6.0))]
     lines += [line('A-E-1', test_error=2.25, seconds=[80.4]), line('B-R-0', test_error=1.25, count=2000, device='cpu'),
-              line('B-R-2', test_error=1.75, count=2000, device='cpu'), line('C-R-0', test_error=9.0)]
+              line('B-R-2', test_error=1.75, count=2000, seconds=[9]), line('C-R-0', test_error=9.0)]
     recorded = {each['name']: each for each in lines}
     assert table([(each, runs_of(each, recorded)) for each in found]).splitlines() == [
         '| | R | E | parameters | seconds a run |', '| --- | --- | --- | --- | --- |',
         '| A | **3.00 ± 1.53** (3) | 2.25, 1 seed (2) | 1,000 | 4 to 80 (H100) |',
-        '| B | 1.50 ± 0.25, 2 seeds (1.49) | not run | 2,000 | 4 (CPU) |']
+        '| B | 1.50 ± 0.25, 2 seeds (1.49) | not run | 2,000 | 4 (CPU), 9 (H100) |',
+        '| parameters | 1,000 to 2,000 | 1,000 | | |']
     assert missing(lines, found) == ['A-E-0', 'B-E-0', 'B-R-1', 'B-E-1', 'A-E-2', 'B-E-2']
 
 
@@ -105,9 +106,33 @@ def test_more_is_better_where_the_cell_says_so():
     assert shown == '| T | **80.00 ± 0.00** (80) | 89.00 ± 0.58 (90) | 5.00 ± 0.00 | 1,000 | 4 (H100) |'
 
 
+def test_a_figure_from_memory_is_not_beaten():
+    recorded = {'A-R-0': line('A-R-0', test_error=1.0)}
+    shown = table([(each := cell('A', 'R', 3.0, sure=False), runs_of(each, recorded))]).splitlines()[2]
+    assert shown == '| A | 1.00, 1 seed (~3) | 1,000 | 4 (H100) |'
+
+
+def test_recorded_runs_are_those_of_their_cells():
+    recorded = {line['name']: line for line in read(ROOT / 'model_cards' / 'results.jsonl')}
+    count = 0
+    for each in cells():
+        for seed in range(SEEDS):
+            run = recorded.get(f'{each.name}-{seed}')
+            if run is None or 'train_mnist' not in each.command[0]:
+                continue
+            args = vars(train_mnist.parse_args([*each.command[1:], '--seed', str(seed)]))
+            left_out = (*train_mnist.MAY_DIFFER, 'schedule', 'amp')  # the last two have come later
+            left_out = [name for name in left_out if name not in run['args'] or name in train_mnist.MAY_DIFFER]
+            expected = json.loads(json.dumps({k: v for k, v in args.items() if k not in left_out}))
+            assert {k: v for k, v in run['args'].items() if k not in left_out} == expected, run['name']
+            assert len(run['test_errors']) == len(run['seconds']) == args['epochs'], run['name']
+            count += 1
+    assert count >= 90
+
+
 def test_the_page_has_every_cell():
     page = results([])
-    assert page.count('not run') == len(cells()) and '**bold**' in page and page.count('**') == 2
+    assert page.count('not run') == len(cells()) + 1 and '**Bold**' in page and page.count('**') == 2
     commands = re.findall(r'^    python scripts/reproduce.py (\S+)(?: --recipe (\S+))? ', page, re.MULTILINE)
     assert [(a, b or 'modern') for a, b in commands] == list(dict.fromkeys(
         (c.experiment, c.recipe) for title in results_table.TEXTS for c in cells() if c.experiment == title))
