@@ -12,6 +12,7 @@ http://ufldl.stanford.edu/housenumbers/.
 """
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -27,6 +28,12 @@ from gpu_queue import Job, job_of, queue
 from records import read
 from results_table import results, shown_lines
 
+DATA = {  # of a part: a file, the folders where it may be, and its source
+    'mnist': ('train-images-idx3-ubyte*', ('.', 'mnist', 'raw', 'MNIST/raw', 'mnist/MNIST/raw'),
+              'https://ossci-datasets.s3.amazonaws.com/mnist/: four files, see docs/gpu.md.'),
+    'svhn': ('extra/digitStruct.mat', ('.', 'svhn'),
+             'http://ufldl.stanford.edu/housenumbers/: train.tar.gz, extra.tar.gz and test.tar.gz, unpacked; to read '
+             'them needs `pip install "timm-stn[svhn]"`.')}
 MALLOC = {  # of glibc: memory is kept between steps, which halves the time of convolutions on a CPU
     'MALLOC_MMAP_THRESHOLD_': str(2 ** 33), 'MALLOC_TRIM_THRESHOLD_': str(2 ** 34), 'MALLOC_TOP_PAD_': str(2 ** 28)}
 
@@ -46,19 +53,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                           help=f'the first N seeds of {SEEDS} (default: all)')
         made.add_argument('--data', type=Path, default=os.environ.get('TIMM_STN_DATA'), metavar='DIR',
                           help='(default: the environment variable TIMM_STN_DATA)')
-        made.add_argument('--device', default='cpu')
+        made.add_argument('--device', default='cpu', help='cpu or cuda (default: %(default)s)')
         made.add_argument('--jobs', type=int, default=1, help='runs side by side (default: %(default)s)')
         made.add_argument('--runs', type=Path, default=ROOT / 'runs', metavar='DIR',
                           help='folder of the runs (default: runs in the checkout)')
         made.add_argument('--smoke', action='store_true',
                           help='runs of one epoch, which are not recorded: does it work?')
+        made.add_argument('--dry-run', action='store_true', help='print the commands of the runs that are left')
         add_root(made)
     made = commands.add_parser('table', help='write model_cards/RESULTS.md from the recorded runs')
     add_root(made)
     args = parser.parse_args(argv)
     if args.experiment != 'table':
         if args.data is None or not args.data.is_dir():
-            parser.error(f'argument --data: takes a folder with the data of {args.experiment}, got {args.data}')
+            parser.error(f'argument --data (default: the environment variable TIMM_STN_DATA): takes a folder with the '
+                         f'data of {args.experiment}, got {args.data}')
         if args.jobs < 1:
             parser.error(f'argument --jobs: takes a positive integer, got {args.jobs}')
     return args
@@ -79,7 +88,11 @@ def chosen(args: argparse.Namespace) -> list[Cell]:
 def run(args: argparse.Namespace) -> int:
     found = chosen(args)
     if not found:
-        raise SystemExit(f'No cell of {args.experiment} has all of these options.')
+        raise SystemExit(f'No cell of {args.experiment} has all of these options: plain networks have the transform '
+                         'none, and others one of affine, projective and tps.' if hasattr(args, 'transform') else
+                         f'No cell of {args.experiment} has all of these options.')
+    for part in dict.fromkeys(cell.part for cell in found):
+        check_data(args.data, part)
     all_jobs = [job_of(cell, seed) for seed in range(args.seeds) for cell in found]
     jobs = list({job.name: job for job in all_jobs}.values())  # a run may fill several cells
     places = Places(args.runs.resolve(), args.root.resolve(), args.smoke, known_jobs(jobs))
@@ -95,8 +108,13 @@ def run(args: argparse.Namespace) -> int:
             where = places.runs if args.smoke else places.root / RECORD
             print(f'not run again, for {where} has them (--root DIR keeps a record of your own):', *done)
         paths = {part: args.data.resolve() for part in dict.fromkeys(cell.part for cell in found)}
+        if args.dry_run:
+            print(*(shlex.join(command_of(job, args)) for job in waiting), sep='\n')
+            return 0
         if waiting:
-            print(f'each run writes a line per epoch to {places.runs}/NAME/log.txt')
+            print(f'{len(waiting)} runs; on an H100, beside others, each takes {seconds(waiting)} s, on a CPU many '
+                  f'times that. Each writes a line per epoch to {places.runs}/NAME/log.txt, and goes on if it is '
+                  'started again.', flush=True)
             on_gpu = torch_device(args.device) == 'cuda'
             try:
                 with shared_gpu(env, Path(folder)) if on_gpu else nullcontext():
@@ -108,6 +126,25 @@ def run(args: argparse.Namespace) -> int:
     if not args.smoke:
         print(shown_lines(found, read(places.root / RECORD)))
     return failed
+
+
+def check_data(folder: Path, part: str) -> None:
+    """End here, and not in each run, where there are no data."""
+    name, below, source = DATA[part]
+    if not any(next((folder / place).glob(name), None) for place in below):
+        raise SystemExit(f'argument --data: there is no {name} in {folder}, nor in {", ".join(below[1:])} below it. '
+                         f'It is from {source}')
+
+
+def command_of(job: Job, args: argparse.Namespace) -> list[str]:
+    words = dict.fromkeys(DATA, args.data.resolve()) | dict(run=args.runs.resolve() / job.name, device=args.device)
+    script, *rest = (word.format(**words) if '{' in word else word for word in job.command)
+    return [sys.executable, str(ROOT / 'scripts' / script), *rest]
+
+
+def seconds(jobs: list[Job]) -> str:
+    ends = sorted({min(job.seconds for job in jobs), max(job.seconds for job in jobs)})
+    return ' to '.join(f'{end:.0f}' for end in ends)
 
 
 def torch_device(device: str) -> str:
@@ -125,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.experiment != 'table':
         return run(args)
+    if not (args.root / RECORD).is_file():
+        raise SystemExit(f'argument --root: there is no {args.root / RECORD}')
     page = args.root / 'model_cards' / 'RESULTS.md'
     write_text(page, results(read(args.root / RECORD)))
     print(f'{page} written')

@@ -181,7 +181,7 @@ class Queue:
         finally:
             on_signals(signal.SIG_IGN)
             for name in self.running:
-                print(f'{name} was cut off', flush=True)
+                print(f'{name} was cut off; it goes on from its last checkpoint', flush=True)
             kill([process for _, process in self.running.values()])
             left_out = self.copy()
         if self.todo:
@@ -256,7 +256,8 @@ def told(result: Path) -> str:
     if not result.is_file() or not result.stat().st_size:
         return ''
     found = json.loads(result.read_text())
-    return ', '.join(f'{key} {found[key]:.2f} %' for key in ('test_error', 'top1', 'top5') if key in found)
+    keys = ('mean_accuracy',) if 'mean_accuracy' in found else ('test_error', 'top1', 'top5')
+    return ', '.join(f'{key} {found[key]:.2f} %' for key in keys if key in found)
 
 
 # processes

@@ -298,7 +298,8 @@ def train(args: argparse.Namespace) -> None:
         write_epoch(run, output)
         print(f'{epoch:3}/{args.epochs}  lr {lr:.2e}  loss {loss:.4f}  error {error:.2f} %  {seconds} s', flush=True)
     write_result(run, output)
-    print(f'{args.model} on {args.set}: test error {run.history[-1]["test_error"]:.2f} %, in {output}')
+    of = 'held-back digits, error' if args.held_back else 'test error'
+    print(f'{args.model} on {args.set}: {of} {run.history[-1]["test_error"]:.2f} %, in {output}')
 
 
 if __name__ == '__main__':

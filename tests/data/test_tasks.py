@@ -14,7 +14,8 @@ from timm_stn.data import TASKS, addition, distort, load_mnist, volumes
 from timm_stn.data.distortions import DISTORTIONS
 from timm_stn.data.tasks import batches_of
 
-SMALL = [kind for kind in TASKS if kind != 'VOLUME']
+MADE = [kind for kind in TASKS if not kind.startswith('SVHN')]  # of MNIST's digits; test_svhn.py has the others
+SMALL = [kind for kind in MADE if kind != 'VOLUME']
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +26,7 @@ def digits():
     return (255 * torch.stack(blobs)[:, None]).to(torch.uint8), torch.arange(12) % 10
 
 
-@pytest.mark.parametrize('kind', TASKS)
+@pytest.mark.parametrize('kind', MADE)
 def test_what_a_task_says_of_itself(kind, digits):
     task, count = TASKS[kind], 2 if kind == 'VOLUME' else 40
     x, y = task.make(*digits, torch.arange(count) % 12, rand(count, task.draws))
@@ -35,7 +36,7 @@ def test_what_a_task_says_of_itself(kind, digits):
     assert y.min() >= 0 and y.max() < task.classes and task.outputs == task.answers * task.classes
 
 
-@pytest.mark.parametrize('kind', TASKS)
+@pytest.mark.parametrize('kind', MADE)
 def test_batches_do_not_matter(kind, digits):
     images, labels = (part[:4] for part in digits) if kind == 'VOLUME' else digits
     whole, = batches_of(kind, images, labels, seed=3)
@@ -47,7 +48,7 @@ def test_batches_do_not_matter(kind, digits):
     assert not torch.equal(other, whole[0])
 
 
-@pytest.mark.parametrize('kind', TASKS)
+@pytest.mark.parametrize('kind', MADE)
 def test_bytes_are_shares_of_255(kind, digits):
     task, index = TASKS[kind], torch.tensor([3, 1])
     u = rand(2, task.draws)
@@ -71,7 +72,7 @@ def test_test_set(tmp_path):
         torch.testing.assert_close(x, whole, rtol=0, atol=1e-6)
     assert torch.equal(data.test_set('SEQ64', tmp_path)[1][:, 0], labels), 'each digit begins one'
     assert not torch.equal(data.test_set('ADD', tmp_path, seed=1)[1], data.test_set('ADD', tmp_path)[1])
-    with pytest.raises(ValueError, match="one of R, RTS, P, E, T, TC, ADD, SEQ64, SEQ128, VOLUME; got 'X'"):
+    with pytest.raises(ValueError, match="one of R, RTS, P, E, T, TC, ADD, SEQ64, SEQ128, .*VOLUME; got 'X'"):
         data.test_set('X', tmp_path)
 
 

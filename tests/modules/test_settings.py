@@ -45,7 +45,7 @@ class TestModule:
         ({'penalty': '1'}, ValueError, "penalty must be a number, 0 or more, got '1'"),
         ({'freeze_steps': -1}, ValueError, 'freeze_steps must be an integer, 0 or more, got -1'),
         ({'freeze_steps': 1.5}, ValueError, 'freeze_steps must be an integer, 0 or more, got 1.5'),
-        ({'hiden': 3}, TypeError, "'conv' takes channels and hidden, got hiden=3"),
+        ({'hiden': 3}, TypeError, "'conv' takes channels, hidden, depth, got hiden=3"),
         ({'localization': nn.Identity(), 'hidden': 3}, TypeError, r"takes no settings, got \['hidden'\]"),
     ])
     def test_wrong_arguments(self, arguments, error, message):

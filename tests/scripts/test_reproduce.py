@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections import defaultdict
@@ -132,7 +133,7 @@ def test_recorded_runs_are_those_of_their_cells():
 
 def test_the_page_has_every_cell():
     page = results([])
-    assert page.count('not run') == len(cells()) + 1 and '**Bold**' in page and page.count('**') == 2
+    assert page.count('| not run') == len(cells()) and '**Bold**' in page and page.count('**') == 2
     commands = re.findall(r'^    python scripts/reproduce.py (\S+)(?: --recipe (\S+))? ', page, re.MULTILINE)
     assert [(a, b or 'modern') for a, b in commands] == list(dict.fromkeys(
         (c.experiment, c.recipe) for title in results_table.TEXTS for c in cells() if c.experiment == title))
@@ -252,18 +253,45 @@ def test_help():
 
 @pytest.mark.parametrize('args, words', [
     (['birds'], "invalid choice: 'birds'"),
-    (['addition', '--data', 'no/such'], 'argument --data: takes a folder with the data of addition, got no/such'),
+    (['addition', '--data', 'no/such'], 'TIMM_STN_DATA): takes a folder with the data of addition, got no/such'),
     (['addition', '--data', '.', '--jobs', '0'], 'argument --jobs: takes a positive integer, got 0'),
     (['addition', '--data', '.', '--model', 'resnet'], "argument --model: invalid choice: 'resnet'"),
     (['addition', '--data', '.', '--seeds', '4'], 'argument --seeds: invalid choice: 4'),
     (['addition', '--data', '.', '--model', 'cnn', '--transform', 'tps'],
-     'No cell of addition has all of these options.'),
+     'No cell of addition has all of these options: plain networks have the transform none'),
 ])
 def test_wrong_options(script, args, words, capsys):
     with pytest.raises(SystemExit) as raised:
         script.main(args)
     assert raised.value.code not in (0, None)
     assert words in capsys.readouterr().err + str(raised.value.code)
+
+
+@pytest.mark.parametrize(('experiment', 'words'), [
+    ('addition', 'there is no train-images-idx3-ubyte.* in .*, nor in mnist, raw'),
+    ('svhn', r'there is no extra/digitStruct.mat in .*, nor in svhn below it.*timm-stn\[svhn\]')])
+def test_without_data_nothing_begins(script, tmp_path, experiment, words):
+    with pytest.raises(SystemExit, match=words):
+        script.main([experiment, '--data', str(tmp_path), '--root', str(tmp_path), '--runs', str(tmp_path / 'runs')])
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_dry_run_prints_commands_that_train(script, tmp_path, capsys):
+    write_mnist(tmp_path)
+    common = ['--data', str(tmp_path), '--root', str(tmp_path), '--runs', str(tmp_path / 'runs'), '--dry-run']
+    assert script.main(['addition', '--model', 'fcn', '--seeds', '2', *common]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith(sys.executable) for line in lines)
+    args = train_mnist.parse_args(shlex.split(lines[1])[2:])
+    assert (args.set, args.seed, args.data, args.output) == (
+        'ADD', 1, str(tmp_path), str(tmp_path / 'runs' / 'addition-fcn-1'))
+    assert not (tmp_path / 'model_cards').exists()
+
+
+def test_the_table_of_no_record_is_refused(script, tmp_path):
+    with pytest.raises(SystemExit, match='argument --root: there is no .*results.jsonl'):
+        script.main(['table', '--root', str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_data_may_be_named_by_the_environment(script, monkeypatch, tmp_path):

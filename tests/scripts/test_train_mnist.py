@@ -270,7 +270,11 @@ def test_a_step_waits_for_no_device(script, kind, model, kwargs):
 def waits_of_a_step(script, run):
     run.model.train()
     index, u = torch.arange(16, device='meta'), torch.rand(16, TASKS[run.args.set].draws, device='meta')
+    task = TASKS[run.args.set]
     data, noted = digits(device='meta'), []
+    if run.args.set.startswith('SVHN'):  # made of photographs
+        data = (torch.zeros(70, 3, task.size, task.size, dtype=torch.uint8, device='meta'),
+                torch.zeros(70, task.answers, dtype=torch.int64, device='meta'))
     for _ in range(2):  # before the first there is much to be made
         noted.clear()
         with Constants(noted), Waits(noted):

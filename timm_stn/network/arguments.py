@@ -67,7 +67,8 @@ class StnArguments:
         'mean', one_of('mean', 'concat', 'channels'),
         "`mean`: average the streams' logits, with the backbone's own kind of classifier; `concat`: concatenate their "
         "features, as in the paper's birds network, before a linear classifier; `channels`: one stream, an image with "
-        "the channels of all glimpses, as in the paper's addition of digits")
+        "the channels of all glimpses, as in the paper's addition of digits; their localization network must be one of "
+        "its own, as `conv`")
     whole: bool = argument(
         False, BOOL,
         'adds the whole image, shrunk to `stn_size`, as a first stream; if its features also tell where to look '
