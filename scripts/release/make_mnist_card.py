@@ -20,6 +20,7 @@ from card_files import CARDS, HEAD, write_folder
 from safetensors.torch import load_file
 
 from timm_stn.data import TASKS
+from timm_stn.geometry.layout import size_that_enters
 from timm_stn.names.zoo import set_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'reproduce'))
@@ -153,7 +154,8 @@ def as_trained(args: dict[str, Any]) -> Any:
 def differences(model: Any, other: Any) -> list[str]:
     """Arguments in which two networks differ."""
     first, second = (json.loads(json.dumps({
-        **m._model_args, 'num_classes': m.num_classes, 'in_chans': m.in_chans})) for m in (model, other))
+        **m._model_args, 'num_classes': m.num_classes, 'in_chans': m.in_chans, 'img_size': size_that_enters(m)[1:],
+    })) for m in (model, other))
     return sorted(key for key in {*first} | {*second} if first.get(key) != second.get(key))
 
 

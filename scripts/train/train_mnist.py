@@ -11,6 +11,7 @@ nothing during training. With `--held-back` it is measured on held-out training 
 With `--device cuda` the steps of an epoch replay one CUDA graph, except a smaller last batch.
 """
 import argparse
+import ast
 import csv
 import io
 import json
@@ -28,7 +29,7 @@ from cuda_step import CapturedStep, capture_arguments, work_on
 from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg_value
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3, ParseKwargs
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 from volume_net import VOLUME_NETS, VolumeNet
@@ -47,7 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a timm model on sets made of MNIST.')
     add = parser.add_argument
     add('--model', default='mnist_cnn', help='a registered timm model, or of volume_net.py (default: %(default)s)')
-    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='arguments of the model')
+    add('--model-kwargs', nargs='*', default={}, action=KeysAndValues, metavar='KEY=VALUE',
+        help='arguments of the model')
     add('--set', default='RTS', choices=list(TASKS), help='see timm_stn.data.tasks (default: %(default)s)')
     add('--output', required=True, type=lambda text: str(place_of_folder(text)),
         help='folder of the run; resumes where it holds a checkpoint')
@@ -75,6 +77,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--amp', action='store_true', help='compute in bfloat16, by autocast')
     add('--no-cuda-graph', action='store_true', help='launch each operation of a step by itself on a CUDA device, too')
     return parser.parse_args(argv)
+
+
+class KeysAndValues(argparse.Action):
+    """timm's ParseKwargs; that of timm 1.0.29 takes no '=' in a value, as in `stn_localization=fc:hidden=32`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        found = {}
+        for name, equals, value in (text.partition('=') for text in values):
+            if not equals:
+                parser.error(f'argument {option_string}: takes KEY=VALUE, got {name!r}')
+            try:
+                found[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                found[name] = value
+        setattr(namespace, self.dest, found)
 
 
 def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
