@@ -282,7 +282,9 @@ def waits_of_a_step(script, run):
     return noted
 
 
-@pytest.mark.parametrize('cell', [cell for cell in cells() if TRAIN in cell.command], ids=lambda cell: cell.name)
+@pytest.mark.parametrize('cell', [
+    cell for cell in cells() if TRAIN in cell.command and cell.recipe == 'modern' and cell.name[:8] != 'svhn-128'
+], ids=lambda cell: cell.name)
 def test_a_step_of_every_cell_waits_for_no_device(script, cell):
     args = script.parse_args([*cell.command[1:], '--device', 'meta'])
     args.amp, args.ema_decay = False, 0.  # which meta tensors do not know
