@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().with_suffix('')))
 from cells import SEEDS, Cell, cells
 from checkout import ROOT, write_text
 from gpu import environment, stop
-from gpu_jobs import RECORD, Clock, Places, Queue, alone, on_signals, shared_gpu
+from gpu_jobs import RECORD, Clock, Places, Queue, alone, command_of, on_signals, shared_gpu
 from gpu_queue import Job, job_of, queue
 from records import read
 from results_table import results, shown_lines
@@ -109,15 +109,16 @@ def run(args: argparse.Namespace) -> int:
             print(f'not run again, for {where} has them (--root DIR keeps a record of your own):', *done)
         paths = {part: args.data.resolve() for part in dict.fromkeys(cell.part for cell in found)}
         if args.dry_run:
-            print(*(shlex.join(command_of(job, args)) for job in waiting), sep='\n')
+            for job in waiting:
+                words = dict(paths, run=args.runs.resolve() / job.name, device=args.device)
+                print(shlex.join(command_of(job, words)))
             return 0
         if waiting:
             print(f'{len(waiting)} runs; on an H100, beside others, each takes {seconds(waiting)} s, on a CPU many '
                   f'times that. Each writes a line per epoch to {places.runs}/NAME/log.txt, and goes on if it is '
                   'started again.', flush=True)
-            on_gpu = torch_device(args.device) == 'cuda'
             try:
-                with shared_gpu(env, Path(folder)) if on_gpu else nullcontext():
+                with shared_gpu(env, Path(folder)) if args.device.startswith('cuda') else nullcontext():
                     made = environment(args, env)
                     failed = Queue(places, waiting, None, env, Clock(), paths, args.device, args.jobs, made).run()
             finally:
@@ -136,20 +137,9 @@ def check_data(folder: Path, part: str) -> None:
                          f'It is from {source}')
 
 
-def command_of(job: Job, args: argparse.Namespace) -> list[str]:
-    words = dict.fromkeys(DATA, args.data.resolve()) | dict(run=args.runs.resolve() / job.name, device=args.device)
-    script, *rest = (word.format(**words) if '{' in word else word for word in job.command)
-    return [sys.executable, str(ROOT / 'scripts' / script), *rest]
-
-
 def seconds(jobs: list[Job]) -> str:
     ends = sorted({min(job.seconds for job in jobs), max(job.seconds for job in jobs)})
     return ' to '.join(f'{end:.0f}' for end in ends)
-
-
-def torch_device(device: str) -> str:
-    """The type of a device: cuda of cuda:1."""
-    return device.partition(':')[0]
 
 
 def known_jobs(jobs: list[Job]) -> list[Job]:

@@ -209,8 +209,7 @@ class Queue:
         words: dict[str, Any] = dict(
             self.paths, run=folder, parent=folder.parent, device=self.device, workers=workers(),
             left=int(min(max(1, self.clock.left() - LAST - 15), 10 ** 9)))
-        script, *args = (word.format(**words) if '{' in word else word for word in job.command)
-        command = ['bash' if script.endswith('.sh') else sys.executable, str(ROOT / 'scripts' / script), *args]
+        command = command_of(job, words)
         seen = read(folder / ENVIRONMENT) if (folder / job.checkpoint).is_file() else []
         if self.environment not in seen[-1:]:
             replace(folder / ENVIRONMENT, [*seen, self.environment])
@@ -243,6 +242,12 @@ class Queue:
     def copy(self) -> list[str]:
         """Write the files of jobs to the returned folder, if there is one; returns the names of files without room."""
         return [] if self.output is None else gpu_files.write(self.output, self.places.worth_keeping())
+
+
+def command_of(job: Job, words: dict[str, Any]) -> list[str]:
+    """What runs a job, of the words of gpu_queue.py: {run}, {device}, and its data."""
+    script, *args = (word.format(**words) if '{' in word else word for word in job.command)
+    return ['bash' if script.endswith('.sh') else sys.executable, str(ROOT / 'scripts' / script), *args]
 
 
 def workers() -> int:

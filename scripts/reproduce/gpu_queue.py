@@ -98,7 +98,8 @@ def tune_addition() -> Iterator[Job]:
         'fc': (('stn_localization=fc',), {}), 'high-rate': ((large,), {'lr': 0.005}), 'batch': ((large,), many),
         'batch-both': ((large, twice), many), 'fast-theta': ((large, 'stn_lr_scale=30.0'), {}),
         'slow-theta': ((large, 'stn_lr_scale=3.0'), {}), 'wide': ((large, 'stn_size=32', 'hidden=100'), {}),
-        'no-decay': ((large,), {'weight-decay': 0.}), 'tiles': ((large, 'stn_scale=0.6', 'stn_bound=False'), {})}
+        'no-decay': ((large,), {'weight-decay': 0.}), 'tiles': ((large, 'stn_scale=0.6', 'stn_bound=False'), {}),
+        'fc-twice': (('stn_localization=fc', twice), {})}
     for name, (kwargs, recipe) in tried.items():
         base = {'epochs': 64, 'batch-size': 256, 'lr': 0.002, 'ema-decay': 0.999, 'weight-decay': 0.1, **recipe}
         options = [word for option, value in base.items() for word in (f'--{option}', str(value))]

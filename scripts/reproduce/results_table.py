@@ -77,32 +77,34 @@ class Found(NamedTuple):
 def results(lines: Iterable[Line]) -> str:
     """The page, of the lines of the record."""
     recorded = {line['name']: line for line in lines}
-    parts = [HEAD.format(seeds=SEEDS, summary=summary(recorded))]
+    groups = {key: [(cell, runs_of(cell, recorded)) for cell in mine] for key, mine in groups_of(cells()).items()}
+    parts = [HEAD.format(seeds=SEEDS, summary=summary(groups))]
     for experiment, (title, text) in TEXTS.items():
-        mine = [cell for cell in cells() if cell.experiment == experiment]
-        if not mine:
-            continue
         parts.append(f'## {title}\n\n{text}\n')
-        for recipe in dict.fromkeys(cell.recipe for cell in mine):
-            chosen = [cell for cell in mine if cell.recipe == recipe]
-            found = [(cell, runs_of(cell, recorded)) for cell in chosen]
-            parts.append(f'{command(chosen)}\n\n{table(found)}')
+        parts += [f'{command([cell for cell, _ in found])}\n\n{table(found)}'
+                  for (of, _), found in groups.items() if of == experiment]
     return '\n'.join(parts)
 
 
-def summary(recorded: dict[str, Line]) -> str:
+def groups_of(all_cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """The cells of each table, by experiment and recipe, in the order of TEXTS."""
+    found: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+    for cell in sorted(all_cells, key=lambda cell: list(TEXTS).index(cell.experiment)):
+        found[cell.experiment, cell.recipe].append(cell)
+    return found
+
+
+def summary(groups: dict[tuple[str, str], list[tuple[Cell, Found | None]]]) -> str:
     """How much was run, and how much of it is no worse than the paper."""
     lines = ['| experiment | cells run | their seeds | no worse than the paper |', '| --- | --- | --- | --- |']
-    for experiment, (title, _) in TEXTS.items():
-        for recipe in dict.fromkeys(cell.recipe for cell in cells() if cell.experiment == experiment):
-            mine = [cell for cell in cells() if (cell.experiment, cell.recipe) == (experiment, recipe)]
-            ran = [(cell, found) for cell in mine if (found := runs_of(cell, recorded))]
-            counts = sorted({len(found.values) for _, found in ran})
-            known = [(cell, found) for cell, found in ran if cell.paper is not None and cell.sure]
-            good = sum(is_no_worse(cell, found) for cell, found in known)
-            name = title if recipe == 'modern' else f"{title}, recipe `{recipe}`"
-            verdict = f'{good} of {len(known)}' if known else ''
-            lines.append(f'| {name} | {len(ran)} of {len(mine)} | {span(counts)} | {verdict} |')
+    for (experiment, recipe), mine in groups.items():
+        ran = [(cell, found) for cell, found in mine if found]
+        known = [(cell, found) for cell, found in ran if cell.paper is not None and cell.sure]
+        good = sum(is_no_worse(cell, found) for cell, found in known)
+        name = TEXTS[experiment][0] + ('' if recipe == 'modern' else f', recipe `{recipe}`')
+        verdict = f'{good} of {len(known)}' if known else ''
+        seeds = span([len(found.values) for _, found in ran])
+        lines.append(f'| {name} | {len(ran)} of {len(mine)} | {seeds} | {verdict} |')
     return '\n'.join(lines)
 
 
@@ -192,12 +194,6 @@ def times(ran: list[Found]) -> str:
     devices = dict.fromkeys(device for f in ran for device in f.seconds)
     return ', '.join(
         f'{span([round(f.seconds[device]) for f in ran if device in f.seconds])} ({device})' for device in devices)
-
-
-def missing(lines: Iterable[Line], chosen: Iterable[Cell]) -> list[str]:
-    """Names of the runs of cells that are not recorded."""
-    recorded = {line['name'] for line in lines}
-    return [f'{cell.name}-{seed}' for seed in range(SEEDS) for cell in chosen if f'{cell.name}-{seed}' not in recorded]
 
 
 def shown_lines(chosen: list[Cell], lines: Iterable[Line]) -> str:

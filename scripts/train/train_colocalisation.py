@@ -46,6 +46,7 @@ from torch.nn import functional as F
 
 from timm_stn import SpatialTransformer, warp
 from timm_stn.data import DISTORTIONS, load_mnist
+from timm_stn.data.distortions import as_float
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
 
 MAY_DIFFER = ('output', 'data', 'threads', 'device', 'classes')  # between the starts of one run
@@ -103,11 +104,11 @@ def make_images(digits: Tensor, labels: Tensor, digit: int, args: argparse.Names
     corners = draw(CANVAS - DIGIT + 1, args.images, 2)
     canvases = torch.zeros(args.images, 1, CANVAS, CANVAS)
     for canvas, index, (x, y) in zip(canvases, own, corners.tolist()):
-        canvas[:, y:y + DIGIT, x:x + DIGIT] = digits[index].float() / 255
+        canvas[:, y:y + DIGIT, x:x + DIGIT] = as_float(digits[index])
         for _ in range(PATCHES[args.set]):
             (u, v), (a, b) = draw(DIGIT - PATCH + 1, 2).tolist(), draw(CANVAS - PATCH + 1, 2).tolist()
             patch = digits[int(draw(len(digits)))][:, u:u + PATCH, v:v + PATCH]
-            canvas[:, a:a + PATCH, b:b + PATCH] += patch.float() / 255
+            canvas[:, a:a + PATCH, b:b + PATCH] += as_float(patch)
     centers = (corners + DIGIT / 2) * 2 / CANVAS - 1
     return canvases.clamp_(max=1), torch.cat([torch.full((args.images, 1), DIGIT / CANVAS), centers], 1)
 
@@ -164,7 +165,7 @@ def encoder_of(args: argparse.Namespace, digits: Tensor, labels: Tensor) -> Enco
     if not args.encoder and found['args'] != made_with:
         raise ValueError(f'{path} is of a run with other arguments: {found["args"]}, now {made_with}.')
     net.load_state_dict(found.get('model', found))
-    return Encoder(net, digits[:2000].float() / 255)
+    return Encoder(net, as_float(digits[:2000]))
 
 
 def train_encoder(net: nn.Module, digits: Tensor, labels: Tensor, args: argparse.Namespace) -> None:
@@ -177,7 +178,7 @@ def train_encoder(net: nn.Module, digits: Tensor, labels: Tensor, args: argparse
         for index in torch.randperm(len(digits), generator=generator).split(256):
             index = index.to(args.device)
             u = torch.rand(len(index), draws + 3, generator=generator).to(args.device)
-            canvases = apply(digits[index].float() / 255, u[:, :draws], size, digits)
+            canvases = apply(as_float(digits[index]), u[:, :draws], size, digits)
             corners = (u[:, :2] * (size - DIGIT + 1)).floor()
             half = (0.75 + 0.75 * u[:, draws:draws + 1]) * DIGIT / size
             centers = (corners + DIGIT / 2) * 2 / size - 1 + 0.3 * (2 * u[:, draws + 1:] - 1) * DIGIT / size

@@ -11,7 +11,6 @@ nothing during training. With `--held-back` it is measured on held-out training 
 With `--device cuda` the steps of an epoch replay one CUDA graph, except a smaller last batch.
 """
 import argparse
-import ast
 import csv
 import io
 import json
@@ -35,6 +34,7 @@ from torch.nn import functional as F
 from volume_net import VOLUME_NETS, VolumeNet
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
+from timm_stn.cli.models import keyword
 from timm_stn.data import TASKS, load_mnist
 from timm_stn.data.tasks import are_wrong, batches_of
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
@@ -48,8 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a timm model on sets made of MNIST.')
     add = parser.add_argument
     add('--model', default='mnist_cnn', help='a registered timm model, or of volume_net.py (default: %(default)s)')
-    add('--model-kwargs', nargs='*', default={}, action=KeysAndValues, metavar='KEY=VALUE',
-        help='arguments of the model')
+    add('--model-kwargs', nargs='*', default=[], type=keyword, metavar='KEY=VALUE', help='arguments of the model')
     add('--set', default='RTS', choices=list(TASKS), help='see timm_stn.data.tasks (default: %(default)s)')
     add('--output', required=True, type=lambda text: str(place_of_folder(text)),
         help='folder of the run; resumes where it holds a checkpoint')
@@ -76,22 +75,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--device', default='cpu')
     add('--amp', action='store_true', help='compute in bfloat16, by autocast')
     add('--no-cuda-graph', action='store_true', help='launch each operation of a step by itself on a CUDA device, too')
-    return parser.parse_args(argv)
-
-
-class KeysAndValues(argparse.Action):
-    """timm's ParseKwargs; that of timm 1.0.29 takes no '=' in a value, as in `stn_localization=fc:hidden=32`."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        found = {}
-        for name, equals, value in (text.partition('=') for text in values):
-            if not equals:
-                parser.error(f'argument {option_string}: takes KEY=VALUE, got {name!r}')
-            try:
-                found[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                found[name] = value
-        setattr(namespace, self.dest, found)
+    args = parser.parse_args(argv)
+    args.model_kwargs = dict(args.model_kwargs)
+    return args
 
 
 def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:

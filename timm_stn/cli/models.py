@@ -18,7 +18,7 @@ from ..publish.run_record import read_run
 from .common import Refused, attempt, refusal
 
 __all__ = [
-    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'described', 'kwargs_argument',
+    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'described', 'keyword', 'kwargs_argument',
     'list_arguments', 'list_models', 'load_model', 'model_arguments']
 
 FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
@@ -28,12 +28,13 @@ def model_arguments(add: Callable[..., Any]) -> None:
     add('--model', metavar='NAME', help='a name of `timm-stn list`, or hf-hub:USER/NAME, local-dir:FOLDER; '
         "default: the model of --checkpoint, if timm's train.py wrote it")
     add('--checkpoint', metavar='FILE', help='weights to load; default: the trained weights of the name')
-    add('--model-kwargs', nargs='+', type=_keyword, default=[], metavar='KEY=VALUE', help='arguments of the model')
+    add('--model-kwargs', nargs='+', type=keyword, default=[], metavar='KEY=VALUE', help='arguments of the model')
     add('--no-pretrained', action='store_true', help='random weights, unless --checkpoint is given')
     add('--device', default='cpu', help='a torch device (default: %(default)s)')
 
 
-def _keyword(text: str) -> tuple[str, Any]:
+def keyword(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` as a pair; the value is a Python literal, or else a text."""
     key, equals, value = text.partition('=')
     if not (key.isidentifier() and equals):
         raise argparse.ArgumentTypeError(f'takes KEY=VALUE, got {text!r}')
