@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from makers import ROOT, create
 from records import replace
 from safetensors.torch import save_file
-from train_mnist import parse_args
+from train_task import parse_args
 
 CARDS = sorted(p.name for p in (ROOT / 'model_cards').iterdir() if p.is_dir())
 
@@ -92,7 +92,7 @@ def test_the_card_of_a_cell(made, capsys):
 
 
 def test_the_command_on_a_card_trains_the_same_run(made):
-    line = next(text for text in (make_card(made) / 'README.md').read_text().splitlines() if 'train_mnist.py' in text)
+    line = next(text for text in (make_card(made) / 'README.md').read_text().splitlines() if 'train_task.py' in text)
     words = line.replace('"', '').split()[2:]
     args, expected = vars(parse_args(words)), record_of(CELL, 2, 0.61)['args']
     assert '--seed 2' in line and '--momentum 0.9' in line and '--held-back 0' in line and '--amp' not in line

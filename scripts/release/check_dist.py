@@ -31,7 +31,7 @@ def check_sdist(path: Path) -> list[str]:
     with tarfile.open(path) as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
     wanted = ['pyproject.toml', 'README.md', 'LICENSE', 'CHANGELOG.md', 'Makefile', 'tests/network/test_model.py',
-              'scripts/train/train_mnist.py', 'docs/hub.md', 'timm_stn/network/model.py']
+              'scripts/train/train_task.py', 'docs/hub.md', 'timm_stn/network/model.py']
     return [f'lacks {name}' for name in wanted if name not in names]
 
 

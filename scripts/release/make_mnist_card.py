@@ -143,7 +143,7 @@ def published(cell: Cell, run: Path, lines: list[Line]) -> Line:
 
 
 def as_trained(args: dict[str, Any]) -> Any:
-    """The network of a run's arguments, as train_mnist.py makes it, untrained."""
+    """The network of a run's arguments, as train_task.py makes it, untrained."""
     task = TASKS[args['set']]
     size = {'img_size': task.size} if timm.get_pretrained_cfg(args['model']).fixed_input_size else {}
     size = {} if set_of(args['model']) else size
@@ -188,7 +188,7 @@ def command(args: dict[str, Any]) -> str:
     for key, value in args.items():
         if key not in ELSEWHERE and value is not None and value is not False:
             parts.append(f'--{key.replace("_", "-")}' + ('' if value is True else f' {value}'))
-    return ' '.join(['python scripts/train/train_mnist.py', *parts, '--data MNIST_FOLDER', '--output RUN'])
+    return ' '.join(['python scripts/train/train_task.py', *parts, '--data MNIST_FOLDER', '--output RUN'])
 
 
 def found(lines: list[Line], key: str) -> str:

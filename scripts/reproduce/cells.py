@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
 
 def train(part: str, *args: str) -> tuple[str, ...]:
-    return 'train/train_mnist.py', '--data', f'{{{part}}}', '--output', '{run}', '--device', '{device}', *args
+    return 'train/train_task.py', '--data', f'{{{part}}}', '--output', '{run}', '--device', '{device}', *args
 
 
 def options(**values: Any) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ from gpu_queue import Job, queue
 from records import Line, read, replace
 
 SECTIONS = ('checks', 'speed', 'queue')
-CHECKS = ('tests/test_gpu.py', 'tests/scripts/test_train_mnist.py')
+CHECKS = ('tests/test_gpu.py', 'tests/scripts/test_train_task.py')
 MOST_CHECKS, MOST_SPEED = 150.0, 80.0  # seconds
 
 

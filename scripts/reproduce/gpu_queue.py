@@ -39,7 +39,7 @@ BIRDS = ('plain224', 'zoom192', 'plain176', 'one176', 'plain112', 'whole2', 'who
 
 
 def train_mnist(*args: str) -> tuple[str, ...]:
-    return ('train/train_mnist.py', '--data', '{mnist}', '--output', '{run}', '--device', '{device}', *args)
+    return ('train/train_task.py', '--data', '{mnist}', '--output', '{run}', '--device', '{device}', *args)
 
 
 def cards() -> Iterator[Job]:

@@ -1,4 +1,4 @@
-"""The training step of train_mnist.py as a CUDA graph: for such small networks, launch time dominates."""
+"""The training step of train_task.py as a CUDA graph: for such small networks, launch time dominates."""
 import inspect
 import warnings
 from collections.abc import Callable, Iterator

@@ -212,7 +212,7 @@ def test_a_network_is_trained_and_tested_on_it(tmp_path, model, kwargs):
     """On train and extra, and on test, of which every sequence that is not read as a whole counts as an error."""
     for split in ('train', 'extra', 'test'):
         write_svhn(tmp_path / 'svhn' / split)
-    script = importlib.import_module('train_mnist')
+    script = importlib.import_module('train_task')
     script.main([
         '--model', model, '--model-kwargs', 'width=0.15', 'drop_rate=0.0', *kwargs, '--set', 'SVHN64', '--data',
         str(tmp_path), '--output', str(tmp_path / 'run'), '--epochs', '4', '--batch-size', '6', '--lr', '0.002'])

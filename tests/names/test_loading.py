@@ -217,7 +217,7 @@ def test_without_published_weights_it_says_at_once_how_to_train_it(unplugged, kw
 
 
 def test_where_the_hub_has_lost_them_it_says_how_to_train_it(without_weights, asked, tmp_path):
-    with pytest.raises(RuntimeError, match='no such repository.*To train it: .*train_mnist.py') as error:
+    with pytest.raises(RuntimeError, match='no such repository.*To train it: .*train_task.py') as error:
         timm.create_model(NAME, pretrained=True, cache_dir=tmp_path)
     assert str(zoo.card_folder(NAME)) in str(error.value) and asked == [(zoo.hub_id(NAME), WEIGHTS, None, tmp_path)]
 

@@ -10,7 +10,7 @@ from cells import cells
 from huggingface_hub import ModelCard
 from make_mnist_card import as_trained, differences
 from timm.models import get_pretrained_cfg, load_state_dict
-from train_mnist import parse_args
+from train_task import parse_args
 
 from timm_stn import cli
 from timm_stn.data import TASKS

@@ -29,7 +29,7 @@ def contents(path):
 
 
 def job(name, *parts):
-    return Job(name, ('train_mnist.py',), 1, parts)
+    return Job(name, ('train_task.py',), 1, parts)
 
 
 NEEDS = st.lists(st.lists(st.sampled_from('abcdef'), min_size=1, max_size=4, unique=True), max_size=8)

@@ -8,7 +8,7 @@ import pytest
 from makers import ROOT
 
 SCRIPTS = {
-    'train_mnist': ['--output', '{}'],
+    'train_task': ['--output', '{}'],
     'sweep': ['--output', '{}/a'],
     'timm_tests': ['--output', '{}/a'],
     'benchmark_gpu': ['--device', 'cpu', '--output', '{}/a'],

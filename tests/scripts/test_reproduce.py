@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 import results_table
 import torch
-import train_mnist
+import train_task
 from cells import SEEDS, Cell, cells, options, train
 from gpu_pack import PARTS
 from gpu_queue import job_of, queue
@@ -32,9 +32,9 @@ def script():
 # the cells
 
 def parameters(cell):
-    args = train_mnist.parse_args([*cell.command[1:], '--device', 'meta'])
+    args = train_task.parse_args([*cell.command[1:], '--device', 'meta'])
     with torch.device('meta'):
-        return sum(p.numel() for p in train_mnist.create_model(args).parameters())
+        return sum(p.numel() for p in train_task.create_model(args).parameters())
 
 
 def test_networks_that_are_compared_are_of_one_size():
@@ -118,11 +118,11 @@ def test_recorded_runs_are_those_of_their_cells():
     for each in cells():
         for seed in range(SEEDS):
             run = recorded.get(f'{each.name}-{seed}')
-            if run is None or 'train_mnist' not in each.command[0]:
+            if run is None or 'train_task' not in each.command[0]:
                 continue
-            args = vars(train_mnist.parse_args([*each.command[1:], '--seed', str(seed)]))
-            left_out = (*train_mnist.MAY_DIFFER, 'schedule', 'amp')  # the last two have come later
-            left_out = [name for name in left_out if name not in run['args'] or name in train_mnist.MAY_DIFFER]
+            args = vars(train_task.parse_args([*each.command[1:], '--seed', str(seed)]))
+            left_out = (*train_task.MAY_DIFFER, 'schedule', 'amp')  # the last two have come later
+            left_out = [name for name in left_out if name not in run['args'] or name in train_task.MAY_DIFFER]
             expected = json.loads(json.dumps({k: v for k, v in args.items() if k not in left_out}))
             assert {k: v for k, v in run['args'].items() if k not in left_out} == expected, run['name']
             assert len(run['test_errors']) == len(run['seconds']) == args['epochs'], run['name']
@@ -218,8 +218,8 @@ def test_an_interrupted_run_goes_on(script, folder, monkeypatch):
     words = dict(mnist=folder / 'data', run=run, device='cpu')
     command = [word.format(**words) if '{' in word else word for word in job_of(longer, 0).command]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_mnist, 'write_result', interrupt)
-        train_mnist.main(command[1:])
+        patch.setattr(train_task, 'write_result', interrupt)
+        train_task.main(command[1:])
     before = (run / 'summary.csv').read_text()
     assert before.count('\n') == 3 and not (run / 'result.json').exists()
     monkeypatch.setattr(script, 'cells', lambda: [longer])
@@ -281,7 +281,7 @@ def test_a_dry_run_prints_commands_that_train(script, tmp_path, capsys):
     assert script.main(['addition', '--model', 'fcn', '--seeds', '2', *common]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all(line.startswith(sys.executable) for line in lines)
-    args = train_mnist.parse_args(shlex.split(lines[1])[2:])
+    args = train_task.parse_args(shlex.split(lines[1])[2:])
     assert (args.set, args.seed, args.data, args.output) == (
         'ADD', 1, str(tmp_path), str(tmp_path / 'runs' / 'addition-fcn-1'))
     assert not (tmp_path / 'model_cards').exists()

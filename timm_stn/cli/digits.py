@@ -113,7 +113,7 @@ def _set(text: str) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the test error on a set of digits. Pixels stay in [0, 1], as in scripts/train/train_mnist.py."""
+    """Print the test error on a set of digits. Pixels stay in [0, 1], as in scripts/train/train_task.py."""
     if args.name and args.model:
         raise Refused(f'argument NAME: there are two models, {args.name} and --model {args.model}')
     args.model = args.model or args.name

@@ -20,18 +20,21 @@ from timm_stn.data import addition, sequences, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 
-__all__ = ['TASKS', 'Task', 'are_wrong', 'batches_of', 'test_set']
+__all__ = ['TASKS', 'Task', 'are_wrong', 'batches_of', 'boxes_of', 'test_set']
 
 
 SVHN_SPLITS = {'train': ('train', 'extra'), 'test': ('test',)}  # the paper trains on both
 Data = str | os.PathLike[str] | None
 
 
+Make = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class Task(NamedTuple):
     """One kind of images and what is asked of them."""
     size: int  # side of the images
     draws: int  # uniform numbers per image
-    make: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    make: Make
     """(digits (M, 1, 28, 28), classes (M,), index of the digit to begin with (N,), uniform numbers (N, draws)) to
     images (N, channels, size, size), or volumes, in [0, 1], and classes, (N,) or (N, answers). A CUDA graph can
     capture it."""
@@ -40,7 +43,17 @@ class Task(NamedTuple):
     answers: int = 1
     dims: int = 2  # 3 of volumes
     load: Callable[[Data, str], tuple[Tensor, Tensor]] = load_mnist
-    """(folder with the data, 'train' or 'test') to what images are made of, as bytes, and its classes."""
+    """(folder with the data, 'train' or 'test') to what images are made of, as bytes, and its classes (M,), or (M, K)
+    with what else is known of each. The order is at random, and the last may be held back."""
+    augmented: Make | None = None  # as `make`, to train on, where that differs
+    boxes: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """(classes, index, uniform numbers) as of `make` to the true boxes (N, 4): left, top, right, bottom, in [-1, 1]
+    from edge to edge of the image; of tasks that know them."""
+
+    @property
+    def to_train_on(self) -> Make:
+        """`make`, or what differs from it in training."""
+        return self.augmented or self.make
 
     @property
     def elements(self) -> int:
@@ -136,6 +149,20 @@ def batches_of(
     for index in torch.split(torch.arange(len(digits), device=device), batch_size):
         u = torch.rand(len(index), task.draws, generator=generator)
         yield task.make(digits, labels, index, u.to(device))
+
+
+def boxes_of(kind: str, labels: Tensor, seed: int = 0, batch_size: int = 1000) -> Iterator[Tensor]:
+    """The true boxes (N, 4) of what `batches_of` gives, batch by batch, on the CPU.
+
+    Raises:
+        ValueError: The task knows no boxes.
+    """
+    task, generator = TASKS[kind], torch.Generator().manual_seed(seed)
+    if task.boxes is None:
+        known = ', '.join(name for name, each in TASKS.items() if each.boxes)
+        raise ValueError(f'kind must be one that has boxes, {known}; got {kind!r}.')
+    for index in torch.split(torch.arange(len(labels)), batch_size):
+        yield task.boxes(labels.cpu(), index, torch.rand(len(index), task.draws, generator=generator))
 
 
 def are_wrong(logits: Tensor, classes: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def _mnist(
     cfg = dict(
         mean=(0.0,) * size[0], std=(1.0,) * size[0], num_classes=classes, interpolation='bilinear', crop_pct=1.0,
         license='apache-2.0', paper_ids='arXiv:1506.02025')
-    recipe = f'`python scripts/train/train_mnist.py --model stn_{base}_{kind.lower()} --set {kind}`'
+    recipe = f'`python scripts/train/train_task.py --model stn_{base}_{kind.lower()} --set {kind}`'
     if reproduce:
         recipe = f'`python scripts/reproduce.py {reproduce} --data MNIST_FOLDER`'
     arguments = dict(stn_localization_size=size[-1] // 2, stn_lr_scale=10.0) | arguments

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Train a timm model on one of the paper's sets of MNIST digits, made anew in each epoch.
+"""Train a timm model on one of the tasks of `timm_stn.data.tasks`, whose images are made anew in each epoch.
 
-    python scripts/train/train_mnist.py --model stn_mnist_cnn --model-kwargs stn_size=28 --set RTS --output runs/rts
+    python scripts/train/train_task.py --model stn_mnist_cnn --model-kwargs stn_size=28 --set RTS --output runs/rts
 
 The folder `--output` gets `summary.csv` (one line per epoch, with the learning rate at its start), `checkpoint.pt` (a
 restarted run resumes from it, with the same result as without interruption), and at the end `model.safetensors` and
 `result.json`. The result is that of the last epoch on the fixed test set of `timm_stn.data.test_set`, which influences
-nothing during training. With `--held-back` it is measured on held-out training digits instead.
+nothing during training. With `--held-back` it is measured on held-out training digits instead. It has what the network
+computes for an image, and where it looks, if the task knows the true boxes.
 
 With `--device cuda` the steps of an epoch replay one CUDA graph, except a smaller last batch.
 """
@@ -18,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,25 +33,35 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
+from looks import where_it_looks
 from volume_net import VOLUME_NETS, VolumeNet
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
 from timm_stn.cli.models import keyword
 from timm_stn.data import TASKS, load_mnist
-from timm_stn.data.tasks import are_wrong, batches_of
+from timm_stn.data.tasks import are_wrong, batches_of, boxes_of
+from timm_stn.geometry.shrink import shrink
+from timm_stn.view.cost import multiply_adds
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
 
-MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph')  # between the starts of one run
+MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph', 'weights')  # between the starts of one run
 AT_ONCE, KEPT = 2 ** 23, 2 ** 29  # numbers in a batch of test images, and in all of them that are kept
 Digits = tuple[Tensor, Tensor]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Train a timm model on sets made of MNIST.')
+    parser = argparse.ArgumentParser(description='Train a timm model on the tasks of timm_stn.data.tasks.')
     add = parser.add_argument
     add('--model', default='mnist_cnn', help='a registered timm model, or of volume_net.py (default: %(default)s)')
     add('--model-kwargs', nargs='*', default=[], type=keyword, metavar='KEY=VALUE', help='arguments of the model')
     add('--set', default='RTS', choices=list(TASKS), help='see timm_stn.data.tasks (default: %(default)s)')
+    add('--also', nargs='*', default=[], choices=list(TASKS), metavar='SET',
+        help='sets of the same data that the network is tested on, too, in the end')
+    add('--img-size', type=int, metavar='S',
+        help="shrink images to S x S, before the network sees them (default: the network takes the set's own)")
+    add('--weights', metavar='FILE', help='weights of the backbone to begin with: a checkpoint of timm')
+    add('--normalize', action='store_true', help="by mean and standard deviation of the network's own configuration "
+                                                 '(default: pixels from 0 to 1)')
     add('--output', required=True, type=lambda text: str(place_of_folder(text)),
         help='folder of the run; resumes where it holds a checkpoint')
     add('--data', help='folder with MNIST (default: the environment variable TIMM_STN_DATA)')
@@ -60,6 +72,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--lr', type=float, default=2e-3, help='peak learning rate (default: %(default)s)')
     add('--momentum', type=float, default=0.9)
     add('--weight-decay', type=float, default=0.)
+    add('--layer-decay', type=float, help='factor of the learning rate from each layer to the one before')
+    add('--smoothing', type=float, default=0., help='of labels (default: %(default)s)')
     add('--schedule', default='cosine', choices=['cosine', 'step'],
         help='of the learning rate; step: a tenth of it after each third of the epochs, as in the paper '
              '(default: %(default)s)')
@@ -103,6 +117,7 @@ class TestSet:
         most = 500 if torch.device(args.device).type == 'cpu' else 2500
         size = max(1, min(most, AT_ONCE // elements))
         self.again = partial(batches_of, args.set, digits, labels, batch_size=size, device=args.device)
+        self.boxes = partial(boxes_of, args.set, labels, batch_size=size)
         self.kept = list(self.again()) if elements * len(digits) <= KEPT else None
 
     def __iter__(self) -> Iterator[Digits]:
@@ -114,12 +129,15 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, steps_per_epoch: int) -> None:
         torch.manual_seed(args.seed)
-        self.args = args
+        self.args, self.steps_per_epoch = args, steps_per_epoch
         self.model = create_model(args)
+        self.task = TASKS[args.set]
+        self.scale = scale_of(self.model, args)
         self.ema = ModelEmaV3(self.model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
         capturing = {} if args.no_cuda_graph else capture_arguments(args.opt, args.device)
         self.optimizer = create_optimizer_v2(
-            self.model, args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum, **capturing)
+            self.model, args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
+            layer_decay=args.layer_decay, **capturing)
         schedule = warmup_cosine if args.schedule == 'cosine' else warmup_step
         factor = schedule(args.warmup_epochs * steps_per_epoch, args.epochs * steps_per_epoch)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
@@ -168,9 +186,26 @@ def create_model(args: argparse.Namespace) -> nn.Module:
         return VolumeNet(VOLUME_NETS[args.model], task.size, task.outputs, **args.model_kwargs).to(args.device)
     kwargs = {'in_chans': task.channels, 'num_classes': task.outputs}
     if get_pretrained_cfg_value(args.model, 'fixed_input_size'):
-        kwargs['img_size'] = task.size
+        kwargs['img_size'] = args.img_size or task.size
+    if args.weights:
+        kwargs.update(pretrained=True, pretrained_cfg_overlay=dict(file=args.weights))
     model = timm.create_model(args.model, **{**kwargs, **args.model_kwargs}).to(args.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
+
+
+def scale_of(model: nn.Module, args: argparse.Namespace) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation (C, 1, 1) of the network's configuration; None where pixels stay as they are."""
+    if not args.normalize:
+        return None
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).to(args.device) for name in ('mean', 'std'))
+    return mean[:, None, None], std[:, None, None]
+
+
+def shown(run: 'Run', images: Tensor) -> Tensor:
+    """Images of a task as the network takes them."""
+    if run.args.img_size:
+        images = shrink(images, (run.args.img_size, run.args.img_size))
+    return images if run.scale is None else (images - run.scale[0]) / run.scale[1]
 
 
 def comparable(args: argparse.Namespace) -> dict[str, Any]:
@@ -218,11 +253,11 @@ def train_step(run: Run, digits: Digits, index: Tensor, u: Tensor) -> None:
 
     A CUDA graph can hold this: nothing waits for the device, and no number in Python changes from step to step.
     """
-    task = TASKS[run.args.set]
-    x, y = task.make(*digits, index, u)
+    x, y = run.task.to_train_on(*digits, index, u)
     with autocast(run.args):
-        logits = run.model(x)
-    loss = F.cross_entropy(logits.float().reshape(-1, task.classes), y.flatten())  # the mean over all answers
+        logits = run.model(shown(run, x))
+    logits = logits.float().reshape(-1, run.task.classes)
+    loss = F.cross_entropy(logits, y.flatten(), label_smoothing=run.args.smoothing)  # the mean over all answers
     run.optimizer.zero_grad()
     loss.backward()
     if run.args.clip_grad:
@@ -243,10 +278,10 @@ def autocast(args: argparse.Namespace) -> AbstractContextManager[Any]:
 
 
 @torch.inference_mode()
-def test_error(model: nn.Module, images: Iterable[Digits]) -> float:
+def test_error(run: Run, images: Iterable[Digits]) -> float:
     """Percentage of images of which not every answer is right."""
-    model.eval()
-    wrong = torch.cat([are_wrong(model(x), y) for x, y in images])
+    model = run.reported.eval()
+    wrong = torch.cat([are_wrong(model(shown(run, x)), y) for x, y in images])
     return 100 * int(wrong.sum()) / len(wrong)
 
 
@@ -259,7 +294,25 @@ def write_epoch(run: Run, output: Path) -> None:
     write_text(output / 'summary.csv', table.getvalue())
 
 
-def write_result(run: Run, output: Path) -> None:
+def measure(run: Run, held_out: TestSet, digits: list[Tensor]) -> dict[str, Any]:
+    """What is told of a trained network beside its error: its cost, errors on other sets, where it looks."""
+    found: dict[str, Any] = {}
+    side = run.args.img_size or run.task.size
+    if run.task.dims == 2:
+        copy = deepcopy(run.reported).cpu()
+        found['multiply_adds'] = multiply_adds(copy, (run.task.channels, side, side))
+    if run.args.also:
+        found['errors_on'] = {}
+    for kind in run.args.also:
+        args = argparse.Namespace(**{**vars(run.args), 'set': kind})
+        found['errors_on'][kind] = test_error(run, TestSet(args, *digits))
+    if run.task.boxes and getattr(run.reported, 'stn', None) is not None:
+        pairs = zip(held_out, held_out.boxes(), strict=True)
+        found['looks'] = where_it_looks(run.reported, ((shown(run, x), boxes) for (x, _), boxes in pairs))
+    return found
+
+
+def write_result(run: Run, output: Path, measured: dict[str, Any]) -> None:
     state = {k: v.contiguous() for k, v in run.reported.state_dict().items()}
     result = {
         'args': vars(run.args),
@@ -268,6 +321,8 @@ def write_result(run: Run, output: Path) -> None:
         'test_errors': [line['test_error'] for line in run.history],
         'train_loss': run.history[-1]['train_loss'],
         'seconds': [line['seconds'] for line in run.history],
+        'steps_per_epoch': run.steps_per_epoch,
+        **measured,
         'device': torch.cuda.get_device_name(run.args.device) if run.total.is_cuda else run.args.device,
         'cuda_graph': run.captured is not None and run.captured.graph is not None,
         'versions': {'torch': torch.__version__, 'timm': timm.__version__},
@@ -296,11 +351,11 @@ def train(args: argparse.Namespace) -> None:
         start, lr = time.perf_counter(), float(run.scheduler.get_last_lr()[0])
         loss = train_epoch(run, (images, labels), epoch)
         seconds = round(time.perf_counter() - start, 2)
-        error = test_error(run.reported, held_out)
+        error = test_error(run, held_out)
         run.history.append({'epoch': epoch, 'lr': lr, 'train_loss': loss, 'test_error': error, 'seconds': seconds})
         write_epoch(run, output)
         print(f'{epoch:3}/{args.epochs}  lr {lr:.2e}  loss {loss:.4f}  error {error:.2f} %  {seconds} s', flush=True)
-    write_result(run, output)
+    write_result(run, output, measure(run, held_out, test))
     of = 'held-back digits, error' if args.held_back else 'test error'
     print(f'{args.model} on {args.set}: {of} {run.history[-1]["test_error"]:.2f} %, in {output}')
 

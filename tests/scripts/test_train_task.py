@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from timm_stn.data import DISTORTIONS, TASKS, distort, load_mnist
 
-TRAIN = 'train/train_mnist.py'
+TRAIN = 'train/train_task.py'
 
 
 @pytest.fixture(scope='module')
 def script():
-    return importlib.import_module('train_mnist')
+    return importlib.import_module('train_task')
 
 
 @pytest.fixture
