@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Reproduce the experiments of Jaderberg et al. 2015 (arXiv:1506.02025), from data to table.
+"""Reproduce the experiments of Jaderberg et al. 2015 (arXiv:1506.02025), and where it pays, from data to table.
 
     python scripts/reproduce.py distorted-mnist --distortion E --model st-cnn --transform tps --seeds 3 --data DIR
     python scripts/reproduce.py table                  # model_cards/RESULTS.md from the recorded runs
@@ -8,7 +8,8 @@ An experiment runs those of its cells that the options select; without options, 
 again (`--root DIR` starts a record of your own); one that was interrupted goes on at its last epoch. Each finished run
 is a line of model_cards/results.jsonl.
 DIR has MNIST (https://ossci-datasets.s3.amazonaws.com/mnist/), for `svhn` the folders train, extra and test of
-http://ufldl.stanford.edu/housenumbers/.
+http://ufldl.stanford.edu/housenumbers/, for birds cub200-2010/train.tar and test.tar. FILE, of --weights, has the
+ImageNet weights of tf_efficientnet_lite0 (model.safetensors of timm/tf_efficientnet_lite0.in1k).
 """
 import argparse
 import os
@@ -25,15 +26,21 @@ from checkout import ROOT, write_text
 from gpu import environment, stop
 from gpu_jobs import RECORD, Clock, Places, Queue, alone, command_of, on_signals, shared_gpu
 from gpu_queue import Job, job_of, queue
+from pays_cells import pays
 from records import read
 from results_table import results, shown_lines
 
+BIRDS = 'Caltech-UCSD Birds 200 (2010), 224 x 224: a folder of images a class in each tar.'
 DATA = {  # of a part: a file, the folders where it may be, and its source
     'mnist': ('train-images-idx3-ubyte*', ('.', 'mnist', 'raw', 'MNIST/raw', 'mnist/MNIST/raw'),
               'https://ossci-datasets.s3.amazonaws.com/mnist/: four files, see docs/gpu.md.'),
     'svhn': ('extra/digitStruct.mat', ('.', 'svhn'),
              'http://ufldl.stanford.edu/housenumbers/: train.tar.gz, extra.tar.gz and test.tar.gz, unpacked; to read '
-             'them needs `pip install "timm-stn[svhn]"`.')}
+             'them needs `pip install "timm-stn[svhn]"`.'),
+    'birds-train': ('train.tar', ('.', 'cub200-2010'), BIRDS), 'birds-test': ('test.tar', ('.', 'cub200-2010'), BIRDS),
+    'signs': ('train.tar', ('.', 'gtsrb32'), 'https://benchmark.ini.rub.de, resized to 32 x 32 and packed.')}
+WORDS = {'birds-train': 'birds', 'birds-test': 'birds'}  # of commands, where a part has another name
+WEIGHTS = 'model.safetensors'
 MALLOC = {  # of glibc: memory is kept between steps, which halves the time of convolutions on a CPU
     'MALLOC_MMAP_THRESHOLD_': str(2 ** 33), 'MALLOC_TRIM_THRESHOLD_': str(2 ** 34), 'MALLOC_TOP_PAD_': str(2 ** 28)}
 
@@ -41,8 +48,9 @@ MALLOC = {  # of glibc: memory is kept between steps, which halves the time of c
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar='EXPERIMENT', dest='experiment')
-    for experiment in dict.fromkeys(cell.experiment for cell in cells()):
-        mine = [cell for cell in cells() if cell.experiment == experiment]
+    every = [*cells(), *pays()]
+    for experiment in dict.fromkeys(cell.experiment for cell in every):
+        mine = [cell for cell in every if cell.experiment == experiment]
         made = commands.add_parser(experiment, help=', '.join(dict.fromkeys(cell.row for cell in mine)))
         for name in mine[0].choice:
             made.add_argument(f'--{name}', nargs='+', choices=list(dict.fromkeys(cell.choice[name] for cell in mine)),
@@ -53,6 +61,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                           help=f'the first N seeds of {SEEDS} (default: all)')
         made.add_argument('--data', type=Path, default=os.environ.get('TIMM_STN_DATA'), metavar='DIR',
                           help='(default: the environment variable TIMM_STN_DATA)')
+        if any('lite0' in cell.parts for cell in mine):
+            made.add_argument('--weights', type=Path, required=True, metavar='FILE',
+                              help='model.safetensors of timm/tf_efficientnet_lite0.in1k')
         made.add_argument('--device', default='cpu', help='cpu or cuda (default: %(default)s)')
         made.add_argument('--jobs', type=int, default=1, help='runs side by side (default: %(default)s)')
         made.add_argument('--runs', type=Path, default=ROOT / 'runs', metavar='DIR',
@@ -68,6 +79,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if args.data is None or not args.data.is_dir():
             parser.error(f'argument --data (default: the environment variable TIMM_STN_DATA): takes a folder with the '
                          f'data of {args.experiment}, got {args.data}')
+        if 'weights' in args and (args.weights.name != WEIGHTS or not args.weights.is_file()):
+            parser.error(f'argument --weights: takes a file {WEIGHTS}, got {args.weights}')
         if args.jobs < 1:
             parser.error(f'argument --jobs: takes a positive integer, got {args.jobs}')
     return args
@@ -80,7 +93,8 @@ def add_root(parser: argparse.ArgumentParser) -> None:
 
 def chosen(args: argparse.Namespace) -> list[Cell]:
     """The cells that the options select."""
-    mine = [cell for cell in cells() if cell.experiment == args.experiment and cell.recipe == args.recipe]
+    mine = [cell for cell in [*cells(), *pays()]
+            if cell.experiment == args.experiment and cell.recipe == args.recipe]
     return [cell for cell in mine if all(
         getattr(args, name) is None or value in getattr(args, name) for name, value in cell.choice.items())]
 
@@ -91,8 +105,10 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(f'No cell of {args.experiment} has all of these options: plain networks have the transform '
                          'none, and others one of affine, projective and tps.' if hasattr(args, 'transform') else
                          f'No cell of {args.experiment} has all of these options.')
-    for part in dict.fromkeys(cell.part for cell in found):
-        check_data(args.data, part)
+    parts = dict.fromkeys(part for cell in found for part in cell.parts)
+    for part in parts:
+        if part in DATA:
+            check_data(args.data, part)
     all_jobs = [job_of(cell, seed) for seed in range(args.seeds) for cell in found]
     jobs = list({job.name: job for job in all_jobs}.values())  # a run may fill several cells
     places = Places(args.runs.resolve(), args.root.resolve(), args.smoke, known_jobs(jobs))
@@ -107,7 +123,9 @@ def run(args: argparse.Namespace) -> int:
         if done := sorted(names - {job.name for job in waiting}):
             where = places.runs if args.smoke else places.root / RECORD
             print(f'not run again, for {where} has them (--root DIR keeps a record of your own):', *done)
-        paths = {part: args.data.resolve() for part in dict.fromkeys(cell.part for cell in found)}
+        paths = {WORDS.get(part, part): args.data.resolve() for part in parts}
+        if 'lite0' in parts:
+            paths['lite0'] = args.weights.resolve().parent
         if args.dry_run:
             for job in waiting:
                 words = dict(paths, run=args.runs.resolve() / job.name, device=args.device)

@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     choice: dict[str, str] = {}  # the options of reproduce.py that select it
     recipe: str = 'modern'
     weights: tuple[int, ...] = ()  # seeds of which the weights are kept
-    part: str = 'mnist'  # of the pack, with its data
+    parts: tuple[str, ...] = ('mnist',)  # of the pack, with its data
     returns: bool = True  # whether the checkpoint of an interrupted run is small enough to travel
     checkpoint: str = 'checkpoint.pt'  # of which an interrupted run resumes
     smoke: tuple[str, ...] = ('--epochs', '1')  # arguments that make a run tiny
@@ -166,7 +166,7 @@ def svhn() -> Iterator[Cell]:
             command = train(
                 'svhn', '--model', model, *given, '--set', f'SVHN{size}', *recipe, '--amp', '--channels-last')
             yield Cell('svhn', f'svhn-{size}-{name}', row, str(size), command, 3600, SVHN[size, row],
-                       dict(size=str(size), model=name), part='svhn', returns=False)
+                       dict(size=str(size), model=name), parts=('svhn',), returns=False)
 
 
 # volumes

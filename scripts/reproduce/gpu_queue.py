@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from typing import NamedTuple
 
 from cells import SEEDS, Cell, cells
+from pays_cells import pays
 
 
 class Job(NamedTuple):
@@ -51,15 +52,15 @@ def cards() -> Iterator[Job]:
 
 
 def paper(seeds: Iterable[int], *names: str) -> Iterator[Job]:
-    """The runs of cells.py of these names, as 'table1-*', of all of them the first seed first."""
-    chosen = [cell for cell in cells() if any(fnmatch(cell.name, name) for name in names)]
+    """The runs of cells of these names, as 'table1-*', of all of them the first seed first."""
+    chosen = [cell for cell in [*cells(), *pays()] if any(fnmatch(cell.name, name) for name in names)]
     for seed in seeds:
         yield from {cell.name: job_of(cell, seed) for cell in chosen}.values()
 
 
 def job_of(cell: Cell, seed: int) -> Job:
     """The run of a cell with a seed."""
-    return Job(f'{cell.name}-{seed}', (*cell.command, '--seed', str(seed)), cell.seconds, (cell.part,),
+    return Job(f'{cell.name}-{seed}', (*cell.command, '--seed', str(seed)), cell.seconds, cell.parts,
                keeps=WEIGHTS if seed in cell.weights else WEIGHTS[:2], checkpoint=cell.checkpoint,
                returns=cell.returns, smoke=cell.smoke)
 
@@ -132,8 +133,9 @@ def learning() -> Iterator[Job]:
 
 def queue() -> list[Job]:
     every, later = range(SEEDS), range(1, SEEDS)
+    where_it_pays = [cell.name for cell in pays()]
     return [
-        *cards(), *tune_addition(), *paper([0], 'sequences-*', 'placement-*'),
+        *cards(), *paper(every, *where_it_pays), *tune_addition(), *paper([0], 'sequences-*', 'placement-*'),
         *paper(later, 'placement-*', 'sequences-64-*'), *paper([0], 'volumes-*'), *paper(every, 'colocalisation-*'),
         *paper(every, 'addition-*'), *paper(every, 'table1-*'), *paper(later, 'sequences-128-*', 'volumes-*'),
         *tune(), *birds(), *paper(every, 'paper1-*'), *learning()]

@@ -83,6 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--held-back', type=int, default=0, metavar='N',
         help='train without the last N training digits, and test on these (each distorted four times), to choose a '
              'recipe by (default: the test set)')
+    add('--val-interval', type=int, default=1, metavar='N', help='test after every N epochs, and in the end')
     add('--seed', type=int, default=0)
     add('--channels-last', action='store_true', help='memory format; often faster, on CPUs too')
     add('--threads', type=int, help='CPU threads')
@@ -285,6 +286,10 @@ def test_error(run: Run, images: Iterable[Digits]) -> float:
     return 100 * int(wrong.sum()) / len(wrong)
 
 
+def told(error: float | None) -> str:
+    return '' if error is None else f'error {error:.2f} %  '
+
+
 def write_epoch(run: Run, output: Path) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(run.history[0]), lineterminator='\n')
@@ -318,7 +323,7 @@ def write_result(run: Run, output: Path, measured: dict[str, Any]) -> None:
         'args': vars(run.args),
         'parameters': sum(p.numel() for p in run.model.parameters()),
         'test_error': run.history[-1]['test_error'],
-        'test_errors': [line['test_error'] for line in run.history],
+        'test_errors': [line['test_error'] for line in run.history if line['test_error'] is not None],
         'train_loss': run.history[-1]['train_loss'],
         'seconds': [line['seconds'] for line in run.history],
         'steps_per_epoch': run.steps_per_epoch,
@@ -351,10 +356,11 @@ def train(args: argparse.Namespace) -> None:
         start, lr = time.perf_counter(), float(run.scheduler.get_last_lr()[0])
         loss = train_epoch(run, (images, labels), epoch)
         seconds = round(time.perf_counter() - start, 2)
-        error = test_error(run, held_out)
+        tested = epoch % args.val_interval == 0 or epoch == args.epochs
+        error = test_error(run, held_out) if tested else None
         run.history.append({'epoch': epoch, 'lr': lr, 'train_loss': loss, 'test_error': error, 'seconds': seconds})
         write_epoch(run, output)
-        print(f'{epoch:3}/{args.epochs}  lr {lr:.2e}  loss {loss:.4f}  error {error:.2f} %  {seconds} s', flush=True)
+        print(f'{epoch:3}/{args.epochs}  lr {lr:.2e}  loss {loss:.4f}  {told(error)}{seconds} s', flush=True)
     write_result(run, output, measure(run, held_out, test))
     of = 'held-back digits, error' if args.held_back else 'test error'
     print(f'{args.model} on {args.set}: {of} {run.history[-1]["test_error"]:.2f} %, in {output}')

@@ -6,6 +6,8 @@
 | ADD | two digits, one in each channel, see `timm_stn.data.addition` | 2 x 42 x 42 | their sum, 19 classes |
 | SEQ64, SEQ128 | one to five digits in a row, see `timm_stn.data.sequences` | 3 channels | 5 times 11 classes |
 | SVHN64, SVHN128 | house numbers, see `timm_stn.data.svhn`; not made of MNIST | 3 channels | 5 times 11 classes |
+| BIRDS | a photograph of a bird, see `timm_stn.data.birds`; not made of MNIST | 3 x 224 x 224 | 200 classes |
+| SCATTERED | such a photograph on a large canvas, see `timm_stn.data.scattered`; neither | 3 x 448 x 448 | 200 classes |
 | VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
 """
 import os
@@ -16,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_stn.data import addition, sequences, volumes
+from timm_stn.data import addition, birds, scattered, sequences, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 
@@ -75,6 +77,10 @@ def _photos(digits: Tensor, labels: Tensor, index: Tensor, u: Tensor) -> tuple[T
     return as_float(digits[index]), labels[index]
 
 
+def _crops(photos: Tensor, labels: Tensor, index: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    return birds.random_crops(as_float(photos[index]), u), labels[index]
+
+
 def _svhn(size: int) -> Task:
     def load(data: Data, split: str) -> tuple[Tensor, Tensor]:
         from timm_stn.data.svhn import load_svhn  # needs Pillow
@@ -100,6 +106,11 @@ TASKS: dict[str, Task] = {
     'SEQ128': _sequences(128),
     'SVHN64': _svhn(64),
     'SVHN128': _svhn(128),
+    'BIRDS': Task(birds.SIDE, birds.CROP_DRAWS, _photos, channels=3, classes=200, load=birds.load_birds,
+                  augmented=_crops),
+    'SCATTERED': Task(scattered.SIDE, scattered.DRAWS, scattered.scattered, channels=3, classes=200,
+                      load=birds.load_birds, augmented=partial(scattered.scattered, crops=True),
+                      boxes=scattered.boxes),
     'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
 }
 

@@ -1,0 +1,85 @@
+"""Caltech-UCSD Birds 200 (the 2010 edition) as two tensors per split, and its training crops."""
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_dataset
+from torch import Tensor
+
+from timm_stn.data.distortions import between
+from timm_stn.data.mnist import DATA_VARIABLE
+from timm_stn.geometry.sampler import sample
+from timm_stn.geometry.transforms import matrix_grid
+
+__all__ = ['CROP_DRAWS', 'SIDE', 'load_birds', 'random_crops']
+
+SIDE = 224  # pixels of the photographs
+CROP_DRAWS = 5
+LEAST, ASPECT = 0.35, 4 / 3  # of random crops: least share of the area, largest ratio of the sides
+SOURCE = ('Caltech-UCSD Birds 200 (2010), http://www.vision.caltech.edu/datasets/cub_200_2011/ has its successor: '
+          'train.tar and test.tar, or folders train and test, with a folder of images for each class')
+
+
+def load_birds(data: str | os.PathLike[str] | None = None, split: str = 'train') -> tuple[Tensor, Tensor]:
+    """Photographs as uint8 (N, 3, 224, 224), and their classes as int64 (N,), in the order of names of the classes.
+
+    Training images come in an order that a fixed seed has drawn, so that the last may be held back.
+
+    Args:
+        data: Folder with the folders `train` and `test`, of a folder of images per class, or with tars of these; or
+            with a folder `cub200-2010` that has them. Default: the folder in the environment variable `TIMM_STN_DATA`.
+        split: 'train' or 'test'.
+
+    Raises:
+        FileNotFoundError: There are no such images; the message says what to put where.
+        ValueError: An unknown split.
+    """
+    if split not in ('train', 'test'):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
+    source = _find(data, split)
+    images = create_dataset('', root=str(source))
+    pixels, labels = zip(*images, strict=True)
+    found = torch.from_numpy(np.stack([_square(image) for image in pixels])).permute(0, 3, 1, 2).contiguous()
+    classes = torch.tensor(labels, dtype=torch.int64)
+    if split == 'train':
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+        found, classes = found[order], classes[order]
+    return found, classes
+
+
+def random_crops(images: Tensor, u: Tensor) -> Tensor:
+    """Crops of images (N, C, H, W) as large as these: 35 to 100 % of the area, mirrored half the time.
+
+    The sides differ by a factor of 4/3 at most, before the crop is cut at the image's edge.
+
+    Args:
+        images: Floating point.
+        u: (N, 5), uniform in [0, 1).
+    """
+    area = between(u[:, 0], LEAST, 1.0).sqrt()
+    aspect = ASPECT ** between(u[:, 1], -0.5, 0.5)
+    half = torch.stack((area * aspect, area / aspect), dim=1).clamp(max=1)  # (N, xy)
+    center = between(u[:, 2:4], -1, 1) * (1 - half)
+    mirror = (u[:, 4] < 0.5).to(u.dtype) * 2 - 1
+    zero = torch.zeros_like(mirror)
+    theta = torch.stack((half[:, 0] * mirror, zero, center[:, 0], zero, half[:, 1], center[:, 1]), dim=1)
+    return sample(images, matrix_grid(theta.reshape(-1, 2, 3), images.shape[2:]), padding_mode='border')
+
+
+def _square(image: Image.Image) -> np.ndarray:
+    rgb = image.convert('RGB')
+    return np.array(rgb if rgb.size == (SIDE, SIDE) else rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def _find(data: str | os.PathLike[str] | None, split: str) -> Path:
+    folder = data or os.environ.get(DATA_VARIABLE)
+    if not folder:
+        raise FileNotFoundError(f'No data folder: pass one as `data`, or name it in {DATA_VARIABLE}. It holds {SOURCE}.')
+    for place in (Path(folder), Path(folder) / 'cub200-2010'):
+        for found in (place / split, place / f'{split}.tar'):
+            if found.exists():
+                return found
+    raise FileNotFoundError(f'There is no {split} or {split}.tar in {folder}, nor in cub200-2010 below it. It needs '
+                            f'{SOURCE}.')
