@@ -88,11 +88,13 @@ def _place(draw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 def _texture(photos: Tensor, u: Tensor, shift: Tensor) -> Tensor:
     """Canvases (N, 3, 448, 448) of the photographs' type, of a corner mirrored again and again."""
-    axis = torch.arange(SIDE, device=u.device)
+    period = 2 * TEXTURE
     start = _near_a_corner(u[:, 1:], photos.shape[2] - TEXTURE)  # (N, xy)
-    along = (axis + integer(shift, 2 * TEXTURE)[:, :, None]) % (2 * TEXTURE)  # (N, xy, SIDE)
-    along = torch.minimum(along, 2 * TEXTURE - 1 - along) + start[:, :, None]
-    return _window(photos, integer(u[:, 0], len(photos)), along)
+    along = (torch.arange(period, device=u.device) + integer(shift, period)[:, :, None]) % period  # (N, xy, period)
+    along = torch.minimum(along, period - 1 - along) + start[:, :, None]
+    tile = _window(photos, integer(u[:, 0], len(photos)), along)
+    times = -(-SIDE // period)
+    return tile.repeat(1, 1, times, times)[:, :, :SIDE, :SIDE].contiguous()
 
 
 def _paste(canvas: Tensor, photos: Tensor, side: int, u: Tensor) -> None:
