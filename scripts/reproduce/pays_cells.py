@@ -6,7 +6,7 @@ from cells import Cell, options, train
 BIRDS = ('birds-train', 'birds-test', 'lite0')  # parts of the pack
 LITE0 = ('--weights', '{lite0}/model.safetensors', '--normalize', '--channels-last')
 FINE_TUNED = (*LITE0, *options(  # as scripts/train/train_birds.sh
-    epochs=12, batch_size=32, lr=0.001, weight_decay=0.05, layer_decay=0.85, warmup_epochs=1, smoothing=0.1))
+    batch_size=32, lr=0.001, weight_decay=0.05, layer_decay=0.85, warmup_epochs=1, smoothing=0.1))
 
 
 def scattered_birds() -> Iterator[Cell]:
@@ -17,7 +17,8 @@ def scattered_birds() -> Iterator[Cell]:
             ('plain, 224 x 224', 'plain224', 'tf_efficientnet_lite0', ('--img-size', '224')),
             ('plain, 448 x 448', 'plain448', 'tf_efficientnet_lite0', ()),
             ('whole and a glimpse, each 112 x 112', 'whole1', 'stn_tf_efficientnet_lite0', ('--model-kwargs', *ours))):
-        command = train('birds', '--model', model, *more, '--set', 'SCATTERED', *FINE_TUNED)
+        command = train('birds', '--model', model, *more, '--set', 'SCATTERED', *FINE_TUNED,
+                        *options(epochs=6, val_interval=3))
         yield Cell('scattered-birds', f'scattered-{name}', row, 'error', command, 200, choice=dict(model=name),
                    parts=BIRDS, returns=False)
 
