@@ -18,7 +18,7 @@ def scattered_birds() -> Iterator[Cell]:
             ('plain, 448 x 448', 'plain448', 'tf_efficientnet_lite0', ()),
             ('whole and a glimpse, each 112 x 112', 'whole1', 'stn_tf_efficientnet_lite0', ('--model-kwargs', *ours))):
         command = train('birds', '--model', model, *more, '--set', 'SCATTERED', *FINE_TUNED,
-                        *options(epochs=6, val_interval=3))
+                        *options(epochs=8, val_interval=4))
         yield Cell('scattered-birds', f'scattered-{name}', row, 'error', command, 200, choice=dict(model=name),
                    parts=BIRDS, returns=False)
 
