@@ -11,12 +11,15 @@ FINE_TUNED = (*LITE0, *options(  # as scripts/train/train_birds.sh
 
 def scattered_birds() -> Iterator[Cell]:
     """Birds somewhere on large canvases, and as large as it happens."""
-    ours = ('stn_size=112', 'stn_transform=translation', 'stn_whole=True', 'stn_scale=0.5')
+    ours = ('stn_size=112', 'stn_transform=attention', 'stn_scale=0.5', 'stn_localization=saliency:3', 'stn_whole=True')
+    plain, twin = 'tf_efficientnet_lite0', 'stn_tf_efficientnet_lite0'
     for row, name, model, more in (
-            ('plain, 112 x 112', 'plain112', 'tf_efficientnet_lite0', ('--img-size', '112')),
-            ('plain, 224 x 224', 'plain224', 'tf_efficientnet_lite0', ('--img-size', '224')),
-            ('plain, 448 x 448', 'plain448', 'tf_efficientnet_lite0', ()),
-            ('whole and a glimpse, each 112 x 112', 'whole1', 'stn_tf_efficientnet_lite0', ('--model-kwargs', *ours))):
+            ('plain, 112 x 112', 'plain112', plain, ('--img-size', '112')),
+            ('plain, 224 x 224', 'plain224', plain, ('--img-size', '224')),
+            ('plain, 448 x 448', 'plain448', plain, ()),
+            ('the whole and a glimpse, each 112 x 112', 'whole1', twin, ('--model-kwargs', *ours)),
+            ('the whole and two glimpses, each 112 x 112', 'whole2', twin,
+             ('--model-kwargs', *ours, 'stn_glimpses=2'))):
         command = train('birds', '--model', model, *more, '--set', 'SCATTERED', *FINE_TUNED,
                         *options(epochs=8, val_interval=4))
         yield Cell('scattered-birds', f'scattered-{name}', row, 'error', command, 200, choice=dict(model=name),
