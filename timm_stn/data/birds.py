@@ -76,7 +76,8 @@ def _square(image: Image.Image) -> np.ndarray:
 def _find(data: str | os.PathLike[str] | None, split: str) -> Path:
     folder = data or os.environ.get(DATA_VARIABLE)
     if not folder:
-        raise FileNotFoundError(f'No data folder: pass one as `data`, or name it in {DATA_VARIABLE}. It holds {SOURCE}.')
+        raise FileNotFoundError(
+            f'No data folder: pass one as `data`, or name it in {DATA_VARIABLE}. It holds {SOURCE}.')
     for place in (Path(folder), Path(folder) / 'cub200-2010'):
         for found in (place / split, place / f'{split}.tar'):
             if found.exists():
