@@ -3,6 +3,7 @@
 | task | what | images | answer |
 | --- | --- | --- | --- |
 | R, RTS, P, E, T, TC | one distorted digit, see `timm_stn.data.distortions` | 1 channel | 10 classes |
+| UPRIGHT, TURNED | one digit as it is, or turned by any angle, see `timm_stn.data.turned` | 28 x 28 | 10 classes |
 | ADD | two digits, one in each channel, see `timm_stn.data.addition` | 2 x 42 x 42 | their sum, 19 classes |
 | SEQ64, SEQ128 | one to five digits in a row, see `timm_stn.data.sequences` | 3 channels | 5 times 11 classes |
 | SVHN64, SVHN128 | house numbers, see `timm_stn.data.svhn`; not made of MNIST | 3 channels | 5 times 11 classes |
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_stn.data import addition, birds, scattered, sequences, volumes
+from timm_stn.data import addition, birds, scattered, sequences, turned, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 
@@ -101,6 +102,8 @@ def _sequences(size: int) -> Task:
 
 TASKS: dict[str, Task] = {
     **{kind: Task(d.size, d.draws, partial(_distorted, kind)) for kind, d in DISTORTIONS.items()},
+    'UPRIGHT': Task(28, 0, turned.upright),
+    'TURNED': Task(28, turned.DRAWS, turned.turned),
     'ADD': Task(42, addition.DRAWS, addition.addition, channels=2, classes=19),
     'SEQ64': _sequences(64),
     'SEQ128': _sequences(128),
