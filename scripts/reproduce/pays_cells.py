@@ -45,7 +45,7 @@ def turned_birds() -> Iterator[Cell]:
     size, model = ('--img-size', '112'), 'tf_efficientnet_lite0'
     mirror = 'stn_padding_mode=reflection'
     rotating = (ROTATION, mirror, 'stn_iterations=2')
-    recipe = (*size, *FINE_TUNED, '--val-interval', '12')  # a test in eight poses takes as long as four epochs
+    recipe = (*size, *FINE_TUNED, *options(epochs=12, val_interval=12))  # a test in eight poses takes as long as four epochs
     yield from on_both('turned-birds', 'BIRDS', 'BIRDS-TURNED', recipe, 'birds', BIRDS, 100, (
         ('plain', 'plain', 'BIRDS', model, ()),
         ('looks in 8 poses', 'orbit8', 'BIRDS', f'stn_{model}', (f'{ORBIT}8', mirror)),

@@ -74,14 +74,14 @@ def test_birds_are_trained_on_crops_of_turned_ones(mirrored):
     """The crop, by hand: half the area, twice as far to the left as could be below the middle."""
     photo, side, share, left, low = rand(1, 3, 24, 24), 24, 0.15, 0.1, 0.8
     area, aspect = (0.5 - 0.35) / 0.65, 0.75  # u of half the area, and of sides in ratio sqrt(4 / 3)
-    u = torch.tensor([[share, area, aspect, left, low, 0.2 if mirrored else 0.7]])
+    u = torch.tensor([[share, area, aspect, left, low, 0.7 if mirrored else 0.2]])
     x, _ = TASKS['BIRDS-TURNED'].to_train_on(photo, torch.zeros(1, dtype=torch.long), torch.tensor([0]), u)
     wide, high = 0.5 ** 0.5 * (4 / 3) ** 0.25, 0.5 ** 0.5 / (4 / 3) ** 0.25
-    (signs,) = [s for s in (1, -1) if (s == 1) == mirrored]  # u below a half keeps its sides
-    crop = np.diag([high, signs * wide])  # yx
+    crop = np.diag([high, -wide if mirrored else wide])  # yx
     shift = np.array([(2 * low - 1) * (1 - high), (2 * left - 1) * (1 - wide)])
     angle = 2 * math.pi * share
-    back = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])  # yx, of source from output
+    cos, sin = math.cos(angle), math.sin(angle)
+    back = np.array([[cos, sin], [-sin, cos]])  # yx, from output to source
     matrix, centre = back @ crop, np.full(2, (side - 1) / 2)
     offset = centre + back @ shift * side / 2 - matrix @ centre
     for channel, found in zip(photo[0].double().numpy(), x[0].numpy(), strict=True):

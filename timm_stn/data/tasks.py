@@ -8,7 +8,7 @@
 | SEQ64, SEQ128 | one to five digits in a row, see `timm_stn.data.sequences` | 3 channels | 5 times 11 classes |
 | SVHN64, SVHN128 | house numbers, see `timm_stn.data.svhn`; not made of MNIST | 3 channels | 5 times 11 classes |
 | BIRDS | a photograph of a bird, see `timm_stn.data.birds`; not made of MNIST | 3 x 224 x 224 | 200 classes |
-| BIRDS-TURNED | such a photograph turned by any angle, see `timm_stn.data.turned`; neither | 3 x 224 x 224 | 200 classes |
+| BIRDS-TURNED | such a photograph, turned, see `timm_stn.data.turned`; neither | 3 x 224 x 224 | 200 classes |
 | SCATTERED | such a photograph on a large canvas, see `timm_stn.data.scattered`; neither | 3 x 448 x 448 | 200 classes |
 | VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
 """
