@@ -28,12 +28,12 @@ ORBIT, ROTATION = 'stn_localization=orbit:', 'stn_transform=rotation'
 
 def turned_digits() -> Iterator[Cell]:
     """Digits turned by any angle, of which a network was trained on none, or on nothing else."""
-    small = 'channels=[32,64]'
-    rotating = (small, ROTATION, 'stn_padding_mode=zeros')
-    yield from on_both('turned-digits', 'UPRIGHT', 'TURNED', options(epochs=8), 'mnist', ('mnist',), 30, (
+    small, black = 'channels=[32,64]', 'stn_padding_mode=zeros'
+    rotating, recipe = (small, ROTATION, black), options(epochs=8, val_interval=8)
+    yield from on_both('turned-digits', 'UPRIGHT', 'TURNED', recipe, 'mnist', ('mnist',), 30, (
         ('plain', 'plain', 'UPRIGHT', 'mnist_cnn', (small,)),
-        ('looks in 8 poses', 'orbit8', 'UPRIGHT', 'stn_mnist_cnn', (small, f'{ORBIT}8', 'stn_padding_mode=zeros')),
-        ('looks in 16 poses', 'orbit16', 'UPRIGHT', 'stn_mnist_cnn', (small, f'{ORBIT}16', 'stn_padding_mode=zeros')),
+        ('looks in 8 poses (orbit)', 'orbit8', 'UPRIGHT', 'stn_mnist_cnn', (small, f'{ORBIT}8', black)),
+        ('looks in 16 poses (orbit)', 'orbit16', 'UPRIGHT', 'stn_mnist_cnn', (small, f'{ORBIT}16', black)),
         ('plain', 'plain', 'TURNED', 'mnist_cnn', (small,)),
         ('turns the image', 'rotation', 'TURNED', 'stn_mnist_cnn', rotating),
         ('turns the image, two looks', 'rotation2', 'TURNED', 'stn_mnist_cnn', (*rotating, 'stn_iterations=2')),
@@ -45,10 +45,10 @@ def turned_birds() -> Iterator[Cell]:
     size, model = ('--img-size', '112'), 'tf_efficientnet_lite0'
     mirror = 'stn_padding_mode=reflection'
     rotating = (ROTATION, mirror, 'stn_iterations=2')
-    recipe = (*size, *FINE_TUNED, *options(epochs=12, val_interval=12))  # a test in eight poses takes as long as four epochs
+    recipe = (*size, *FINE_TUNED, *options(epochs=12, val_interval=12))  # tests in eight poses take as long as training
     yield from on_both('turned-birds', 'BIRDS', 'BIRDS-TURNED', recipe, 'birds', BIRDS, 100, (
         ('plain', 'plain', 'BIRDS', model, ()),
-        ('looks in 8 poses', 'orbit8', 'BIRDS', f'stn_{model}', (f'{ORBIT}8', mirror)),
+        ('looks in 8 poses (orbit)', 'orbit8', 'BIRDS', f'stn_{model}', (f'{ORBIT}8', mirror)),
         ('plain', 'plain', 'BIRDS-TURNED', model, ()),
         ('turns the image, two looks', 'rotation2', 'BIRDS-TURNED', f'stn_{model}', rotating),
     ))

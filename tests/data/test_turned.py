@@ -71,7 +71,7 @@ def test_birds_are_tested_turned_and_whole():
 
 @pytest.mark.parametrize('mirrored', [False, True])
 def test_birds_are_trained_on_crops_of_turned_ones(mirrored):
-    """The crop, by hand: half the area, twice as far to the left as could be below the middle."""
+    """The crop, by hand: half the area, to the left and below the middle."""
     photo, side, share, left, low = rand(1, 3, 24, 24), 24, 0.15, 0.1, 0.8
     area, aspect = (0.5 - 0.35) / 0.65, 0.75  # u of half the area, and of sides in ratio sqrt(4 / 3)
     u = torch.tensor([[share, area, aspect, left, low, 0.7 if mirrored else 0.2]])
