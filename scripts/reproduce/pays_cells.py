@@ -1,5 +1,5 @@
 """Where a transformer pays, as cells like those of `cells.py`; `pays.py` makes docs/when_it_pays.md of their runs."""
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from cells import Cell, options, train
 
@@ -26,6 +26,59 @@ def scattered_birds() -> Iterator[Cell]:
                    parts=BIRDS, returns=False)
 
 
+ORBIT, ROTATION = 'stn_localization=orbit:', 'stn_transform=rotation'
+
+
+def turned_digits() -> Iterator[Cell]:
+    """Digits turned by any angle, of which a network was trained on none, or on nothing else."""
+    small, black = 'channels=[32,64]', 'stn_padding_mode=zeros'
+    rotating, recipe = (small, ROTATION, black), options(epochs=8, val_interval=8)
+    yield from on_both('turned-digits', 'UPRIGHT', 'TURNED', recipe, 'mnist', ('mnist',), 30, (
+        ('plain', 'plain', 'UPRIGHT', 'mnist_cnn', (small,)),
+        ('looks in 8 poses (orbit)', 'orbit8', 'UPRIGHT', 'stn_mnist_cnn', (small, f'{ORBIT}8', black)),
+        ('looks in 16 poses (orbit)', 'orbit16', 'UPRIGHT', 'stn_mnist_cnn', (small, f'{ORBIT}16', black)),
+        ('plain', 'plain', 'TURNED', 'mnist_cnn', (small,)),
+        ('turns the image', 'rotation', 'TURNED', 'stn_mnist_cnn', rotating),
+        ('turns the image, two looks', 'rotation2', 'TURNED', 'stn_mnist_cnn', (*rotating, 'stn_iterations=2')),
+    ))
+
+
+def turned_birds() -> Iterator[Cell]:
+    """Birds, likewise; what is outside of a turned photograph is its reflection."""
+    size, model = ('--img-size', '112'), 'tf_efficientnet_lite0'
+    mirror = 'stn_padding_mode=reflection'
+    rotating = (ROTATION, mirror, 'stn_iterations=2')
+    recipe = (*size, *FINE_TUNED, *options(epochs=12, val_interval=12))  # tests in eight poses take as long as training
+    yield from on_both('turned-birds', 'BIRDS', 'BIRDS-TURNED', recipe, 'birds', BIRDS, 100, (
+        ('plain', 'plain', 'BIRDS', model, ()),
+        ('looks in 8 poses (orbit)', 'orbit8', 'BIRDS', f'stn_{model}', (f'{ORBIT}8', mirror)),
+        ('plain', 'plain', 'BIRDS-TURNED', model, ()),
+        ('turns the image, two looks', 'rotation2', 'BIRDS-TURNED', f'stn_{model}', rotating),
+    ))
+
+
+def on_both(
+        experiment: str,
+        upright: str,
+        turned: str,
+        recipe: tuple[str, ...],
+        data: str,
+        parts: tuple[str, ...],
+        seconds: float,
+        networks: Iterable[tuple[str, str, str, str, tuple[str, ...]]],
+) -> Iterator[Cell]:
+    """Two cells of each network (row, name, set that it is trained on, model, its arguments): errors on both sets."""
+    for row, name, kind, model, kwargs in networks:
+        other, where = (turned, 'upright') if kind == upright else (upright, 'turned')
+        given = ('--model-kwargs', *kwargs) if kwargs else ()
+        command = train(data, '--model', model, *given, '--set', kind, '--also', other, *recipe)
+        for column, tested in (('upright', upright), ('turned', turned)):
+            yield Cell(
+                experiment, f'{experiment}-{where}-{name}', f'trained on {where}: {row}', column, command, seconds,
+                choice=dict(trained=where, model=name), parts=parts, returns=False,
+                result=('test_error',) if tested == kind else ('errors_on', tested))
+
+
 def pays() -> list[Cell]:
     """All of them."""
-    return [*scattered_birds()]
+    return [*scattered_birds(), *turned_digits(), *turned_birds()]

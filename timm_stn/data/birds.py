@@ -13,7 +13,7 @@ from timm_stn.data.mnist import DATA_VARIABLE
 from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import matrix_grid
 
-__all__ = ['CROP_DRAWS', 'SIDE', 'load_birds', 'random_crops']
+__all__ = ['CROP_DRAWS', 'SIDE', 'crops', 'load_birds', 'random_crops']
 
 SIDE = 224  # pixels of the photographs
 CROP_DRAWS = 5
@@ -50,12 +50,17 @@ def load_birds(data: str | os.PathLike[str] | None = None, split: str = 'train')
 
 
 def random_crops(images: Tensor, u: Tensor) -> Tensor:
-    """Crops of images (N, C, H, W) as large as these: 35 to 100 % of the area, mirrored half the time.
+    """Crops of images (N, C, H, W), floating point, as large as these: those of `crops`."""
+    return sample(images, matrix_grid(crops(u), images.shape[2:]), padding_mode='border')
 
-    The sides differ by a factor of 4/3 at most, before the crop is cut at the image's edge.
+
+def crops(u: Tensor) -> Tensor:
+    """Matrices (N, 2, 3) of random crops, 35 to 100 % of the area, mirrored half the time.
+
+    From output to source coordinates, xy in [-1, 1], half-pixel centres. The sides differ by a factor of 4/3 at most,
+    before the crop is cut at the image's edge.
 
     Args:
-        images: Floating point.
         u: (N, 5), uniform in [0, 1).
     """
     area = between(u[:, 0], LEAST, 1.0).sqrt()
@@ -65,7 +70,7 @@ def random_crops(images: Tensor, u: Tensor) -> Tensor:
     mirror = (u[:, 4] < 0.5).to(u.dtype) * 2 - 1
     zero = torch.zeros_like(mirror)
     theta = torch.stack((half[:, 0] * mirror, zero, center[:, 0], zero, half[:, 1], center[:, 1]), dim=1)
-    return sample(images, matrix_grid(theta.reshape(-1, 2, 3), images.shape[2:]), padding_mode='border')
+    return theta.reshape(-1, 2, 3)
 
 
 def _square(image: Image.Image) -> np.ndarray:

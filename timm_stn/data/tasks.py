@@ -3,10 +3,12 @@
 | task | what | images | answer |
 | --- | --- | --- | --- |
 | R, RTS, P, E, T, TC | one distorted digit, see `timm_stn.data.distortions` | 1 channel | 10 classes |
+| UPRIGHT, TURNED | one digit as it is, or turned by any angle, see `timm_stn.data.turned` | 28 x 28 | 10 classes |
 | ADD | two digits, one in each channel, see `timm_stn.data.addition` | 2 x 42 x 42 | their sum, 19 classes |
 | SEQ64, SEQ128 | one to five digits in a row, see `timm_stn.data.sequences` | 3 channels | 5 times 11 classes |
 | SVHN64, SVHN128 | house numbers, see `timm_stn.data.svhn`; not made of MNIST | 3 channels | 5 times 11 classes |
 | BIRDS | a photograph of a bird, see `timm_stn.data.birds`; not made of MNIST | 3 x 224 x 224 | 200 classes |
+| BIRDS-TURNED | the same, turned, see `timm_stn.data.turned` | 3 x 224 x 224 | 200 classes |
 | SCATTERED | the same on a large canvas, see `timm_stn.data.scattered` | 3 x 448 x 448 | 200 classes |
 | VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
 """
@@ -18,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_stn.data import addition, birds, scattered, sequences, volumes
+from timm_stn.data import addition, birds, scattered, sequences, turned, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 
@@ -101,6 +103,8 @@ def _sequences(size: int) -> Task:
 
 TASKS: dict[str, Task] = {
     **{kind: Task(d.size, d.draws, partial(_distorted, kind)) for kind, d in DISTORTIONS.items()},
+    'UPRIGHT': Task(28, 0, _photos),
+    'TURNED': Task(28, turned.DRAWS, turned.turned),
     'ADD': Task(42, addition.DRAWS, addition.addition, channels=2, classes=19),
     'SEQ64': _sequences(64),
     'SEQ128': _sequences(128),
@@ -108,6 +112,8 @@ TASKS: dict[str, Task] = {
     'SVHN128': _svhn(128),
     'BIRDS': Task(birds.SIDE, birds.CROP_DRAWS, _photos, channels=3, classes=200, load=birds.load_birds,
                   augmented=_crops),
+    'BIRDS-TURNED': Task(birds.SIDE, turned.CROP_DRAWS, partial(turned.turned, padding_mode='reflection'), channels=3,
+                         classes=200, load=birds.load_birds, augmented=turned.turned_crops),
     'SCATTERED': Task(scattered.SIDE, scattered.DRAWS, scattered.scattered, channels=3, classes=200,
                       load=birds.load_birds, augmented=partial(scattered.scattered, crops=True),
                       boxes=scattered.boxes),
