@@ -41,14 +41,13 @@ def load_rows(data: str | os.PathLike[str] | None = None, split: str = 'train') 
 
     Returns:
         Bytes (5000, 12, 28, 28) and classes (5000, 12), int64, of 'train'; of 'test' (1000, 10, 28, 28) and (1000, 10).
+        Of files with fewer digits than that, one for each image.
 
     Raises:
-        FileNotFoundError, ValueError: As `load_mnist`; or a split does not have as many digits as that.
+        FileNotFoundError, ValueError: As `load_mnist`.
     """
     digits, labels = load_mnist(data, split)
-    rows = ROWS[split]
-    if len(digits) < rows:
-        raise ValueError(f'split {split!r} has {len(digits)} digits, and {rows} are needed for as many images.')
+    rows = min(ROWS[split], len(digits))
     kept = len(digits) // rows * rows
     return digits[:kept].reshape(rows, -1, DIGIT, DIGIT), labels[:kept].reshape(rows, -1)
 
