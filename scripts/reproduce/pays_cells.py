@@ -79,6 +79,25 @@ def on_both(
                 result=('test_error',) if tested == kind else ('errors_on', tested))
 
 
+def megapixel_digits() -> Iterator[Cell]:
+    """Which digit is there three times, among marks, on 1500 x 1500 pixels (Katharopoulos and Fleuret 2019).
+
+    Glimpses are 36 pixels wide and start where the first stage of the network responds to the shrunk image.
+    """
+    ours = ('img_size=1500', 'stn_size=32', 'stn_scale=0.024', 'stn_transform=translation', 'stn_bound=False',
+            'stn_localization=saliency:0')
+    plain = ('--model', 'test_byobnet', '--model-kwargs', 'global_pool=max')
+    rows = [(f'plain, {side} x {side}', f'plain{side}', (*plain, '--img-size', str(side))) for side in (180, 250, 375)]
+    for count, side in ((5, 250), (5, 375), (10, 250)):
+        rows.append((f'{count} glimpses, found at {side} x {side}', f'{count}at{side}', (
+            '--model', 'stn_test_byobnet', '--model-kwargs', *ours, f'stn_glimpses={count}',
+            f'stn_localization_size={side}')))
+    for row, name, network in rows:
+        command = train('mnist', *network, '--set', 'MEGAPIXEL', *options(
+            epochs=6, batch_size=16, lr=0.002, weight_decay=0.05, val_interval=6))
+        yield Cell('megapixel', f'megapixel-{name}', row, 'error', command, 120, choice=dict(model=name))
+
+
 def pays() -> list[Cell]:
     """All of them."""
-    return [*scattered_birds(), *turned_digits(), *turned_birds()]
+    return [*scattered_birds(), *turned_digits(), *turned_birds(), *megapixel_digits()]

@@ -10,6 +10,7 @@
 | BIRDS | a photograph of a bird, see `timm_stn.data.birds`; not made of MNIST | 3 x 224 x 224 | 200 classes |
 | BIRDS-TURNED | the same, turned, see `timm_stn.data.turned` | 3 x 224 x 224 | 200 classes |
 | SCATTERED | the same on a large canvas, see `timm_stn.data.scattered` | 3 x 448 x 448 | 200 classes |
+| MEGAPIXEL | five digits among marks, see `timm_stn.data.megapixel` | 1500 x 1500 | 10 classes, of three of them |
 | VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
 """
 import os
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_stn.data import addition, birds, scattered, sequences, turned, volumes
+from timm_stn.data import addition, birds, megapixel, scattered, sequences, turned, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 
@@ -51,8 +52,8 @@ class Task(NamedTuple):
     with what else is known of each. The order is at random, and the last may be held back."""
     augmented: Make | None = None  # as `make`, to train on, where that differs
     boxes: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    """(classes, index, uniform numbers) as of `make` to the true boxes (N, 4): left, top, right, bottom, in [-1, 1]
-    from edge to edge of the image; of tasks that know them."""
+    """(classes, index, uniform numbers) as of `make` to the true boxes (N, 4), or B of each image (N, B, 4): left, top,
+    right, bottom, in [-1, 1] from edge to edge of the image; of tasks that know them."""
 
     @property
     def to_train_on(self) -> Make:
@@ -117,6 +118,8 @@ TASKS: dict[str, Task] = {
     'SCATTERED': Task(scattered.SIDE, scattered.DRAWS, scattered.scattered, channels=3, classes=200,
                       load=birds.load_birds, augmented=partial(scattered.scattered, crops=True),
                       boxes=scattered.boxes),
+    'MEGAPIXEL': Task(megapixel.SIZE, megapixel.DRAWS, megapixel.megapixel_digits, load=megapixel.load_rows,
+                      boxes=megapixel.majority_boxes),
     'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
 }
 
@@ -169,7 +172,7 @@ def batches_of(
 
 
 def boxes_of(kind: str, labels: Tensor, seed: int = 0, batch_size: int = 1000) -> Iterator[Tensor]:
-    """The true boxes (N, 4) of what `batches_of` gives, batch by batch, on the CPU.
+    """The true boxes, (N, 4) or (N, B, 4), of what `batches_of` gives, batch by batch, on the CPU.
 
     Raises:
         ValueError: The task knows no boxes.
