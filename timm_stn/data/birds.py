@@ -40,12 +40,14 @@ def load_birds(data: str | os.PathLike[str] | None = None, split: str = 'train')
         raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
     source = _find(data, split)
     images = create_dataset('', root=str(source))
-    pixels, labels = zip(*images, strict=True)
-    found = torch.from_numpy(np.stack([_square(image) for image in pixels])).permute(0, 3, 1, 2).contiguous()
-    classes = torch.tensor(labels, dtype=torch.int64)
+    order = torch.arange(len(images))
     if split == 'train':
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
-        found, classes = found[order], classes[order]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    found = torch.empty(len(images), 3, SIDE, SIDE, dtype=torch.uint8)
+    classes = torch.empty(len(images), dtype=torch.int64)
+    for row, i in enumerate(order.tolist()):
+        image, classes[row] = images[i]
+        found[row] = torch.from_numpy(_square(image)).permute(2, 0, 1)
     return found, classes
 
 
