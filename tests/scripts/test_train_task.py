@@ -260,6 +260,7 @@ class Constants(TorchFunctionMode):
     ('RTS', 'stn_mnist_cnn', ['stn_iterations=2', 'stn_size=28']),
     ('RTS', 'stn_mnist_cnn', ['stn_localization=fc', 'drop_rate=0.5']),
     ('TC', 'stn_mnist_cnn_tc', []),
+    ('TURNED', 'stn_mnist_cnn', ['stn_localization=orbit:8']),
     ('MEGAPIXEL', 'stn_test_byobnet', [
         'img_size=1500', 'stn_size=32', 'stn_glimpses=2', 'stn_scale=0.024', 'stn_localization=saliency:0',
         'stn_localization_size=64', 'stn_bound=False']),
