@@ -9,6 +9,8 @@
 | BIRDS | a photograph of a bird, see `timm_stn.data.birds`; not made of MNIST | 3 x 224 x 224 | 200 classes |
 | SCATTERED | such a photograph on a large canvas, see `timm_stn.data.scattered`; neither | 3 x 448 x 448 | 200 classes |
 | VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
+| SIGNS | a traffic sign of GTSRB, see `timm_stn.data.signs` | 3 x 32 x 32 | 43 classes |
+| SCENES | a small one among clutter, see `timm_stn.data.scenes` | 3 x 256 x 256 | 43 classes |
 """
 import os
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_stn.data import addition, birds, scattered, sequences, volumes
+from timm_stn.data import addition, birds, scattered, scenes, sequences, signs, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 
@@ -99,6 +101,10 @@ def _sequences(size: int) -> Task:
     return Task(size, sequences.DRAWS, make, channels=3, classes=sequences.NONE + 1, answers=sequences.LENGTH)
 
 
+def _signs(images: Tensor, known: Tensor, index: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    return as_float(images[index]), known[index, 0]
+
+
 TASKS: dict[str, Task] = {
     **{kind: Task(d.size, d.draws, partial(_distorted, kind)) for kind, d in DISTORTIONS.items()},
     'ADD': Task(42, addition.DRAWS, addition.addition, channels=2, classes=19),
@@ -112,6 +118,10 @@ TASKS: dict[str, Task] = {
                       load=birds.load_birds, augmented=partial(scattered.scattered, crops=True),
                       boxes=scattered.boxes),
     'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
+    'SIGNS': Task(signs.SIDE, signs.DRAWS, _signs, channels=3, classes=signs.CLASSES, load=signs.load_signs,
+                  augmented=signs.augmented_signs, boxes=signs.sign_boxes),
+    'SCENES': Task(scenes.CANVAS, scenes.DRAWS, scenes.sign_scenes, channels=3, classes=signs.CLASSES,
+                   load=signs.load_signs, boxes=scenes.scene_boxes),
 }
 
 
