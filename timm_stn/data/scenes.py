@@ -35,7 +35,7 @@ def sign_scenes(signs: Tensor, known: Tensor, index: Tensor, u: Tensor) -> tuple
         signs: Signs (M, 3, 32, 32), floating point in [0, 1] or uint8.
         known: What `load_signs` knows of them, (M, 5).
         index: Each scene's sign, (N,), int64.
-        u: All that is random, (N, 105), uniform in [0, 1).
+        u: All that is random, (N, 108), uniform in [0, 1).
 
     Raises:
         ValueError: `u` has another shape.

@@ -36,6 +36,7 @@ class SignsCNN(LayerNet):
             in_chans: int = 3,
             global_pool: str = 'flatten',
             drop_rate: float = 0.3,
+            standardize: bool = True,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -59,6 +60,8 @@ class SignsCNN(LayerNet):
         channels = [max(round(n * width), 1) for n in CHANNELS]
         super().__init__(_info(channels), _size_after(img_size, len(CHANNELS)), in_chans, drop_rate)
         self.img_size = img_size
+        if standardize:
+            self.input_pool = nn.GroupNorm(1, in_chans, affine=False)  # each image by its own mean and deviation
         self.layers = nn.Sequential(*(
             _layer(before, after, KERNELS[i], i in POOLED, **dd)
             for i, (before, after) in enumerate(zip([in_chans, *channels], channels))))
