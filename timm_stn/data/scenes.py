@@ -1,9 +1,10 @@
 """Scenes: a small traffic sign anywhere on a canvas of 256 x 256 pixels, among texture and clutter, made on the fly.
 
-The whole image of a sign, 20 to 56 pixels wide and high, lies anywhere inside the canvas; a quarter of its half-width
-fades into what is below. Sides and positions are uniform and continuous. Below lie a colour with three gratings of sines (of 16
-to 128 pixels), and on them twelve pieces of 24 x 24 pixels, each a twelfth to a third of the side of another sign's image
-(of the same split), turned by any angle: they have a sign's colours and edges, but are none.
+The whole image of a sign, 20 to 56 pixels wide and high, lies anywhere inside the canvas; the outer quarter of its
+half-width fades into what is below. Sides and positions are uniform and continuous. Below lie a colour with three
+gratings of sines (of 16 to 128 pixels), and on them twelve pieces of 24 x 24 pixels, each cut from another sign's image
+(of the same split), a twelfth to a third of its side, and turned by any angle: they have a sign's colours and edges,
+but are none.
 """
 import math
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from timm_stn.data.distortions import as_float, between, integer
-from timm_stn.data.signs import SIDE
 from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import matrix_grid
 

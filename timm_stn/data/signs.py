@@ -1,12 +1,13 @@
-"""Traffic signs: the German Traffic Sign Recognition Benchmark (GTSRB) at 32 x 32 pixels, read from tars, and augmented.
+"""Traffic signs: the German Traffic Sign Recognition Benchmark (GTSRB) at 32 x 32 pixels, read from tars; augmented.
 
-Stallkamp et al. 2012, https://benchmark.ini.rub.de: 43 classes, 39,209 signs to train on and 12,630 to test on. A split is
-`train.tar` or `test.tar`, with one folder of 32 x 32 images for each class (`00000/` to `00042/`), and beside it
-`train-boxes.csv` or `test-boxes.csv`, with a line for each image: file, width, height, x1, y1, x2, y2, class. The box of
+Stallkamp et al. 2012, https://benchmark.ini.rub.de: 43 classes, 39,209 signs to train on and 12,630 to test on. A split
+is `train.tar` or `test.tar`, with one folder of images for each class (`00000/` to `00042/`), all of 32 x 32 pixels, and
+`train-boxes.csv` or `test-boxes.csv` beside it, with a line for each image: file, width, height, x1, y1, x2, y2, class. The box of
 the sign and the size are those of the original image, in its pixels.
 
-A track is the photographs of one sign as a car drives by: thirty images that are nearly the same, whose names begin with
-the same five digits. So tracks are kept together in the order of training images, and those at its end can be held back.
+A track is the photographs of one sign as a car drives by: thirty images that are nearly the same, whose names begin
+with the same five digits. So tracks are kept together in the order of training images, and those at its end can be held
+back.
 """
 import csv
 import os
@@ -44,13 +45,13 @@ class _Row(NamedTuple):
 def load_signs(data: str | os.PathLike[str] | None = None, split: str = 'train') -> tuple[Tensor, Tensor]:
     """Signs as uint8 (N, 3, 32, 32), and what is known of them as int64 (N, 5).
 
-    The five columns are the class, and left, top, right and bottom of the sign's box in thousandths of the image's side,
-    from edge to edge. Training images come track by track, in an order of tracks that is drawn once and for all; so the
-    last N are whole tracks but for the first of them. Test images come in the order of their numbers.
+    The five columns are the class, then left, top, right and bottom of the sign's box in thousandths of the image's
+    side. Training images come track by track, in an order of tracks that is drawn once and for all; so the last N are
+    whole tracks but for the first of them. Test images come in the order of their numbers.
 
     Args:
-        data: Folder with the tars and tables, see above, or with a folder `gtsrb32` of these. Default: the folder in the
-            environment variable `TIMM_STN_DATA`.
+        data: Folder with the tars and tables, see above, or with a folder `gtsrb32` of these. Default: the folder in
+            the environment variable `TIMM_STN_DATA`.
         split: 'train' (39,209 signs) or 'test' (12,630).
 
     Raises:
@@ -85,9 +86,10 @@ def augmented_signs(signs: Tensor, known: Tensor, index: Tensor, u: Tensor) -> t
     """Signs to train on (N, 3, 32, 32) in [0, 1], each changed a little, and their classes (N,).
 
     One homography turns a sign (within 12 degrees), enlarges it along each axis (by 0.8 to 1.25), shears (within 0.15),
-    moves (within 3 pixels) and tilts it (denominators from 0.8 to 1.2), and what lies beyond the image repeats its edge;
-    signs are never mirrored. Then come contrast (0.5 to 1.7 times), brightness (0.2 more or less) and blur or sharpening
-    by the mean of 3 x 3 pixels. An image depends on its own row of `index` and `u` only.
+    moves (within 3 pixels) and tilts it (denominators from 0.8 to 1.2); what lies beyond the image repeats its edge, and
+    signs are never mirrored. Then come blur or sharpening by the mean of 3 x 3 pixels, contrast (0.5 to 1.65 times) and
+    brightness (0.5 to 1.5 times, and 0.1 more or less). An image depends on its own row of `index` and `u` only. CUDA
+    graphs can capture the call.
 
     Args:
         signs: Signs (M, 3, 32, 32), floating point in [0, 1] or uint8.
@@ -134,8 +136,8 @@ def _find(data: str | os.PathLike[str] | None, split: str) -> Path:
         if (place / f'{split}.tar').is_file() and (place / f'{split}-boxes.csv').is_file():
             return place
     raise FileNotFoundError(
-        f'No {files} in {folder} (nor in gtsrb32/ below it). Download GTSRB from {SOURCE}, resize its images to {SIDE} x '
-        f'{SIDE} pixels, and pack them, as the docstring of timm_stn/data/signs.py says.')
+        f'No {files} in {folder} (nor in gtsrb32/ below it). Download GTSRB from {SOURCE}, resize its images to '
+        f'{SIDE} x {SIDE} pixels, and pack them as the docstring of timm_stn/data/signs.py says.')
 
 
 def _by_track(names: list[str]) -> list[str]:
@@ -165,8 +167,8 @@ def _read_table(path: Path) -> dict[str, _Row]:
             except (TypeError, ValueError) as error:
                 raise ValueError(f'{path}, line {reader.line_num}: not whole numbers ({error}).') from error
             if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-                raise ValueError(f'{path}, line {reader.line_num}: the box {x1, y1, x2, y2} does not lie in an image of '
-                                 f'{width} x {height} pixels.')
+                raise ValueError(f'{path}, line {reader.line_num}: the box {x1, y1, x2, y2} does not lie in an image '
+                                 f'of {width} x {height} pixels.')
             if not 0 <= answer < CLASSES:
                 raise ValueError(f'{path}, line {reader.line_num}: classes are 0 to {CLASSES - 1}, got {answer}.')
             rows[line['file']] = _Row(width, height, (x1, y1, x2, y2), answer)

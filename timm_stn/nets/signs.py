@@ -1,7 +1,8 @@
 """A small CNN for colour images of 32 x 32 pixels, made for traffic signs, as a plain timm model: `signs_cnn`.
 
-Not of the paper: six convolutions with batch norm, as in VGG (Simonyan & Zisserman 2015, arXiv:1409.1556), of 1.3 million
-parameters and 42 million multiply-adds. Pixels are in [0, 1] without normalisation, which the first batch norm takes over.
+Not of the paper: seven convolutions in the manner of VGG (Simonyan & Zisserman 2015, arXiv:1409.1556), with batch norm;
+1.3 million parameters, 45 million multiply-adds. Pixels are in [0, 1]; the network itself takes each image's mean from
+them and divides by its standard deviation, so that brightness and contrast do not matter.
 """
 from collections import OrderedDict
 from typing import Any
