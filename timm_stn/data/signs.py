@@ -1,9 +1,9 @@
 """Traffic signs: the German Traffic Sign Recognition Benchmark (GTSRB) at 32 x 32 pixels, read from tars; augmented.
 
-Stallkamp et al. 2012, https://benchmark.ini.rub.de: 43 classes, 39,209 signs to train on and 12,630 to test on. A split
-is `train.tar` or `test.tar`, with one folder of images for each class (`00000/` to `00042/`), all of 32 x 32 pixels, and
-`train-boxes.csv` or `test-boxes.csv` beside it, with a line for each image: file, width, height, x1, y1, x2, y2, class. The box of
-the sign and the size are those of the original image, in its pixels.
+Stallkamp et al. 2012, https://benchmark.ini.rub.de: 43 classes, 39,209 signs to train on and 12,630 to test on. A
+split is `train.tar` or `test.tar`, with one folder of images for each class (`00000/` to `00042/`), all of 32 x 32
+pixels, and `train-boxes.csv` or `test-boxes.csv` beside it, with a line for each image: file, width, height, x1, y1,
+x2, y2, class. The box of the sign and the size are those of the original image, in its pixels.
 
 A track is the photographs of one sign as a car drives by: thirty images that are nearly the same, whose names begin
 with the same five digits. So tracks are kept together in the order of training images, and those at its end can be held
@@ -86,8 +86,8 @@ def augmented_signs(signs: Tensor, known: Tensor, index: Tensor, u: Tensor) -> t
     """Signs to train on (N, 3, 32, 32) in [0, 1], each changed a little, and their classes (N,).
 
     One homography turns a sign (within 12 degrees), enlarges it along each axis (by 0.8 to 1.25), shears (within 0.15),
-    moves (within 3 pixels) and tilts it (denominators from 0.8 to 1.2); what lies beyond the image repeats its edge, and
-    signs are never mirrored. Then come blur or sharpening by the mean of 3 x 3 pixels, contrast (0.5 to 1.65 times) and
+    moves (within 3 pixels) and tilts it (denominators from 0.8 to 1.2); what lies beyond the image repeats its edge.
+    Signs are never mirrored. Then come blur or sharpening by the mean of 3 x 3 pixels, contrast (0.5 to 1.65 times) and
     brightness (0.5 to 1.5 times, and 0.1 more or less). An image depends on its own row of `index` and `u` only. CUDA
     graphs can capture the call.
 

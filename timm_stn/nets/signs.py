@@ -8,12 +8,10 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._torch import traceable_assert
 from .base import LayerNet, check_pooling
 
 __all__ = ['SignsCNN']
@@ -24,51 +22,50 @@ POOLED = (0, 2, 4)  # layers that end in a max pool of 2 x 2
 
 
 class SignsCNN(LayerNet):
-    """Convolutions with padding, batch norm and ReLU, three max pools of 2 x 2, and a classifier of the flattened map.
+    """Convolutions with padding, batch norm and ReLU, three max pools of 2 x 2, and a classifier.
 
-    conv 32 (5 x 5) - pool - conv 64 - conv 64 - pool - conv 128 - conv 128 - pool - conv 256 - conv 256 - classifier.
+    conv 32 (5 x 5) - pool - conv 64 - conv 64 - pool - conv 128 - conv 128 - pool - conv 256 - conv 256 - classifier. It
+    sees a map of 4 x 4, which an image of 32 x 32 has; the maps of larger ones are max-pooled to it.
     """
 
     def __init__(
             self,
-            img_size: int | tuple[int, int] = 32,
             width: float = 1.,
             num_classes: int = 43,
             in_chans: int = 3,
             global_pool: str = 'flatten',
             drop_rate: float = 0.3,
-            standardize: bool = True,
+            grid: int = 4,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
         """
         Args:
-            img_size: Height and width of the input, 8 at least; they set the classifier's width.
             width: Factor of all channels.
             num_classes: Number of classes, 0 for no classifier.
             in_chans: Number of channels of the input.
             global_pool: 'flatten', or '' to leave the features as a map (without a classifier only).
             drop_rate: Dropout before the classifier.
+            grid: Side of the map that the classifier sees.
 
         Raises:
             ValueError: A value is not accepted.
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        if min(to_2tuple(img_size)) < 2 ** len(POOLED):
-            raise ValueError(f'img_size must be at least {2 ** len(POOLED)}, got {img_size}.')
         if not isinstance(width, (int, float)) or not 0 < width < float('inf'):
             raise ValueError(f'width must be a number above 0, got {width!r}.')
+        if not isinstance(grid, int) or grid < 1:
+            raise ValueError(f'grid must be an integer above 0, got {grid!r}.')
         channels = [max(round(n * width), 1) for n in CHANNELS]
-        super().__init__(_info(channels), _size_after(img_size, len(CHANNELS)), in_chans, drop_rate)
-        self.img_size = img_size
-        if standardize:
-            self.input_pool = nn.GroupNorm(1, in_chans, affine=False)  # each image by its own mean and deviation
+        super().__init__(_info(channels), (grid, grid), in_chans, drop_rate)
+        self.input_pool = nn.GroupNorm(1, in_chans, affine=False)  # each image by its own mean and deviation
         self.layers = nn.Sequential(*(
             _layer(before, after, KERNELS[i], i in POOLED, **dd)
             for i, (before, after) in enumerate(zip([in_chans, *channels], channels))))
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
+        self.pool = nn.AdaptiveMaxPool2d(grid)
         self._create_classifier(num_classes, global_pool, **dd)
 
     def _create_classifier(self, num_classes: int, global_pool: str, **dd: Any) -> None:
@@ -86,7 +83,6 @@ class SignsCNN(LayerNet):
 
     def _keep_layers(self, count: int) -> None:
         self.layers = self.layers[:count]
-        self.feat_size = _size_after(self.img_size, count)
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -103,10 +99,7 @@ class SignsCNN(LayerNet):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Class scores of features, or the classifier's input with `pre_logits`."""
         if self.global_pool:
-            x = x.flatten(1)
-            traceable_assert(
-                x.shape[1] == self.head_hidden_size,
-                f'The classifier takes {self.head_hidden_size} features: does the input have the size img_size?')
+            x = self.pool(x).flatten(1)
         if self.drop_rate:
             x = F.dropout(x, p=float(self.drop_rate), training=self.training)
         return x if pre_logits else self.fc(x)
@@ -119,11 +112,6 @@ class SignsCNN(LayerNet):
 def _pools(count: int) -> int:
     """How many of the first layers end in a pool."""
     return sum(i < count for i in POOLED)
-
-
-def _size_after(img_size: int | tuple[int, int], count: int) -> tuple[int, int]:
-    height, width = to_2tuple(img_size)
-    return height // 2 ** _pools(count), width // 2 ** _pools(count)
 
 
 def _info(channels: list[int]) -> list[dict[str, Any]]:
@@ -142,7 +130,7 @@ def _layer(in_chs: int, out_chs: int, kernel_size: int, pool: bool, **dd: Any) -
 
 default_cfgs = generate_default_cfgs({
     'signs_cnn.untrained': {
-        'url': '', 'num_classes': 43, 'input_size': (3, 32, 32), 'fixed_input_size': True, 'pool_size': (4, 4),
+        'url': '', 'num_classes': 43, 'input_size': (3, 32, 32), 'pool_size': (4, 4),
         'crop_pct': 1.0, 'interpolation': 'bilinear', 'mean': (0., 0., 0.), 'std': (1., 1., 1.),
         'first_conv': 'layers.0.conv', 'classifier': 'fc',
     },
