@@ -1,58 +1,20 @@
 """Traffic signs: tars and tables as published, tracks kept together, augmentation against scipy and Pillow."""
-import csv
-import io
 import os
-import tarfile
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import rand
+from makers import png, rand, write_signs, write_table, write_tar
 from PIL import Image, ImageFilter
 from scipy.ndimage import map_coordinates
 
 from timm_stn.data import TASKS
-from timm_stn.data.signs import COLUMNS, DRAWS, augmented_signs, load_signs, sign_boxes
+from timm_stn.data.signs import DRAWS, augmented_signs, load_signs, sign_boxes
 
 STILL = torch.full((1, DRAWS), 0.5)  # nothing is changed
 STILL[0, 10], STILL[0, 11], STILL[0, 12] = 0.7 / 1.2, 0.7 / 1.1, 1 / 3
-
-
-def write_tar(path, files):
-    with tarfile.open(path, 'w') as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-
-def write_table(path, rows):
-    with path.open('w', newline='') as file:
-        csv.writer(file, lineterminator='\n').writerows([COLUMNS, *rows])
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, 'PNG')
-    return file.getvalue()
-
-
-def write_signs(folder, tracks=5, frames=3, tests=4):
-    """A small benchmark; the pixels of each image, by split and name."""
-    folder.mkdir(exist_ok=True)
-    numbers = np.random.default_rng(0)
-    names = dict(train=[f'{t % 2:05}/{t:05}_{f:05}.png' for t in range(tracks) for f in range(frames)],
-                 test=[f'{i % 3:05}/{i:05}.png' for i in reversed(range(tests))])
-    written = {}
-    for split, files in names.items():
-        pixels = {name: numbers.integers(0, 256, (32, 32, 3), np.uint8) for name in files}
-        write_tar(folder / f'{split}.tar', {name: png(each) for name, each in pixels.items()})
-        rows = [(name, 40, 50, 4, 5, 36, 40 + i % 10, int(name[:5])) for i, name in enumerate(files)]
-        write_table(folder / f'{split}-boxes.csv', rows)
-        written[split] = pixels
-    return written
 
 
 @pytest.mark.parametrize('below', ['.', 'gtsrb32'])

@@ -24,8 +24,8 @@ POOLED = (0, 2, 4)  # layers that end in a max pool of 2 x 2
 class SignsCNN(LayerNet):
     """Convolutions with padding, batch norm and ReLU, three max pools of 2 x 2, and a classifier.
 
-    conv 32 (5 x 5) - pool - conv 64 - conv 64 - pool - conv 128 - conv 128 - pool - conv 256 - conv 256 - classifier. It
-    sees a map of 4 x 4, which an image of 32 x 32 has; the maps of larger ones are max-pooled to it.
+    conv 32 (5 x 5) - pool - conv 64 - conv 64 - pool - conv 128 - conv 128 - pool - conv 256 - conv 256 - classifier,
+    which sees a map of 4 x 4, as an image of 32 x 32 has; the maps of larger ones are max-pooled to it.
     """
 
     def __init__(
