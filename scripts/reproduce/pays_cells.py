@@ -32,8 +32,8 @@ def signs() -> Iterator[Cell]:
     for row, name, model, more in (
             ('plain', 'plain', 'signs_cnn', ()),
             ('looks twice at the image', 'input', 'stn_signs_cnn', ('stn_iterations=2',)),
-            ('looks twice at the image, once at two layers', 'features', 'stn_signs_cnn', (
-                "stn_stages=[['input',{'iterations':2}],[0,{}],[2,{}]]",))):
+            ('looks twice at the image and at two layers', 'features', 'stn_signs_cnn', (
+                "stn_stages=['input',0,2]", 'stn_iterations=2'))):
         given = ('--model-kwargs', *more) if more else ()
         command = train('signs', '--model', model, *given, '--set', 'SIGNS', *SIGNS)
         yield Cell('signs', f'signs-{name}', row, 'error', command, 150, choice=dict(model=name), parts=('signs',),
