@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 @torch.inference_mode()
 def where_it_looks(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Percentages over all images, of the glimpse of each image that meets the true box best.
+    """Percentages over all true boxes, of the glimpse of each image that meets a box best.
 
     Args:
         model: A twin with a transformer of its input.
-        batches: Images (N, C, H, W) as the network takes them, and true boxes (N, 4): left, top, right, bottom, in
-            [-1, 1] from edge to edge.
+        batches: Images (N, C, H, W) as the network takes them, and true boxes, (N, 4) or (N, B, 4): left, top,
+            right, bottom, in [-1, 1] from edge to edge.
 
     Returns:
         `iou`, the mean overlap of the box around the glimpse's outline with the true one; `found`, how often it is
@@ -21,14 +21,12 @@ def where_it_looks(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     model.eval()
     overlaps, inside = [], []
     for images, truth in batches:
-        boxes = boxes_of_glimpses(model, images).cpu()  # (N, G, 4)
-        truth = truth[:, None]
-        overlap = iou(boxes, truth)
-        best = overlap.argmax(1, keepdim=True)
+        boxes = boxes_of_glimpses(model, images).cpu()[:, None]  # (N, 1, G, 4)
+        truth = truth.reshape(len(images), -1, 1, 4)
         center = (truth[..., :2] + truth[..., 2:]) / 2
-        within = ((boxes[..., :2] <= center) & (center <= boxes[..., 2:])).all(2)
-        overlaps.append(overlap.gather(1, best))
-        inside.append(within.any(1))
+        within = ((boxes[..., :2] <= center) & (center <= boxes[..., 2:])).all(3)  # (N, B, G)
+        overlaps.append(iou(boxes, truth).amax(2).flatten())
+        inside.append(within.any(2).flatten())
     overlap, center_seen = torch.cat(overlaps), torch.cat(inside)
     return {'iou': 100 * float(overlap.mean()), 'found': 100 * float((overlap > 0.5).double().mean()),
             'inside': 100 * float(center_seen.double().mean())}

@@ -27,13 +27,13 @@ from typing import Any
 import timm
 import torch
 from cuda_step import CapturedStep, capture_arguments, work_on
+from looks import where_it_looks
 from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg_value
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
-from looks import where_it_looks
 from volume_net import VOLUME_NETS, VolumeNet
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
@@ -44,7 +44,8 @@ from timm_stn.geometry.shrink import shrink
 from timm_stn.view.cost import multiply_adds
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
 
-MAY_DIFFER = ('output', 'data', 'download', 'threads', 'device', 'no_cuda_graph', 'weights')  # between the starts of one run
+MAY_DIFFER = (  # between the starts of one run
+    'output', 'data', 'download', 'threads', 'device', 'no_cuda_graph', 'weights')
 AT_ONCE, KEPT = 2 ** 23, 2 ** 29  # numbers in a batch of test images, and in all of them that are kept
 Digits = tuple[Tensor, Tensor]
 

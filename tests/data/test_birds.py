@@ -49,7 +49,7 @@ def test_training_birds_come_in_a_fair_order_that_is_always_the_same(folder):
 
 
 def test_what_is_missing_is_told(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r'no test or test.tar in .*, nor in cub200-2010 below it. It needs Cal'):
+    with pytest.raises(FileNotFoundError, match=r'no test or test.tar in .*, nor in cub200-2010 below it. It n'):
         birds.load_birds(tmp_path, 'test')
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
         birds.load_birds(tmp_path, 'val')

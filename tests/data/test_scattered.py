@@ -28,7 +28,8 @@ def by_hand(index, u, crops=False):
     photos = PHOTOS.permute(0, 2, 3, 1).numpy()
     left, top = (near(value, 224 - 64) for value in texture[1:])
     corner = photos[int(texture[0] * 5)][top:top + 64, left:left + 64]
-    tile = np.concatenate([np.concatenate([corner, corner[:, ::-1]], 1), np.concatenate([corner, corner[:, ::-1]], 1)[::-1]])
+    row = np.concatenate([corner, corner[:, ::-1]], 1)
+    tile = np.concatenate([row, row[::-1]])
     tile = np.roll(tile, [-int(value * 128) for value in shift[::-1]], (0, 1))
     canvas = np.tile(tile, (4, 4, 1))[:SIDE, :SIDE].copy()
     for i, side in enumerate(scattered.PATCHES):

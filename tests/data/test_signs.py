@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from gpu_pack import Sources, pack, unpack_signs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import png, rand, write_signs, write_table, write_tar
@@ -185,3 +186,15 @@ def test_contrast_then_brightness(signs, gain, shift, more):
 def test_numbers_of_another_shape(signs):
     with pytest.raises(ValueError, match=r'u must have shape \(2, 14\), got \(2, 3\)'):
         augmented_signs(*signs, torch.tensor([0, 1]), torch.rand(2, 3))
+
+
+def test_a_pack_for_a_gpu_holds_the_same_signs(tmp_path):
+    """Unpacked, but for the loss of JPEG, which is large for noise; names, order and boxes are exact."""
+    write_signs(tmp_path / 'data' / 'gtsrb32')
+    pack(Sources(tmp_path / 'data'), tmp_path / 'pack', ['signs'])
+    unpack_signs(tmp_path / 'pack', tmp_path / 'signs', 'signs')
+    for split in ('train', 'test'):
+        (images, known), (packed, same) = (load_signs(tmp_path / folder, split) for folder in ('data', 'signs'))
+        assert torch.equal(known, same)
+        near = (images[:, None].float() - packed[None].float()).square().mean((2, 3, 4)).argmin(1)
+        assert near.tolist() == list(range(len(images))), 'each is nearest to itself'

@@ -263,6 +263,9 @@ class Constants(TorchFunctionMode):
     ('TC', 'stn_mnist_cnn_tc', []),
     ('SIGNS', 'stn_signs_cnn', ["stn_stages=['input',0,2]", 'stn_iterations=2']),
     ('SCENES', 'stn_signs_cnn', ['img_size=256', 'stn_size=32', 'stn_scale=0.22', 'stn_localization=saliency:4']),
+    ('MEGAPIXEL', 'stn_test_byobnet', [
+        'img_size=1500', 'stn_size=32', 'stn_glimpses=2', 'stn_scale=0.024', 'stn_localization=saliency:0',
+        'stn_localization_size=64', 'stn_bound=False']),
 ])
 def test_a_step_waits_for_no_device(script, kind, model, kwargs):
     """On meta tensors, which are not on the CPU, and have no values to wait for."""

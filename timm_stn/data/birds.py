@@ -13,7 +13,7 @@ from timm_stn.data.mnist import DATA_VARIABLE
 from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import matrix_grid
 
-__all__ = ['CROP_DRAWS', 'SIDE', 'load_birds', 'random_crops']
+__all__ = ['CROP_DRAWS', 'SIDE', 'crops', 'load_birds', 'random_crops']
 
 SIDE = 224  # pixels of the photographs
 CROP_DRAWS = 5
@@ -40,22 +40,29 @@ def load_birds(data: str | os.PathLike[str] | None = None, split: str = 'train')
         raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
     source = _find(data, split)
     images = create_dataset('', root=str(source))
-    pixels, labels = zip(*images, strict=True)
-    found = torch.from_numpy(np.stack([_square(image) for image in pixels])).permute(0, 3, 1, 2).contiguous()
-    classes = torch.tensor(labels, dtype=torch.int64)
+    order = torch.arange(len(images))
     if split == 'train':
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
-        found, classes = found[order], classes[order]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    found = torch.empty(len(images), 3, SIDE, SIDE, dtype=torch.uint8)
+    classes = torch.empty(len(images), dtype=torch.int64)
+    for row, i in enumerate(order.tolist()):
+        image, classes[row] = images[i]
+        found[row] = torch.from_numpy(_square(image)).permute(2, 0, 1)
     return found, classes
 
 
 def random_crops(images: Tensor, u: Tensor) -> Tensor:
-    """Crops of images (N, C, H, W) as large as these: 35 to 100 % of the area, mirrored half the time.
+    """Crops of images (N, C, H, W), floating point, as large as these: those of `crops`."""
+    return sample(images, matrix_grid(crops(u), images.shape[2:]), padding_mode='border')
 
-    The sides differ by a factor of 4/3 at most, before the crop is cut at the image's edge.
+
+def crops(u: Tensor) -> Tensor:
+    """Matrices (N, 2, 3) of random crops, 35 to 100 % of the area, mirrored half the time.
+
+    From output to source coordinates, xy in [-1, 1], half-pixel centres. The sides differ by a factor of 4/3 at most,
+    before the crop is cut at the image's edge.
 
     Args:
-        images: Floating point.
         u: (N, 5), uniform in [0, 1).
     """
     area = between(u[:, 0], LEAST, 1.0).sqrt()
@@ -65,7 +72,7 @@ def random_crops(images: Tensor, u: Tensor) -> Tensor:
     mirror = (u[:, 4] < 0.5).to(u.dtype) * 2 - 1
     zero = torch.zeros_like(mirror)
     theta = torch.stack((half[:, 0] * mirror, zero, center[:, 0], zero, half[:, 1], center[:, 1]), dim=1)
-    return sample(images, matrix_grid(theta.reshape(-1, 2, 3), images.shape[2:]), padding_mode='border')
+    return theta.reshape(-1, 2, 3)
 
 
 def _square(image: Image.Image) -> np.ndarray:
@@ -76,7 +83,8 @@ def _square(image: Image.Image) -> np.ndarray:
 def _find(data: str | os.PathLike[str] | None, split: str) -> Path:
     folder = data or os.environ.get(DATA_VARIABLE)
     if not folder:
-        raise FileNotFoundError(f'No data folder: pass one as `data`, or name it in {DATA_VARIABLE}. It holds {SOURCE}.')
+        raise FileNotFoundError(
+            f'No data folder: pass one as `data`, or name it in {DATA_VARIABLE}. It holds {SOURCE}.')
     for place in (Path(folder), Path(folder) / 'cub200-2010'):
         for found in (place / split, place / f'{split}.tar'):
             if found.exists():

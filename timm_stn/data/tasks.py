@@ -3,11 +3,14 @@
 | task | what | images | answer |
 | --- | --- | --- | --- |
 | R, RTS, P, E, T, TC | one distorted digit, see `timm_stn.data.distortions` | 1 channel | 10 classes |
+| UPRIGHT, TURNED | one digit as it is, or turned by any angle, see `timm_stn.data.turned` | 28 x 28 | 10 classes |
 | ADD | two digits, one in each channel, see `timm_stn.data.addition` | 2 x 42 x 42 | their sum, 19 classes |
 | SEQ64, SEQ128 | one to five digits in a row, see `timm_stn.data.sequences` | 3 channels | 5 times 11 classes |
 | SVHN64, SVHN128 | house numbers, see `timm_stn.data.svhn`; not made of MNIST | 3 channels | 5 times 11 classes |
 | BIRDS | a photograph of a bird, see `timm_stn.data.birds`; not made of MNIST | 3 x 224 x 224 | 200 classes |
-| SCATTERED | such a photograph on a large canvas, see `timm_stn.data.scattered`; neither | 3 x 448 x 448 | 200 classes |
+| BIRDS-TURNED | the same, turned, see `timm_stn.data.turned` | 3 x 224 x 224 | 200 classes |
+| SCATTERED | the same on a large canvas, see `timm_stn.data.scattered` | 3 x 448 x 448 | 200 classes |
+| MEGAPIXEL | five digits among marks, see `timm_stn.data.megapixel` | 1500 x 1500 | 10 classes, of three of them |
 | VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
 | SIGNS | a traffic sign of GTSRB, see `timm_stn.data.signs` | 3 x 32 x 32 | 43 classes |
 | SCENES | a small one among clutter, see `timm_stn.data.scenes` | 3 x 256 x 256 | 43 classes |
@@ -20,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_stn.data import addition, birds, scattered, scenes, sequences, signs, volumes
+from timm_stn.data import addition, birds, megapixel, scattered, scenes, sequences, signs, turned, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 
@@ -51,8 +54,8 @@ class Task(NamedTuple):
     with what else is known of each. The order is at random, and the last may be held back."""
     augmented: Make | None = None  # as `make`, to train on, where that differs
     boxes: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    """(classes, index, uniform numbers) as of `make` to the true boxes (N, 4): left, top, right, bottom, in [-1, 1]
-    from edge to edge of the image; of tasks that know them."""
+    """(classes, index, uniform numbers) as of `make` to the true boxes (N, 4), or B of each image (N, B, 4): left, top,
+    right, bottom, in [-1, 1] from edge to edge of the image; of tasks that know them."""
 
     @property
     def to_train_on(self) -> Make:
@@ -107,6 +110,8 @@ def _signs(images: Tensor, known: Tensor, index: Tensor, u: Tensor) -> tuple[Ten
 
 TASKS: dict[str, Task] = {
     **{kind: Task(d.size, d.draws, partial(_distorted, kind)) for kind, d in DISTORTIONS.items()},
+    'UPRIGHT': Task(28, 0, _photos),
+    'TURNED': Task(28, turned.DRAWS, turned.turned),
     'ADD': Task(42, addition.DRAWS, addition.addition, channels=2, classes=19),
     'SEQ64': _sequences(64),
     'SEQ128': _sequences(128),
@@ -114,9 +119,13 @@ TASKS: dict[str, Task] = {
     'SVHN128': _svhn(128),
     'BIRDS': Task(birds.SIDE, birds.CROP_DRAWS, _photos, channels=3, classes=200, load=birds.load_birds,
                   augmented=_crops),
+    'BIRDS-TURNED': Task(birds.SIDE, turned.CROP_DRAWS, partial(turned.turned, padding_mode='reflection'), channels=3,
+                         classes=200, load=birds.load_birds, augmented=turned.turned_crops),
     'SCATTERED': Task(scattered.SIDE, scattered.DRAWS, scattered.scattered, channels=3, classes=200,
                       load=birds.load_birds, augmented=partial(scattered.scattered, crops=True),
                       boxes=scattered.boxes),
+    'MEGAPIXEL': Task(megapixel.SIZE, megapixel.DRAWS, megapixel.megapixel_digits, load=megapixel.load_rows,
+                      boxes=megapixel.majority_boxes),
     'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
     'SIGNS': Task(signs.SIDE, signs.DRAWS, _signs, channels=3, classes=signs.CLASSES, load=signs.load_signs,
                   augmented=signs.augmented_signs, boxes=signs.sign_boxes),
@@ -173,7 +182,7 @@ def batches_of(
 
 
 def boxes_of(kind: str, labels: Tensor, seed: int = 0, batch_size: int = 1000) -> Iterator[Tensor]:
-    """The true boxes (N, 4) of what `batches_of` gives, batch by batch, on the CPU.
+    """The true boxes, (N, 4) or (N, B, 4), of what `batches_of` gives, batch by batch, on the CPU.
 
     Raises:
         ValueError: The task knows no boxes.
