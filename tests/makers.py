@@ -1,15 +1,18 @@
 """What several test files make: random tensors, files in MNIST's format, networks to save and to copy."""
 import copy
+import csv
 import gzip
 import io
 import os
 import pickle
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from timm_stn import SpatialTransformer
@@ -20,6 +23,7 @@ from timm_stn.network.stages import stage_layouts
 ROOT = Path(__file__).resolve().parents[1]
 PLANAR = ['translation', 'rotation', 'attention', 'scale_translation', 'similarity', 'affine', 'projective',
           'affine+similarity', 'tps', 'diffeomorphic', 'zoom', 'affine+tps', 'zoom+rotation']  # of images, of each kind
+SIGN_COLUMNS = ('file', 'width', 'height', 'x1', 'y1', 'x2', 'y2', 'class')
 PADDING_MODES = ['border', 'fill', 'reflection', 'zeros']
 FILL = [0.5, -2.0, 3.0]
 NETWORKS = [  # arguments of small networks with transformers of many kinds
@@ -159,3 +163,41 @@ def environment_of(hub, home, token):
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith('_proxy')}
     return dict(kept, HF_ENDPOINT=hub.url, HF_HOME=str(home), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1',
                 HF_HUB_DISABLE_PROGRESS_BARS='1', HF_TOKEN=token)
+
+
+def write_tar(path, files):
+    """A tar of files, contents by name."""
+    with tarfile.open(path, 'w') as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def write_table(path, rows):
+    """The table of the boxes of signs."""
+    with path.open('w', newline='') as file:
+        csv.writer(file, lineterminator='\n').writerows([SIGN_COLUMNS, *rows])
+
+
+def png(pixels):
+    """The bytes of a PNG of pixels (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'PNG')
+    return file.getvalue()
+
+
+def write_signs(folder, tracks=5, frames=3, tests=4, classes=3):
+    """A small benchmark of traffic signs; the pixels of each image, by split and name."""
+    folder.mkdir(exist_ok=True)
+    numbers = np.random.default_rng(0)
+    names = dict(train=[f'{t % 2:05}/{t:05}_{f:05}.png' for t in range(tracks) for f in range(frames)],
+                 test=[f'{i % classes:05}/{i:05}.png' for i in reversed(range(tests))])
+    written = {}
+    for split, files in names.items():
+        pixels = {name: numbers.integers(0, 256, (32, 32, 3), np.uint8) for name in files}
+        write_tar(folder / f'{split}.tar', {name: png(each) for name, each in pixels.items()})
+        rows = [(name, 40, 50, 4, 5, 36, 40 + i % 10, int(name[:5])) for i, name in enumerate(files)]
+        write_table(folder / f'{split}-boxes.csv', rows)
+        written[split] = pixels
+    return written

@@ -34,6 +34,7 @@ FOREIGN = {  # what else the lower ones may import, beside the standard library
     'modules/timm_body.py': {'torch', 'timm'},
     'data': {'torch'},
     'data/svhn.py': {'torch', 'PIL', 'h5py'},
+    'data/signs.py': {'torch', 'PIL'},
 }
 
 

@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 
-import make_mnist_card
+import make_card
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from makers import ROOT, create
+from makers import ROOT, create, write_signs
+from PIL import Image
 from records import replace
 from safetensors.torch import save_file
 from train_task import parse_args
@@ -42,7 +43,7 @@ NAME, CELL, PLAIN = 'stn_mnist_cnn_r', 'table1-R-st-cnn-tps', 'table1-R-cnn'
 
 def record_of(name, seed, error, device='NVIDIA H100 80GB HBM3'):
     """The record of a run that never was."""
-    command = make_mnist_card.cell_of(name).command[1:]
+    command = make_card.cell_of(name).command[1:]
     args = vars(parse_args([*('x' if word == '{run}' else word for word in command), '--seed', str(seed)]))
     environment = dict(device=device, torch='2.11.0', timm='1.0.31', revision='abc1234', processor='x86_64', cores=4)
     return dict(name=f'{name}-{seed}', args=args, parameters=423546, test_error=error, train_loss=0.5,
@@ -62,15 +63,15 @@ def made(tmp_path):
     return tmp_path
 
 
-def make_card(made, name=NAME, cell=CELL, baseline=(PLAIN,)):
-    make_mnist_card.main([
+def card_of(made, name=NAME, cell=CELL, baseline=(PLAIN,)):
+    make_card.main([
         name, '--cell', cell, '--run', str(made / 'run'), *(['--baseline', *baseline] if baseline else []),
         '--record', str(made / 'results.jsonl'), '--output', str(made / 'cards')])
     return made / 'cards' / name
 
 
 def test_the_card_of_a_cell(made, capsys):
-    folder = make_card(made)
+    folder = card_of(made)
     card = ModelCard.load(folder / 'README.md')
     assert card.data.model_name == NAME and card.data.eval_results[0].metric_value == 0.9939
     assert card.data.eval_results[0].dataset_name == 'MNIST, R'
@@ -83,7 +84,7 @@ def test_the_card_of_a_cell(made, capsys):
             '    timm-stn eval stn_mnist_cnn_r --data MNIST_FOLDER\n',
             '    python scripts/reproduce.py distorted-mnist --distortion R --model st-cnn --transform tps --data',
             'NVIDIA H100 80GB HBM3, 4 cores of a CPU (x86_64); PyTorch 2.11.0, timm 1.0.31, timm_stn at abc1234.',
-            'The published run took\n102 seconds', '## Recipe'):
+            'The published run took\n104 seconds', '## Recipe'):
         assert text in card.content, text
     digest = hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()
     assert f'its SHA-256 is {digest}' in capsys.readouterr().out
@@ -92,7 +93,7 @@ def test_the_card_of_a_cell(made, capsys):
 
 
 def test_the_command_on_a_card_trains_the_same_run(made):
-    line = next(text for text in (make_card(made) / 'README.md').read_text().splitlines() if 'train_task.py' in text)
+    line = next(text for text in (card_of(made) / 'README.md').read_text().splitlines() if 'train_task.py' in text)
     words = line.replace('"', '').split()[2:]
     args, expected = vars(parse_args(words)), record_of(CELL, 2, 0.61)['args']
     assert '--seed 2' in line and '--momentum 0.9' in line and '--held-back 0' in line and '--amp' not in line
@@ -105,7 +106,7 @@ def test_the_card_of_a_network_that_adds(made):
     replace(made / 'results.jsonl', [line])
     (made / 'run' / 'result.json').write_text(json.dumps(line))
     save_file(create('stn_mnist_add').state_dict(), made / 'run' / 'model.safetensors')
-    text = (make_card(made, 'stn_mnist_add', cell, ()) / 'README.md').read_text()
+    text = (card_of(made, 'stn_mnist_add', cell, ()) / 'README.md').read_text()
     assert '| **stn_mnist_add** | 403,223 | 4.50 | **4.50** | 5.8 (2 x ST-FCN tps) |' in text
     assert 'reproduce.py addition --model 2-st-fcn --transform tps --data' in text and 'of seed 0, whose' in text
     assert 'fully connected MNIST network' in text and 'behind 2 thin-plate spline' in text and '0 to 18' in text
@@ -126,12 +127,57 @@ def test_what_no_card_is_made_of(made):
     for given, changed, message in cases:
         folder.write_text(json.dumps({**result, **changed}))
         with pytest.raises(SystemExit, match=message):
-            make_card(made, **given)
+            card_of(made, **given)
     lines = [record_of(CELL, seed, 0.5) for seed in range(3)]
     for line in lines:
         line['args']['model_kwargs'] = dict(line['args']['model_kwargs'], stn_iterations=1)
     replace(made / 'results.jsonl', lines)
     folder.write_text(json.dumps(lines[2]))
     with pytest.raises(SystemExit, match='not the network of table1-R-st-cnn-tps: stn_iterations differ'):
-        make_card(made)
+        card_of(made)
     assert not (made / 'cards').exists()
+
+
+# the card of a network for signs
+
+SIGNS_CELL, SIGNS_PLAIN = 'signs-input', 'signs-plain'
+
+
+@pytest.fixture
+def of_signs(tmp_path):
+    """Records of a run with a transformer and of a plain one, the run's folder, and two signs to test on a class."""
+    lines = [dict(record_of(name, 0, error), parameters=1_354_929)
+             for name, error in ((SIGNS_CELL, 0.5), (SIGNS_PLAIN, 0.75))]
+    replace(tmp_path / 'results.jsonl', lines)
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'result.json').write_text(json.dumps(lines[0]))
+    save_file(create('stn_gtsrb', seed=3).state_dict(), tmp_path / 'run' / 'model.safetensors')
+    write_signs(tmp_path / 'data', tests=86, classes=43)
+    return tmp_path
+
+
+def test_the_card_of_a_network_for_signs(of_signs):
+    make_card.main([
+        'stn_gtsrb', '--cell', SIGNS_CELL, '--run', str(of_signs / 'run'), '--baseline', SIGNS_PLAIN, '--record',
+        str(of_signs / 'results.jsonl'), '--output', str(of_signs / 'cards'), '--data', str(of_signs / 'data')])
+    folder = of_signs / 'cards' / 'stn_gtsrb'
+    card = ModelCard.load(folder / 'README.md')
+    assert card.data.eval_results[0].dataset_name == 'GTSRB' and card.data.eval_results[0].metric_value == 0.995
+    for text in (
+            '| network | parameters | errors by seed | mean |\n', '| **stn_gtsrb** | 1,354,929 | 0.50 | **0.50** |\n',
+            '| plain | 1,354,929 | 0.75 | **0.75** |', 'A small CNN', 'behind an affine spatial transformer',
+            '32 x 32 pixels, in 2 looks', '](look.jpg)', '3,000 held-back training signs',
+            'in `scripts/reproduce/pays_cells.py`', '    timm-stn eval stn_gtsrb --data GTSRB_FOLDER\n',
+            'reproduce.py signs --model input --data GTSRB_FOLDER'):
+        assert text in card.content, text
+    assert 'MNIST' not in card.content and 'The paper' not in card.content and 'no download' not in card.content
+    assert {path.name for path in folder.iterdir()} == {'README.md', 'config.json', 'look.jpg', 'model.safetensors'}
+    names = json.loads((folder / 'config.json').read_text())['label_names']
+    assert len(set(names)) == 43 and names[8].endswith(' 120 km/h')
+    assert (names[14], names[17], names[38], names[40]) == ('stop', 'no entry', 'keep right', 'roundabout')
+    with Image.open(folder / 'look.jpg') as picture:
+        assert min(picture.size) > 500
+    x = torch.rand(2, 3, 32, 32)
+    by_folder = create(f'local-dir:{folder}', pretrained=True).eval()
+    assert torch.equal(by_folder(x), create('stn_gtsrb', seed=3).eval()(x))
+    assert (folder / 'model.safetensors').stat().st_size < 12_000_000

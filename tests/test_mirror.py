@@ -10,7 +10,8 @@ ELSEWHERE = {  # module -> the file that tests it, and why it is not one of the 
     'network/timm_model': 'network/test_wrapper.py',  # types alone, which mypy checks
     'cli/common': 'cli/test_cli.py',  # how commands refuse
     'data/addition': 'data/test_tasks.py', 'data/volumes': 'data/test_tasks.py',  # as tasks
-    **dict.fromkeys(('nets/base', 'nets/mnist', 'nets/svhn'), 'test_nets.py'),  # they share most of what timm demands
+    # they share most of what timm demands
+    **dict.fromkeys(('nets/base', 'nets/mnist', 'nets/signs', 'nets/svhn'), 'test_nets.py'),
 }
 
 

@@ -1,4 +1,4 @@
-"""The paper's own networks as timm models: what timm's own tests ask of a model, and the paper's shapes."""
+"""The paper's own networks, and one for signs, as timm models: what timm's tests ask of a model, and the shapes."""
 import copy
 
 import pytest
@@ -11,13 +11,14 @@ from timm.optim import create_optimizer_v2
 import timm_stn.nets
 
 MNIST = ['mnist_cnn', 'mnist_fcn']
-NAMES = [*MNIST, 'svhn_cnn']
-INPUTS = {'mnist_cnn': (1, 28, 28), 'mnist_fcn': (1, 28, 28), 'svhn_cnn': (3, 64, 64)}
-CLASSES = {'mnist_cnn': 10, 'mnist_fcn': 10, 'svhn_cnn': 55}
-WIDTHS = {'mnist_cnn': 32, 'mnist_fcn': 256, 'svhn_cnn': 5}  # of the first layer
-POOL = {'mnist_cnn': 2, 'mnist_fcn': 1, 'svhn_cnn': 4}
-DEPTH = {'mnist_cnn': 2, 'mnist_fcn': 2, 'svhn_cnn': 8}
-NARROW = {'svhn_cnn': dict(width=0.1)}
+FIXED = [*MNIST, 'svhn_cnn']  # of one size of images
+NAMES = [*FIXED, 'signs_cnn']
+INPUTS = {'mnist_cnn': (1, 28, 28), 'mnist_fcn': (1, 28, 28), 'svhn_cnn': (3, 64, 64), 'signs_cnn': (3, 32, 32)}
+CLASSES = {'mnist_cnn': 10, 'mnist_fcn': 10, 'svhn_cnn': 55, 'signs_cnn': 43}
+WIDTHS = {'mnist_cnn': 32, 'mnist_fcn': 256, 'svhn_cnn': 5, 'signs_cnn': 8}  # of the first layer
+POOL = {'mnist_cnn': 2, 'mnist_fcn': 1, 'svhn_cnn': 4, 'signs_cnn': 4}
+DEPTH = {'mnist_cnn': 2, 'mnist_fcn': 2, 'svhn_cnn': 8, 'signs_cnn': 7}
+NARROW = {'svhn_cnn': dict(width=0.1), 'signs_cnn': dict(width=0.25)}
 
 every = pytest.mark.parametrize('name', NAMES)
 mnist = pytest.mark.parametrize('name', MNIST)
@@ -38,7 +39,8 @@ def test_registered(name):
     assert name in timm.list_models(module=name.partition('_')[0])
     cfg = make(name).default_cfg
     state = make(name).state_dict()
-    assert cfg['input_size'] == INPUTS[name] and cfg['fixed_input_size'] and cfg['num_classes'] == CLASSES[name]
+    assert cfg['input_size'] == INPUTS[name] and cfg['num_classes'] == CLASSES[name]
+    assert cfg['fixed_input_size'] == (name in FIXED)
     assert f'{cfg["classifier"]}.weight' in state and f'{cfg["first_conv"]}.weight' in state
 
 
@@ -77,11 +79,12 @@ def test_wrong_arguments(name, images):
     for pool in ('avg', ''):
         with pytest.raises(ValueError, match=f'global_pool .* got {pool!r}'):
             make(name, global_pool=pool)
-    with pytest.raises(AssertionError, match='img_size'):
-        make(name)(torch.rand(1, INPUTS[name][0], 42, 42))
-    too_small = dict(img_size=20, pool_input=21) if name in MNIST else dict(img_size=(64, 15))
-    with pytest.raises(ValueError, match='img_size must be at least'):
-        make(name, **too_small)
+    if name in FIXED:
+        with pytest.raises(AssertionError, match='img_size'):
+            make(name)(torch.rand(1, INPUTS[name][0], 42, 42))
+        too_small = dict(img_size=20, pool_input=21) if name in MNIST else dict(img_size=(64, 15))
+        with pytest.raises(ValueError, match='img_size must be at least'):
+            make(name, **too_small)
     with pytest.raises(ValueError, match='drop_rate must be a number from 0 to 1, got 2'):
         make(name, drop_rate=2)
     with pytest.raises(TypeError, match='channel'):
@@ -98,7 +101,7 @@ def test_wrong_arguments(name, images):
 def test_sizes(name, kwargs):
     if name not in MNIST:
         kwargs = {key: value for key, value in kwargs.items() if key != 'pool_input'}
-    model = make(name, **kwargs)
+    model = make(name, **{key: value for key, value in kwargs.items() if name in FIXED or key != 'img_size'})
     size = kwargs.get('img_size', INPUTS[name][1:])
     x = torch.rand(2, kwargs.get('in_chans', INPUTS[name][0]), *((size, size) if isinstance(size, int) else size))
     assert model(x).shape == (2, CLASSES[name])
@@ -161,7 +164,7 @@ def test_gradient_checkpointing(name, images):
 def test_groups_and_optimizer(name):
     model = make(name)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
-    order = [groups[p] for p in model.state_dict() if p.endswith('weight')]  # as they are called
+    order = [groups[p] for p in model.state_dict() if p.endswith('weight') and '.bn.' not in p]  # as they are called
     assert order == sorted(set(order)) and len(order) > 2
     optimizer = create_optimizer_v2(model, 'adamw', lr=1., weight_decay=0.1, layer_decay=0.5)
     assert sum(len(g['params']) for g in optimizer.param_groups) == len(list(model.parameters()))
@@ -317,3 +320,36 @@ def test_transformers_of_the_paper(kind, size):
     assert out.shape == (2, 55)
     thetas = [p for n, p in model.named_parameters() if 'regression' in n]
     assert len(thetas) >= len(seen) and all(p.grad is not None for p in thetas)
+
+
+def test_layers_of_the_network_for_signs():
+    """1.34 million parameters; written out with torch's functions, in training and in evaluation."""
+    assert sum(p.numel() for p in timm.create_model('signs_cnn', device='meta').parameters()) == 1_341_643
+    model, images = make('signs_cnn', drop_rate=0.), rand(4, 3, 32, 32)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for training in (True, False):
+        x = images - images.mean((1, 2, 3), keepdim=True)
+        x = x / (x.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        for i in range(7):
+            weight = state[f'layers.{i}.conv.weight']
+            x = torch.conv2d(x, weight, padding=weight.shape[-1] // 2)
+            x = torch.max_pool2d(x, 2) if i in (0, 2, 4) else x
+            bn = [state[f'layers.{i}.bn.{part}'] for part in ('running_mean', 'running_var', 'weight', 'bias')]
+            x = torch.nn.functional.batch_norm(x, *bn, training=training).relu()
+        expected = torch.addmm(state['fc.bias'], x.flatten(1), state['fc.weight'].T)
+        torch.testing.assert_close(model.train(training)(images), expected, rtol=1e-4, atol=1e-5)
+    for argument, what in (('width', 'a number'), ('grid', 'an integer')):
+        with pytest.raises(ValueError, match=f'{argument} must be {what} above 0, got 0'):
+            make('signs_cnn', **{argument: 0})
+
+
+def test_the_network_for_signs_takes_the_largest_of_a_larger_map():
+    model, images = make('signs_cnn', grid=2).eval(), rand(2, 3, 64, 96)
+    features = model.forward_features(images)
+    largest = features.unflatten(2, (2, 4)).unflatten(4, (2, 6)).amax((3, 5))
+    torch.testing.assert_close(model(images), model.fc(largest.flatten(1)))
+
+
+def test_brightness_and_contrast_do_not_matter_to_the_network_for_signs():
+    model, images = make('signs_cnn').eval(), rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(0.3 * images + 0.5), model(images), rtol=0, atol=2e-3)

@@ -26,6 +26,36 @@ def scattered_birds() -> Iterator[Cell]:
                    parts=BIRDS, returns=False)
 
 
+SIGNS = ('--channels-last', '--amp', *options(  # one recipe for all networks
+    epochs=15, batch_size=128, lr=0.002, weight_decay=0.05, ema_decay=0.998, smoothing=0.1))
+
+
+def signs() -> Iterator[Cell]:
+    """Traffic signs as they are (GTSRB), each a crop that the sign fills."""
+    for row, name, model, more in (
+            ('plain', 'plain', 'signs_cnn', ()),
+            ('looks twice at the image', 'input', 'stn_signs_cnn', ('stn_iterations=2',)),
+            ('looks twice at the image and at two layers', 'features', 'stn_signs_cnn', (
+                "stn_stages=['input',0,2]", 'stn_iterations=2'))):
+        given = ('--model-kwargs', *more) if more else ()
+        command = train('signs', '--model', model, *given, '--set', 'SIGNS', *SIGNS)
+        yield Cell('signs', f'signs-{name}', row, 'error', command, 150, choice=dict(model=name), parts=('signs',),
+                   weights=(0,) if name == 'input' else ())
+
+
+def sign_scenes() -> Iterator[Cell]:
+    """Small signs anywhere on canvases of 256 x 256 pixels."""
+    ours = ('img_size=256', 'stn_size=32', 'stn_transform=translation', 'stn_scale=0.22')
+    for row, name, model, more in (
+            ('plain, 64 x 64', 'plain64', 'signs_cnn', ('--img-size', '64')),
+            ('plain, 128 x 128', 'plain128', 'signs_cnn', ('--img-size', '128')),
+            ('a glimpse of 32 x 32', 'glimpse', 'stn_signs_cnn', (
+                '--model-kwargs', *ours, 'stn_localization=saliency:4', 'stn_localization_size=64'))):
+        command = train('signs', '--model', model, *more, '--set', 'SCENES', *SIGNS, *options(epochs=6, val_interval=6))
+        yield Cell('sign-scenes', f'scenes-{name}', row, 'error', command, 300, choice=dict(model=name),
+                   parts=('signs',))
+
+
 ORBIT, ROTATION = 'stn_localization=orbit:', 'stn_transform=rotation'
 
 
@@ -100,4 +130,4 @@ def megapixel_digits() -> Iterator[Cell]:
 
 def pays() -> list[Cell]:
     """All of them."""
-    return [*scattered_birds(), *turned_digits(), *turned_birds(), *megapixel_digits()]
+    return [*scattered_birds(), *turned_digits(), *turned_birds(), *megapixel_digits(), *signs(), *sign_scenes()]

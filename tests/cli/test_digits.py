@@ -3,7 +3,7 @@ import pytest
 import timm
 import torch
 from commands import MODEL, has_color, refused
-from makers import ROOT, write_mnist
+from makers import ROOT, write_mnist, write_signs
 
 from timm_stn import cli
 from timm_stn.cli import digits
@@ -85,7 +85,7 @@ def test_eval(tmp_path, capsys, monkeypatch):
         assert cli.main(['eval', '--model', name, '--no-pretrained', *argv]) == 0
         assert 'weights   random' in capsys.readouterr().out
     message = refused(capsys, 'eval', *MODEL, *argv, '--model-kwargs', 'num_classes=5')
-    assert 'argument --model-kwargs num_classes=5: eval measures on digits; those of RTS need num_classes=10' in message
+    assert 'argument --model-kwargs num_classes=5: eval measures on sets of images; those of RTS need num' in message
     model = ['--model', 'stn_mnist_cnn', '--no-pretrained']
     message = refused(capsys, 'eval', *model, *argv, '--model-kwargs', 'img_size=30')
     assert 'argument --model stn_mnist_cnn --model-kwargs img_size=30 (on --set RTS' in message
@@ -97,6 +97,7 @@ def test_eval(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize('name', [name for name in zoo_names() if set_of(name)])
 def test_a_network_of_ours_is_measured_on_its_own_set(name, tmp_path, capsys):
     write_mnist(tmp_path, test=3)
+    write_signs(tmp_path)
     argv = ['--no-pretrained', '--data', str(tmp_path)]
     for which in ([name], ['--model', name]):
         assert cli.main(['eval', *which, *argv]) == 0

@@ -51,7 +51,7 @@ def test_the_listing_has_modules_of_its_own():
     theirs = subprocess.run(
         [sys.executable, '-c', 'import timm; print(*timm.list_modules())'], capture_output=True, text=True, check=True)
     added = set(list_modules()) - set(theirs.stdout.split())
-    assert added == {'mnist', 'svhn', 'registry', 'zoo'}
+    assert added == {'mnist', 'signs', 'svhn', 'registry', 'zoo'}
 
 
 def test_import_adds_less_than_half_a_second():

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from timm_stn.data import DISTORTIONS, TASKS, distort, load_mnist
+from timm_stn.data.signs import load_signs
 
 TRAIN = 'train/train_task.py'
 
@@ -261,6 +262,8 @@ class Constants(TorchFunctionMode):
     ('RTS', 'stn_mnist_cnn', ['stn_localization=fc', 'drop_rate=0.5']),
     ('TC', 'stn_mnist_cnn_tc', []),
     ('TURNED', 'stn_mnist_cnn', ['stn_localization=orbit:8']),
+    ('SIGNS', 'stn_signs_cnn', ["stn_stages=['input',0,2]", 'stn_iterations=2']),
+    ('SCENES', 'stn_signs_cnn', ['img_size=256', 'stn_size=32', 'stn_scale=0.22', 'stn_localization=saliency:4']),
     ('MEGAPIXEL', 'stn_test_byobnet', [
         'img_size=1500', 'stn_size=32', 'stn_glimpses=2', 'stn_scale=0.024', 'stn_localization=saliency:0',
         'stn_localization_size=64', 'stn_bound=False']),
@@ -279,6 +282,9 @@ def waits_of_a_step(script, run):
     if run.args.set.startswith('SVHN'):  # made of photographs
         data = (torch.zeros(70, 3, task.size, task.size, dtype=torch.uint8, device='meta'),
                 torch.zeros(70, task.answers, dtype=torch.int64, device='meta'))
+    if task.load is load_signs:
+        data = (torch.zeros(70, 3, 32, 32, dtype=torch.uint8, device='meta'),
+                torch.zeros(70, 5, dtype=torch.int64, device='meta'))
     for _ in range(2):  # before the first there is much to be made
         noted.clear()
         with Constants(noted), Waits(noted):

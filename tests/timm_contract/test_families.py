@@ -26,7 +26,7 @@ from contract import (
 import timm_stn  # noqa: F401
 
 FAMILIES = json.loads(Path(contract.__file__).with_name('families.json').read_text())
-OURS = ('mnist', 'svhn', 'registry', 'zoo')
+OURS = ('mnist', 'signs', 'svhn', 'registry', 'zoo')
 FAST = (
     'convnext', 'densenet', 'efficientnet', 'efficientformer', 'levit', 'mambaout', 'metaformer', 'mlp_mixer', 'regnet',
     'repvit', 'resnet', 'vision_transformer', 'xcit',

@@ -1,4 +1,4 @@
-"""`timm-stn demo` and `timm-stn eval`: both run a network on digits."""
+"""`timm-stn demo` runs a network on digits, `timm-stn eval` on the test set of any task."""
 import argparse
 import os
 import sys
@@ -101,8 +101,8 @@ def eval_arguments(add: Callable[..., Any]) -> None:
     model_arguments(add)
     sizes = ', '.join(f'{kind} {TASKS[kind].size}' for kind in SETS)
     add('--set', type=_set, choices=SETS,
-        help=f'set of digits, with the image side of each: {sizes}; default: the set that a network of ours is for')
-    add('--data', help=f'folder with MNIST (default: the environment variable {DATA_VARIABLE})')
+        help=f'what to measure on, with the image side of each: {sizes}; default: what a network of ours is for')
+    add('--data', help=f'folder with MNIST, or what --set is made of (default: the variable {DATA_VARIABLE})')
     add('--download', action='store_true', help='download MNIST to --data if it is not there')
 
 
@@ -113,7 +113,7 @@ def _set(text: str) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the test error on a set of digits. Pixels stay in [0, 1], as in scripts/train/train_task.py."""
+    """Print the error on the test set of a task. Pixels stay in [0, 1], as in scripts/train/train_task.py."""
     if args.name and args.model:
         raise Refused(f'argument NAME: there are two models, {args.name} and --model {args.model}')
     args.model = args.model or args.name
@@ -128,8 +128,8 @@ def evaluate(args: argparse.Namespace) -> int:
         value = getattr(model, name, needed)
         if value != needed:
             argument = kwargs_argument(args) if name in dict(args.model_kwargs) else '--model'
-            raise Refused(f'argument {argument}: eval measures on digits; those of {args.set} need {name}={needed}, '
-                          f'and {args.model} has {value}. For images of your own: timm-stn validate')
+            raise Refused(f'argument {argument}: eval measures on sets of images; those of {args.set} need '
+                          f'{name}={needed}, and {args.model} has {value}. For images of your own: timm-stn validate')
     if args.download and task.load is not load_mnist:
         raise Refused(f'argument --download: downloads MNIST, and --set {args.set} is not made of it')
     if args.download:

@@ -12,6 +12,8 @@
 | SCATTERED | the same on a large canvas, see `timm_stn.data.scattered` | 3 x 448 x 448 | 200 classes |
 | MEGAPIXEL | five digits among marks, see `timm_stn.data.megapixel` | 1500 x 1500 | 10 classes, of three of them |
 | VOLUME | an extruded digit, see `timm_stn.data.volumes` | 60 x 60 x 60 voxels | 10 classes |
+| SIGNS | a traffic sign of GTSRB, see `timm_stn.data.signs` | 3 x 32 x 32 | 43 classes |
+| SCENES | a small one among clutter, see `timm_stn.data.scenes` | 3 x 256 x 256 | 43 classes |
 """
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_stn.data import addition, birds, megapixel, scattered, sequences, turned, volumes
+from timm_stn.data import addition, birds, megapixel, scattered, scenes, sequences, signs, turned, volumes
 from timm_stn.data.distortions import DISTORTIONS, as_float
 from timm_stn.data.mnist import DATA_VARIABLE, load_mnist
 
@@ -102,6 +104,10 @@ def _sequences(size: int) -> Task:
     return Task(size, sequences.DRAWS, make, channels=3, classes=sequences.NONE + 1, answers=sequences.LENGTH)
 
 
+def _signs(images: Tensor, known: Tensor, index: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    return as_float(images[index]), known[index, 0]
+
+
 TASKS: dict[str, Task] = {
     **{kind: Task(d.size, d.draws, partial(_distorted, kind)) for kind, d in DISTORTIONS.items()},
     'UPRIGHT': Task(28, 0, _photos),
@@ -121,6 +127,10 @@ TASKS: dict[str, Task] = {
     'MEGAPIXEL': Task(megapixel.SIZE, megapixel.DRAWS, megapixel.megapixel_digits, load=megapixel.load_rows,
                       boxes=megapixel.majority_boxes),
     'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
+    'SIGNS': Task(signs.SIDE, signs.DRAWS, _signs, channels=3, classes=signs.CLASSES, load=signs.load_signs,
+                  augmented=signs.augmented_signs, boxes=signs.sign_boxes),
+    'SCENES': Task(scenes.CANVAS, scenes.DRAWS, scenes.sign_scenes, channels=3, classes=signs.CLASSES,
+                   load=signs.load_signs, boxes=scenes.scene_boxes),
 }
 
 

@@ -28,7 +28,7 @@ class Own(NamedTuple):
     cfg: dict[str, Any]
     recipe: str  # how to train it
     sha256: str | None = None  # of its published weights; the Hub is asked for no others
-    digits: str | None = None  # the set of `timm_stn.data.TASKS` that it is trained for
+    task: str | None = None  # the set of `timm_stn.data.TASKS` that it is trained for
 
 
 def _mnist(
@@ -72,6 +72,14 @@ _ZOO = dict(
         'addition --model 2-st-fcn --transform tps',
         hidden=155, stn_size=24, stn_iterations=2, stn_transform='tps', stn_glimpses=2, stn_join='channels',
         stn_localization='conv:channels=32,hidden=64'),
+    stn_gtsrb=Own(
+        base='signs_cnn',
+        input_size=(3, 32, 32),
+        arguments=dict(stn_iterations=2),
+        cfg=dict(num_classes=43, interpolation='bilinear', crop_pct=1.0, license='apache-2.0'),
+        recipe='`python scripts/reproduce.py signs --model input --data GTSRB_FOLDER`',
+        task='SIGNS',
+    ),
     stn_tf_efficientnet_lite0_cub2010=Own(
         base='tf_efficientnet_lite0',
         input_size=(3, 224, 224),
@@ -120,9 +128,9 @@ def is_published(name: str) -> bool:
 
 
 def set_of(name: str) -> str | None:
-    """The set of digits (`timm_stn.data.TASKS`) that a network of ours is trained for; None of all other names."""
+    """The set (of `timm_stn.data.TASKS`) that a network of ours is trained for; None of all other names."""
     own = _ZOO.get(name.partition('.')[0])
-    return own.digits if own else None
+    return own.task if own else None
 
 
 def weights_of(model: str | nn.Module) -> str | None:

@@ -47,7 +47,7 @@ class LayerNet(nn.Module):
         self.feat_size = feat_size
         self.feature_info = feature_info
         self.num_features = feature_info[-1]['num_chs']
-        self.input_pool = nn.AvgPool2d(pool_input) if pool_input > 1 else nn.Identity()
+        self.input_pool: nn.Module = nn.AvgPool2d(pool_input) if pool_input > 1 else nn.Identity()
 
     def layers_in_order(self) -> list[nn.Module]:
         """The layers, of which each has a feature info."""

@@ -1,11 +1,14 @@
 #!/usr/bin/env python
 r"""Make the Hub folder (card, config, weights) of a network that is a cell of the tables of reproduce.py.
 
-    python scripts/release/make_mnist_card.py stn_mnist_cnn_r --cell table1-R-st-cnn-tps \
+    python scripts/release/make_card.py stn_mnist_cnn_r --cell table1-R-st-cnn-tps \
         --run .gpu/finished/table1-R-st-cnn-tps-2 --baseline table1-R-cnn table1-R-st-cnn-affine
+    python scripts/release/make_card.py stn_gtsrb --cell signs-input --run runs/signs-input-0 --baseline signs-plain \
+        --data GTSRB_FOLDER
 
 Errors of all seeds, parameters, hardware, versions, seconds and the command are those of model_cards/results.jsonl, the
-paper's figures those of cells.py. The weights are those of the run, whose seed cells.py has fixed beforehand.
+paper's figures those of cells.py. The weights are those of the run, whose seed cells.py or pays_cells.py has fixed
+beforehand. What the card says of the data is in card_data.py. With --data, the card has a picture of test images.
 """
 import argparse
 import hashlib
@@ -16,77 +19,71 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from card_data import DATA, Data
 from card_files import CARDS, HEAD, write_folder
+from check_dist import SMALL
 from safetensors.torch import load_file
 
 from timm_stn.data import TASKS
 from timm_stn.geometry.layout import size_that_enters
 from timm_stn.names.zoo import set_of
+from timm_stn.view.caption import Caption
+from timm_stn.view.draw import save_picture
+from timm_stn.view.observe import observe
+from timm_stn.view.sheet import best_answers, data_config, draw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'reproduce'))
 
 from cells import SEEDS, Cell, cells
+from pays_cells import pays
 from records import Line, read
 
-DATA = dict(
-    R='rotated by up to 90 degrees to either side, on 28 x 28 pixels',
-    RTS='rotated by up to 45 degrees, scaled by 0.7 to 1.2, at a random place of a 42 x 42 canvas',
-    P='scaled by 0.75 to 1, then in a projective distortion: each corner moved by N(0, 5 pixels), on 28 x 28 pixels',
-    E='scaled by 0.75 to 1, then in an elastic distortion: 16 control points of a thin-plate spline moved by '
-      'N(0, 1.5 pixels), on 28 x 28 pixels',
-    T='at a random place of a 60 x 60 canvas',
-    TC='at a random place of a 60 x 60 canvas with six 6 x 6 patches of other digits as clutter',
-    ADD='two at a time, one in each of two channels of 42 x 42 pixels, each rotated by up to 45 degrees, scaled by 0.7 '
-        'to 1.2 and moved by itself; the class is their sum, 0 to 18')
 NETWORKS = dict(
-    mnist_cnn='MNIST CNN (conv 9x9 - pool - conv 7x7 - pool - classifier)',
-    mnist_fcn='fully connected MNIST network (two hidden layers and a classifier)')
+    mnist_cnn="The paper's MNIST CNN (conv 9x9 - pool - conv 7x7 - pool - classifier)",
+    mnist_fcn="The paper's fully connected MNIST network (two hidden layers and a classifier)",
+    signs_cnn='A small CNN (seven convolutions with batch norm, three pools, a classifier)')
 TRANSFORMS = dict(affine='affine', projective='projective', tps='thin-plate spline')
 ELSEWHERE = ('model', 'model_kwargs', 'output', 'data', 'download', 'threads', 'device', 'no_cuda_graph')
 CARD = HEAD + '''datasets:
-- mnist
+- {data.name}
 model-index:
 - name: {name}
   results:
   - task:
       type: image-classification
     dataset:
-      type: mnist
-      name: MNIST, {kind}
+      type: {data.name}
+      name: {data.title}
     metrics:
     - type: accuracy
       value: {accuracy:.4f}
 ---
 # {name}
 
-{what}
+{what}{picture}
 
 ```python
 import timm, timm_stn
-model = timm.create_model('{name}', pretrained=True)  # no download: the weights come with timm_stn
+model = timm.create_model('{name}', pretrained=True){where}
 ```
 
 ## Data
 
-MNIST, 60,000 training digits made anew in every epoch: {data}.
-Tested on the 10,000 test digits, made once with a fixed seed (`timm_stn.data.test_set('{kind}')`).
+{data.text}
 
 ## Results
 
 Test error in percent after the last epoch. No epoch, seed or setting was chosen on test images; settings were chosen on
-5,000 held-back training digits. The published weights are those of seed {seed}, whose error is {error:.2f}. This seed
-was fixed before the runs, in `scripts/reproduce/cells.py`, and not chosen by its error.
+{data.held_back}. The published weights are those of seed {seed}, whose error is {error:.2f}. This seed
+was fixed before the runs, in `scripts/reproduce/{source}`, and not chosen by its error.
 
-| network | parameters | errors by seed | mean | paper |
-| --- | --- | --- | --- | --- |
-{rows}
-
-The paper's figures are of networks of about 400,000 parameters, trained in its own way.{note}
+{rows}{note}
 
 To recompute the error of the published weights, and to train all seeds again:
 
-    timm-stn eval {name} --data MNIST_FOLDER
-    python scripts/reproduce.py {reproduce} --data MNIST_FOLDER --root MY_RECORD
+    timm-stn eval {name} --data {data.folder}
+    python scripts/reproduce.py {reproduce} --data {data.folder} --root MY_RECORD
 
 ## Recipe
 
@@ -97,12 +94,19 @@ To recompute the error of the published weights, and to train all seeds again:
 
 ## Licence
 
-Weights: Apache-2.0. MNIST: Y. LeCun, C. Cortes, C. Burges, public.
+{data.licence}
 '''
+PICTURE = '''
+
+![Test images: the input with the outline of where the transformer looked, what the network saw, the answer](look.jpg)
+
+*Images of the test set, one per class: the input with the outline of where the transformer looked, what the network
+saw, the answer.*'''
+SHOWN = 12  # images in the picture
 
 
 def cell_of(name: str) -> Cell:
-    found = [cell for cell in cells() if cell.name == name]
+    found = [cell for cell in [*cells(), *pays()] if cell.name == name]
     if not found:
         raise SystemExit(f'cells.py has no cell {name}.')
     return found[0]
@@ -166,7 +170,7 @@ def described(model: Any, base: str) -> str:
     where, size = '(Jaderberg et al. 2015, arXiv:1506.02025)', f'{height} x {width} pixels'
     looks = f', in {args["stn_iterations"]} looks: each continues from the one before'
     looks = looks if args['stn_iterations'] > 1 else ''
-    head = f"The paper's {NETWORKS[base]} behind"
+    head = f'{NETWORKS[base]} behind'
     if args['stn_glimpses'] == 1:
         article = 'an' if kind[0] in 'aeiou' else 'a'
         return f'{head} {article} {kind} spatial transformer\n{where}, which warps the image to {size}{looks}.'
@@ -174,21 +178,29 @@ def described(model: Any, base: str) -> str:
             f'them alike to {size}{looks}.\nThe network sees all results (`stn_join={args["stn_join"]!r}`).')
 
 
-def row(label: str, cell: Cell, lines: list[Line]) -> str:
-    errors = [line['test_error'] for line in lines]
-    listed = ', '.join(f'{e:.2f}' for e in errors)
-    paper = '' if cell.paper is None else f'{cell.paper:g} ({cell.row})'
-    return f'| {label} | {lines[0]["parameters"]:,} | {listed} | **{statistics.mean(errors):.2f}** | {paper} |'
+def table(groups: list[tuple[str, Cell, list[Line]]]) -> str:
+    """The networks and their errors, beside the paper's where it has any."""
+    has_paper = any(cell.paper is not None for _, cell, _ in groups)
+    names = ['network', 'parameters', 'errors by seed', 'mean', *(['paper'] if has_paper else [])]
+    lines = [names, ['---'] * len(names)]
+    for label, cell, runs in groups:
+        errors = [line['test_error'] for line in runs]
+        paper = '' if cell.paper is None else f'{cell.paper:g} ({cell.row})'
+        lines.append([label, f'{runs[0]["parameters"]:,}', ', '.join(f'{e:.2f}' for e in errors),
+                      f'**{statistics.mean(errors):.2f}**', *([paper] if has_paper else [])])
+    told = "\n\nThe paper's figures are of networks of about 400,000 parameters, trained in its own way."
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + (told if has_paper else '')
 
 
-def command(args: dict[str, Any]) -> str:
+def command(args: dict[str, Any], folder: str) -> str:
     """The command of a run, with all arguments that it was recorded with."""
     kwargs = ' '.join(f'"{k}={v}"'.replace(' ', '') for k, v in args['model_kwargs'].items())
     parts = [f'--model {args["model"]}', *([f'--model-kwargs {kwargs}'] if kwargs else [])]
     for key, value in args.items():
-        if key not in ELSEWHERE and value is not None and value is not False:
-            parts.append(f'--{key.replace("_", "-")}' + ('' if value is True else f' {value}'))
-    return ' '.join(['python scripts/train/train_task.py', *parts, '--data MNIST_FOLDER', '--output RUN'])
+        if key not in ELSEWHERE and value is not None and value is not False and value != []:
+            words = value if isinstance(value, list) else [] if value is True else [value]
+            parts.append(' '.join([f'--{key.replace("_", "-")}', *map(str, words)]))
+    return ' '.join(['python scripts/train/train_task.py', *parts, f'--data {folder}', '--output RUN'])
 
 
 def found(lines: list[Line], key: str) -> str:
@@ -203,6 +215,22 @@ def hardware(lines: list[Line]) -> str:
         f'{e["cores"]} cores of a CPU ({e["processor"]})' if e['device'] == 'cpu' else e['device'] for e in made))
 
 
+def picture_of(model: Any, kind: str, data: str) -> Any:
+    """Test images, the first of each of some classes, with where the network looks."""
+    images, known = TASKS[kind].load(data, 'test')
+    classes = known.reshape(len(known), -1)[:, 0]
+    answers = range(0, TASKS[kind].classes, -(-TASKS[kind].classes // SHOWN))
+    first = torch.tensor([int((classes == answer).nonzero()[0]) for answer in answers])
+    u = torch.rand(len(first), TASKS[kind].draws, generator=torch.Generator().manual_seed(0))
+    x, truth = TASKS[kind].make(images, known, first, u)
+    look, names = observe(model.eval(), x), model.pretrained_cfg.get('label_names') or list(map(str, range(1000)))
+    captions = [
+        Caption(best, '', right, '' if right else f'is {names[answer]}')
+        for best, answer in zip(best_answers(look.logits, names), truth.tolist(), strict=True)
+        for right in [best[0][0] == names[answer]]]
+    return draw(x, look, captions, data_config(model), model.pretrained_cfg['architecture'])
+
+
 def card(args: argparse.Namespace, model: Any, record: dict[str, Line]) -> str:
     cell = cell_of(args.cell)
     lines = lines_of(cell, record)
@@ -212,27 +240,32 @@ def card(args: argparse.Namespace, model: Any, record: dict[str, Line]) -> str:
     differ = differences(model, as_trained(line['args']))
     if differ:
         raise SystemExit(f'{args.name} is not the network of {args.cell}: {", ".join(differ)} differ.')
+    data: Data = DATA[str(kind)]
     others = [(other, lines_of(other, record)) for other in map(cell_of, args.baseline)]
     choice = ' '.join(f'--{name} {value}' for name, value in cell.choice.items())
     commands = [(args.name, line), *((other.row, group[0]) for other, group in others)]
     everything = [*lines, *(entry for _, group in others for entry in group)]
+    small = sum(t.numel() * t.element_size() for t in model.state_dict().values()) < SMALL
     return CARD.format(
-        name=args.name, kind=kind, accuracy=1 - line['test_error'] / 100, error=line['test_error'],
-        what=described(model, model.backbone.pretrained_cfg['architecture']), data=DATA[str(kind)],
-        seed=line['args']['seed'], note=f' {args.note}' if args.note else '',
-        rows='\n'.join([row(f'**{args.name}**', cell, lines), *(row(o.row, o, group) for o, group in others)]),
+        name=args.name, data=data, accuracy=1 - line['test_error'] / 100, error=line['test_error'],
+        what=described(model, model.backbone.pretrained_cfg['architecture']), seed=line['args']['seed'],
+        picture=PICTURE if args.data else '', note=f' {args.note}' if args.note else '',
+        where='  # no download: the weights come with timm_stn' if small else '',
+        source='pays_cells.py' if cell in pays() else 'cells.py',
+        rows=table([(f'**{args.name}**', cell, lines), *((o.row, o, group) for o, group in others)]),
         reproduce=f'{cell.experiment}' + (f' --recipe {cell.recipe}' * (cell.recipe != 'modern')) + f' {choice}',
-        commands='\n\n'.join(f'{label}:\n\n    {command(entry["args"])}' for label, entry in commands),
+        commands='\n\n'.join(f'{label}:\n\n    {command(entry["args"], data.folder)}' for label, entry in commands),
         hardware=hardware(everything), torch=found(everything, 'torch'), timm=found(everything, 'timm'),
-        revision=found(everything, 'revision'), seconds=statistics.median(sum(entry['seconds']) for entry in lines))
+        revision=found(everything, 'revision'), seconds=sum(line['seconds']))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='registered name of the network')
-    parser.add_argument('--cell', required=True, help='its cell in scripts/reproduce/cells.py')
+    parser.add_argument('--cell', required=True, help='its cell in scripts/reproduce/')
     parser.add_argument('--run', type=Path, required=True, help='folder of the run that gives the weights')
     parser.add_argument('--baseline', nargs='+', default=[], metavar='CELL', help='cells to compare with')
+    parser.add_argument('--data', metavar='DIR', help='the data, for a picture (default: no picture)')
     parser.add_argument('--note', default='', help='a sentence to add below the table')
     parser.add_argument('--record', type=Path, default=Path(CARDS) / 'results.jsonl', help='(default: %(default)s)')
     parser.add_argument('--output', default=CARDS, help='(default: %(default)s)')
@@ -240,7 +273,16 @@ def main(argv: list[str] | None = None) -> None:
     model = timm.create_model(args.name)
     text = card(args, model, {line['name']: line for line in read(args.record)})
     model.load_state_dict(load_file(args.run / 'model.safetensors'))
-    write_folder(args.output, args.name, model, lambda folder: (folder / 'README.md').write_text(text))
+    kind = str(set_of(args.name))
+    if DATA[kind].classes:
+        model.pretrained_cfg['label_names'] = list(DATA[kind].classes)
+
+    def add(folder: Path) -> None:
+        (folder / 'README.md').write_text(text)
+        if args.data:
+            save_picture(picture_of(model, kind, args.data), folder / 'look.jpg')
+
+    write_folder(args.output, args.name, model, add)
     digest = hashlib.sha256((Path(args.output) / args.name / 'model.safetensors').read_bytes()).hexdigest()
     print(f'For timm_stn/names/zoo.py: its SHA-256 is {digest}')
 
