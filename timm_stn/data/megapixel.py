@@ -158,7 +158,7 @@ def _lines(u: Tensor) -> Tensor:
     along = torch.linspace(0, 1, POINTS, dtype=u.dtype, device=u.device) * (last / slope.clamp(min=1))
     pixels = (along.round() * DIGIT + (along * slope).clamp(max=last).round()).long()  # (N, K, POINTS)
     lines = torch.zeros(*u.shape, DIGIT ** 2, dtype=u.dtype, device=u.device)
-    return lines.scatter(2, pixels, 1.).unflatten(2, (DIGIT, DIGIT))
+    return lines.scatter(2, pixels, 1.).reshape(*u.shape, DIGIT, DIGIT)
 
 
 def _put(canvas: Tensor, pictures: Tensor, corner: Tensor) -> None:
