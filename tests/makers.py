@@ -189,7 +189,7 @@ def png(pixels):
 
 def write_signs(folder, tracks=5, frames=3, tests=4, classes=3):
     """A small benchmark of traffic signs; the pixels of each image, by split and name."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = np.random.default_rng(0)
     names = dict(train=[f'{t % 2:05}/{t:05}_{f:05}.png' for t in range(tracks) for f in range(frames)],
                  test=[f'{i % classes:05}/{i:05}.png' for i in reversed(range(tests))])
