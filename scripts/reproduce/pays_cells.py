@@ -15,6 +15,7 @@ def scattered_birds() -> Iterator[Cell]:
     plain, twin = 'tf_efficientnet_lite0', 'stn_tf_efficientnet_lite0'
     for row, name, model, more in (
             ('plain, 112 x 112', 'plain112', plain, ('--img-size', '112')),
+            ('plain, 168 x 168', 'plain168', plain, ('--img-size', '168')),
             ('plain, 224 x 224', 'plain224', plain, ('--img-size', '224')),
             ('plain, 448 x 448', 'plain448', plain, ()),
             ('the whole and a glimpse, each 112 x 112', 'whole1', twin, ('--model-kwargs', *ours)),
