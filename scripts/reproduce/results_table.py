@@ -149,18 +149,27 @@ def command(chosen: list[Cell]) -> str:
     values = {name: dict.fromkeys(cell.choice[name] for cell in chosen) for name in first.choice}
     names = ' '.join(f'[--{name} {" ".join(found)}]' for name, found in values.items())
     recipe = f' --recipe {first.recipe}' if first.recipe != 'modern' else ''
-    text = f'    python scripts/reproduce.py {first.experiment}{recipe} {names} --data DIR'
+    weights = ' --weights FILE' if any('lite0' in cell.parts for cell in chosen) else ''
+    text = f'    python scripts/reproduce.py {first.experiment}{recipe} {names} --data DIR{weights}'
     common = [f'`{option}`' for option in trained_with(first) if all(option in trained_with(cell) for cell in chosen)]
     return text + (f'\n\nAll with {", ".join(common)}.' if common else '')
 
 
 def trained_with(cell: Cell) -> list[str]:
     """A cell's options, but for what is its own: `--epochs 40`, `--amp`."""
-    found: list[list[str]] = []
+    own = ('--data', '--output', '--device', '--weights', '--model', '--model-kwargs', '--set', '--also')
+    return [' '.join([option, *values]) for option, values in options_of(cell).items() if option not in own]
+
+
+def options_of(cell: Cell) -> dict[str, list[str]]:
+    """A cell's options with their values."""
+    found: dict[str, list[str]] = {}
     for word in cell.command[1:]:
-        found.append([word]) if word.startswith('--') else found[-1].append(word)
-    own = ('--data', '--output', '--device', '--model', '--model-kwargs', '--set')
-    return [' '.join(words) for words in found if words[0] not in own]
+        if word.startswith('--'):
+            values = found[word] = []
+        else:
+            values.append(word)
+    return found
 
 
 def table(found: list[tuple[Cell, Found | None]]) -> str:

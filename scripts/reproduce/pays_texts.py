@@ -1,0 +1,107 @@
+"""What docs/when_it_pays.md says of each experiment, with fields for all figures, which `pays_page.py` fills in.
+
+Fields are {accuracy[NAME]}, {cost[NAME]} (multiply-adds), {gain[NAME beside NAME]}, {share[NAME of NAME]} (of
+multiply-adds), {step[NAME of NAME]} (how many times the seconds of a training step), {overlap[NAME]} and
+{inside[NAME]}, of cells' names.
+"""
+from typing import NamedTuple
+
+
+class Goal(NamedTuple):
+    """What one network shall reach beside another one. Without a gain they are only compared."""
+    ours: str  # the name of its cell
+    than: str
+    gain: float | None = None  # points of accuracy, at least
+    share: float | None = None  # of the other's multiply-adds, at most
+    clear: bool = True  # whether the gain must be more than two standard errors
+    column: str = ''  # of the table, where accuracy has several
+
+
+class Use(NamedTuple):
+    """A row of the table of decisions."""
+    objects: str  # your objects are ...
+    use: str  # the page advises it if it helps
+    ours: str
+    than: str
+    column: str = ''
+
+
+class Told(NamedTuple):
+    title: str
+    text: str
+    references: tuple[str, ...] = ()  # cells whose multiply-adds and seconds are 100 %; else the first of each table
+    goals: tuple[Goal, ...] = ()
+    uses: tuple[Use, ...] = ()
+    command: str = ''  # where it is not one of reproduce.py
+
+
+HEAD = """# When it pays
+
+Should you put a spatial transformer into your network? Each section is one case: the plain backbone and the
+transformer, the accuracy of both, what both cost, and the command. [Which one](#which-one) sums up. Made by
+`python scripts/pays.py page` from the recorded runs ([results.jsonl](../model_cards/results.jsonl)) and times
+([costs.jsonl](../model_cards/costs.jsonl)). Do not edit.
+
+Accuracy is in percent of the test images, after the last epoch: the mean of {seeds} seeds and its standard error. Where
+there are fewer seeds, their number follows. "not run" has none yet. No epoch, seed or setting was chosen on test
+images. "no clear difference" is one within two standard errors; these are of the seeds alone, not of the draw of the
+test images, which are the same for all. Overlap is the mean intersection over union of the true box and the glimpse
+that meets it best; "centre inside" says how often the true box's centre lies in a glimpse. Multiply-adds are of one
+image, of everything: all streams, where to look, sampling. {times}
+"""
+TIMES = """A training step is forward, backward and optimizer on {batch} images that are made before; it and the time of
+an image in evaluation are medians of {repeats}, all networks of a table in turn in one process, by
+`python scripts/pays.py cost`. In parentheses is the ratio to the network whose multiply-adds are 100 %."""
+LITE0 = 'tf_efficientnet_lite0, fine-tuned from ImageNet weights'
+BIRDS_COMMAND = """    TIMM_SCRIPTS=PYTORCH_IMAGE_MODELS scripts/train/train_birds.sh DATA FILE OUTPUT SEED=0 [NAME ...]
+
+NAMEs are {names}."""
+
+TEXTS = {
+    'scattered-birds': Told(
+        'Scattered birds',
+        f"""A photograph of a bird lies anywhere on a canvas of 448 x 448, a quarter to three quarters of its side
+large, and fades out at its edge; texture and patches of other photographs surround it. 200 species, of Caltech-UCSD
+Birds 200 (2010). {LITE0}; ours sees the whole canvas shrunk to 112 x 112, and a glimpse of 112 x 112. The true box is
+that of the photograph. Steps of training beside those of plain 448: {{step[scattered-whole1 of scattered-plain448]}}. The
+centre of the photograph lies in the glimpse: {{inside[scattered-whole1]}} of images.""",
+        ('scattered-plain448',),
+        (Goal('scattered-whole1', 'scattered-plain224', 0.0),
+         Goal('scattered-whole1', 'scattered-plain448', 0.0, 1 / 3, clear=False)),
+        (Use('small, somewhere in a large image', 'the whole image, shrunk, and a glimpse: `stn_whole=True '
+             'stn_scale=0.5 stn_size=112`', 'scattered-whole1', 'scattered-plain448'),)),
+    'birds': Told(
+        'Birds as they are',
+        f"""Photographs of 224 x 224, most of which the bird fills. {LITE0}, by timm's own train.py.
+The goals are 2.5 points more at 112 x 112, and the accuracy of plain 224 for at most 75 % of its multiply-adds. What
+fewer pixels alone give: plain 176 beside plain 224 has {{gain[birds-*/plain176 beside birds-*/plain224]}} points, for
+{{share[birds-*/plain176 of birds-*/plain224]}} of the multiply-adds.""",
+        ('birds-*/plain224',),
+        (Goal('birds-*/zoom112', 'birds-*/plain112', 2.5),
+         *(Goal(f'birds-*/{name}', 'birds-*/plain224', 0.0, 0.75, clear=False)
+           for name in ('whole2', 'whole4', 'glimpses2', 'glimpses4', 'one176', 'zoom192'))),
+        (Use('filling the picture, and few pixels must do', '`stn_transform=zoom stn_size=112`', 'birds-*/zoom112',
+             'birds-*/plain112'),
+         Use('filling the picture, and accuracy counts', 'one glimpse, as large as what responds: `stn_scale=[0.5,1.0] stn_size=192`',
+             'birds-*/zoom192', 'birds-*/plain224'),
+         Use('with parts that tell them apart, in several places', 'the whole image and glimpses: `stn_glimpses=2 '
+             'stn_scale=0.5 stn_whole=True`', 'birds-*/whole2', 'birds-*/plain224')),
+        BIRDS_COMMAND),
+    'signs': Told(
+        'Traffic signs',
+        """Signs of the German Traffic Sign Recognition Benchmark, 43 classes, cut out with a little of what is around
+them, at 32 x 32."""),
+    'sign-scenes': Told(
+        'Traffic signs in scenes',
+        """The same signs, small and somewhere in a larger picture."""),
+    'megapixel': Told(
+        'A digit in a megapixel',
+        """A digit of MNIST somewhere in an image of about a million pixels."""),
+    'turned': Told(
+        'Turned images',
+        """Networks that were trained on upright images are tested on upright ones and on ones turned by any angle.
+Beside them is a plain network that was trained on turned images."""),
+    'volumes': Told(
+        'Volumes',
+        """Digits extruded, turned and moved in 60 x 60 x 60 voxels, flattened along the depth. Nothing was tuned."""),
+}
