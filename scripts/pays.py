@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / 'train'))
 sys.path.insert(0, str(Path(__file__).resolve().parent / 'reproduce'))
 
 from checkout import ROOT, place_of_file, write_text
+from gpu_jobs import MALLOC
 from pays_page import page
 from pays_texts import TEXTS
 from records import read
@@ -40,6 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                       help='of a finished run: of train_task.py, or of train_birds.sh')
     made.add_argument('--data', default=os.environ.get('TIMM_STN_DATA'), metavar='DIR',
                       help='(default: the environment variable TIMM_STN_DATA)')
+    made.add_argument('--set', metavar='SET', help='of `timm_stn.data.tasks` (default: that of the run)')
     made.add_argument('--count', type=positive, default=6, help='images (default: %(default)s)')
     made.add_argument('--output', type=place_of_file, metavar='FILE', help='(default: docs/pays/EXPERIMENT.jpg)')
     return parser.parse_args(argv)
@@ -74,5 +76,12 @@ def main(argv: list[str] | None = None) -> None:
         draw(args)
 
 
+def with_memory_kept() -> None:
+    """Begin again with glibc's settings with which networks are trained, which it reads once."""
+    if not MALLOC.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**MALLOC, **os.environ})
+
+
 if __name__ == '__main__':
+    with_memory_kept()
     main()

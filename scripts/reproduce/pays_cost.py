@@ -9,13 +9,14 @@ import os
 import platform
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import train_task
-from cells import Cell
+from cells import SEEDS, Cell
 from checkout import ROOT
 from gpu import describe
 from pays_page import all_cells
@@ -77,17 +78,16 @@ def network(cell: Cell, recorded: dict[str, Line], device: str, batch: int) -> T
     """A cell's network; None if neither the cell nor a run says how it is made."""
     if cell.command:
         return of_task(cell, device, batch)
-    runs = [recorded[name] for seed in range(3) if (name := run_name(cell, seed)) in recorded]
+    runs = [recorded[name] for seed in range(SEEDS) if (name := run_name(cell, seed)) in recorded]
     return of_timm(runs[0]['args'], device, batch) if runs else None
 
 
 def of_task(cell: Cell, device: str, batch: int) -> Timed:
     """As train_task.py makes it."""
-    words = dict.fromkeys(('mnist', 'birds', 'signs', 'lite0', 'svhn', 'run'), 'run')
-    command = [word.format(device=device, **words) if '{' in word and word.count('{') == word.count('}') else word
-               for word in cell.command[1:]]
-    args = train_task.parse_args([*command, '--no-cuda-graph'])
-    args.weights = None
+    words = defaultdict(str, device=device)  # folders with data are not needed
+    command = [word.format_map(words) if '{' in word else word for word in cell.command[1:]]
+    args = train_task.parse_args([*command, '--output', 'none', '--no-cuda-graph'])
+    args.weights, args.ema_decay = None, 0.  # neither is in a step
     run, task = train_task.Run(args, 1), TASKS[args.set]
     images = torch.rand(batch, task.channels, *[task.size] * task.dims, device=device)
     classes = torch.randint(task.classes, (batch, task.answers), device=device)

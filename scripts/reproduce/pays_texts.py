@@ -63,8 +63,9 @@ TEXTS = {
         f"""A photograph of a bird lies anywhere on a canvas of 448 x 448, a quarter to three quarters of its side
 large, and fades out at its edge; texture and patches of other photographs surround it. 200 species, of Caltech-UCSD
 Birds 200 (2010). {LITE0}; ours sees the whole canvas shrunk to 112 x 112, and a glimpse of 112 x 112. The true box is
-that of the photograph. Steps of training beside those of plain 448: {{step[scattered-whole1 of scattered-plain448]}}. The
-centre of the photograph lies in the glimpse: {{inside[scattered-whole1]}} of images.""",
+that of the photograph. Steps of training beside those of plain 448:
+{{step[scattered-whole1 of scattered-plain448]}}. The centre of the photograph lies in the glimpse:
+{{inside[scattered-whole1]}} of images.""",
         ('scattered-plain448',),
         (Goal('scattered-whole1', 'scattered-plain224', 0.0),
          Goal('scattered-whole1', 'scattered-plain448', 0.0, 1 / 3, clear=False)),
@@ -82,7 +83,8 @@ fewer pixels alone give: plain 176 beside plain 224 has {{gain[birds-*/plain176 
            for name in ('whole2', 'whole4', 'glimpses2', 'glimpses4', 'one176', 'zoom192'))),
         (Use('filling the picture, and few pixels must do', '`stn_transform=zoom stn_size=112`', 'birds-*/zoom112',
              'birds-*/plain112'),
-         Use('filling the picture, and accuracy counts', 'one glimpse, as large as what responds: `stn_scale=[0.5,1.0] stn_size=192`',
+         Use('filling the picture, and accuracy counts',
+             'one glimpse, as large as what responds: `stn_scale=[0.5,1.0] stn_size=192`',
              'birds-*/zoom192', 'birds-*/plain224'),
          Use('with parts that tell them apart, in several places', 'the whole image and glimpses: `stn_glimpses=2 '
              'stn_scale=0.5 stn_whole=True`', 'birds-*/whole2', 'birds-*/plain224')),
