@@ -13,7 +13,6 @@ from records import Line
 from results_table import NOT_RUN, Found, command, few, figure, options_of, runs_of, short, span, standard_error
 
 NOT_MEASURED = 'not measured'
-TESTED = ('--set', '--also')  # options that name sets of test images
 PICTURE = """![Test images with outlines of the glimpses, what was seen, the answer](pays/{experiment}.jpg)
 
 *Test images, taken at even distances and not by their answers: where it looked (the true box in white, where it is
@@ -29,24 +28,14 @@ def all_cells() -> list[Cell]:
 
 
 def tables_of(found: Iterable[Cell]) -> dict[str, list[list[Cell]]]:
-    """The cells of each experiment's tables, one for each kind of data; several sets of test images are columns."""
+    """The cells of each experiment's tables, one for each kind of data."""
     groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in found:
         groups[cell.experiment, cell.recipe, cell.parts].append(cell)
     tables: dict[str, list[list[Cell]]] = defaultdict(list)
     for (experiment, *_), mine in groups.items():
-        several = any('--also' in cell.command for cell in mine)
-        tables[experiment].append([each for cell in mine for each in (by_test_set(cell) if several else [cell])])
+        tables[experiment].append(mine)
     return tables
-
-
-def by_test_set(cell: Cell) -> list[Cell]:
-    """A cell for each set that its network is tested on, the one that it is trained on first."""
-    if len(cell.result) > 1:  # it is one of those
-        return [cell]
-    own, also = (options_of(cell).get(option, []) for option in TESTED)
-    return [*(cell._replace(column=kind) for kind in own),
-            *(cell._replace(column=kind, result=('errors_on', kind)) for kind in also)]
 
 
 class Book:
@@ -116,13 +105,15 @@ class Book:
         return [(where, ratio) for where in self.places if (ratio := self.slower(ours, than, where))]
 
     def rival(self, name: str, column: str = '') -> str | None:
-        """The most accurate plain network of the same table that has no more multiply-adds."""
+        """The most accurate plain network of the same table and training set that has no more multiply-adds."""
         cost = self.cost(name)
         if cost is None or self.is_ours(name) is False:
             return None
         table = next(table for table in self.tables if any(cell.name == name for cell in table))
-        plain = {cell.name for cell in table if self.is_ours(cell.name) is False and self.accuracies(cell.name, column)}
-        others = [other for other in sorted(plain) if (self.cost(other) or cost + 1) <= cost]
+        trained = {cell.name: options_of(cell).get('--set') for cell in table}
+        plain = [other for other, on in trained.items() if on == trained[name]
+                 and self.is_ours(other) is False and self.accuracies(other, column)]
+        others = [other for other in plain if (self.cost(other) or cost + 1) <= cost]
         return max(others, key=lambda other: statistics.mean(self.accuracies(other, column)), default=None)
 
     def is_ours(self, name: str) -> bool | None:
@@ -229,7 +220,7 @@ def table(told: Told, mine: list[Cell], book: Book) -> str:
     reference, goals = reference_of(told, mine), goals_of(told, mine, book)
     looked = any(book.looks(name, 'iou') for name in names)
     places = [where for where in book.places if any(book.time(name, where, 'step') for name in names)]
-    head = [f'accuracy on {column}, %' if len(columns) > 1 else 'accuracy, %' for column in columns]
+    head = [f'accuracy, {column}, %' if len(columns) > 1 else 'accuracy, %' for column in columns]
     head += ['overlap, %', 'centre inside, %'] if looked else []
     head += ['parameters', 'multiply-adds', f'of {book.row(reference)}']
     head += [f'{what}, {where}' for where in places for what in ('a training step', 'an image')]
@@ -305,7 +296,7 @@ def wanted(goal: Goal) -> str:
 def verdict(goal: Goal, book: Book) -> str:
     """How one network is beside another."""
     gain, share = book.gain(goal.ours, goal.than, goal.column), book.share(goal.ours, goal.than)
-    text = f'{told(gain) or NOT_RUN} beside {book.row(goal.than)}' + (f' on {goal.column}' if goal.column else '')
+    text = f'{told(gain) or NOT_RUN} beside {book.row(goal.than)}' + (f', {goal.column}' if goal.column else '')
     if goal.share is not None and share is not None:
         text += f', for {percent(share)} of its multiply-adds'
     if goal.gain is None:
@@ -366,11 +357,12 @@ def decisions(book: Book, tables: dict[str, list[list[Cell]]]) -> str:
 
 def advice(use: Use, told: Told, book: Book) -> str:
     """What to use: the transformer, or the plain network where that does not help."""
-    goals = (goal for goal in told.goals if goal.ours == use.ours and goal.than == use.than)
-    helped = helps(next(goals, Goal(use.ours, use.than, column=use.column)), book)
+    goals = (goal for goal in told.goals if (goal.ours, goal.than, goal.column) == (use.ours, use.than, use.column))
+    goal = next(goals, Goal(use.ours, use.than, column=use.column))
+    helped, rival = helps(goal, book), book.rival(use.ours, use.column)
     if helped is None:
         return f'perhaps {use.use}: this is open'
-    return use.use if helped else f'{book.row(book.rival(use.ours, use.column) or use.than)}; not {use.use}'
+    return use.use if helped else f'{book.row(rival if reached(goal, book) and rival else use.than)}; not {use.use}'
 
 
 def anchor(title: str) -> str:
@@ -379,7 +371,7 @@ def anchor(title: str) -> str:
 
 def not_helped(every: list[tuple[Told, Goal]], book: Book) -> str:
     """Where a goal was not met, or no gain is clear."""
-    lines = [f'- {told.title}, {book.row(goal.ours)}{" on " * bool(goal.column)}{goal.column}: {expected(goal, book)}.'
+    lines = [f'- {told.title}, {book.row(goal.ours)}{", " * bool(goal.column)}{goal.column}: {expected(goal, book)}.'
              for told, goal in every if helps(goal, book) is False]
     text = ('Here a goal was not met, no gain is clear, or a plain network that costs no more is as accurate:\n\n'
             + '\n'.join(lines)) if lines else 'None is known yet.'

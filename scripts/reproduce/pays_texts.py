@@ -92,18 +92,62 @@ fewer pixels alone give: plain 176 beside plain 224 has {{gain[birds-*/plain176 
     'signs': Told(
         'Traffic signs',
         """Signs of the German Traffic Sign Recognition Benchmark, 43 classes, cut out with a little of what is around
-them, at 32 x 32."""),
+them: 32 x 32 pixels that the sign fills.""",
+        ('signs-plain',),
+        uses=(Use('filling the picture, a little askew', 'two looks at the image: `stn_iterations=2`', 'signs-input',
+                  'signs-plain'),)),
     'sign-scenes': Told(
         'Traffic signs in scenes',
-        """The same signs, small and somewhere in a larger picture."""),
+        """The same signs, small and anywhere on a canvas of 256 x 256 pixels. Plain networks see it shrunk; ours finds
+a glimpse of 32 x 32 in the whole shrunk to 64 x 64, and classifies that alone. The centre of the sign lies in the
+glimpse: {inside[scenes-glimpse]} of images.""",
+        ('scenes-plain128',),
+        tuple(Goal('scenes-glimpse', than) for than in ('scenes-plain64', 'scenes-plain128')),
+        (Use('small, one in a scene', 'one glimpse, found in the shrunk image: `stn_size=32 stn_scale=0.22 '
+             'stn_localization=saliency:4 stn_localization_size=64`', 'scenes-glimpse', 'scenes-plain128'),)),
     'megapixel': Told(
         'A digit in a megapixel',
-        """A digit of MNIST somewhere in an image of about a million pixels."""),
-    'turned': Told(
-        'Turned images',
-        """Networks that were trained on upright images are tested on upright ones and on ones turned by any angle.
-Beside them is a plain network that was trained on turned images."""),
+        """Five digits of MNIST among marks, on 1500 x 1500 pixels; the answer is the one that is there three times
+(Katharopoulos and Fleuret 2019, arXiv:1905.03711). Plain networks see the image shrunk; ours finds glimpses of 36
+pixels in the shrunk image. The centres of the three lie in a glimpse: {inside[megapixel-5at375]}.""",
+        ('megapixel-plain375',),
+        tuple(Goal(f'megapixel-{ours}', f'megapixel-{than}') for ours, than in (
+            ('5at250', 'plain250'), ('5at250', 'plain375'), ('5at375', 'plain375'), ('10at250', 'plain250'),
+            ('10at250', 'plain375'))),
+        (Use('tiny, several, in a huge image', 'several glimpses, found in the shrunk image: `stn_glimpses=5 '
+             'stn_scale=0.024 stn_size=32 stn_localization=saliency:0`', 'megapixel-5at375', 'megapixel-plain375'),)),
+    'turned-digits': Told(
+        'Turned digits',
+        """Digits of MNIST, upright and turned by any angle. Networks that look in several poses (`orbit`) are trained
+on upright digits and answer through the pose of which they are most certain; those that turn the image are trained on
+turned ones, as is the plain network to compare them with.""",
+        ('turned-digits-turned-plain',),
+        (*(Goal(f'turned-digits-upright-{ours}', f'turned-digits-{than}-plain', column=column)
+           for ours in ('orbit8', 'orbit16')
+           for than, column in (('upright', 'upright'), ('upright', 'turned'), ('turned', 'turned'))),
+         *(Goal(f'turned-digits-turned-{ours}', 'turned-digits-turned-plain', column='turned')
+           for ours in ('rotation', 'rotation2'))),
+        (Use('turned, and the network was trained on upright ones', 'several poses: `stn_localization=orbit:8`',
+             'turned-digits-upright-orbit8', 'turned-digits-upright-plain', 'turned'),
+         Use('turned, and small networks are trained on turned ones', '`stn_transform=rotation stn_iterations=2`',
+             'turned-digits-turned-rotation2', 'turned-digits-turned-plain', 'turned'))),
+    'turned-birds': Told(
+        'Turned birds',
+        f"""Birds as they are at 112 x 112 pixels, upright and turned by any angle; what is outside of a turned
+photograph is its reflection. {LITE0}, on upright or on turned photographs.""",
+        ('turned-birds-turned-plain',),
+        (*(Goal('turned-birds-upright-orbit8', f'turned-birds-{than}-plain', column=column)
+           for than, column in (('upright', 'upright'), ('upright', 'turned'), ('turned', 'turned'))),
+         Goal('turned-birds-turned-rotation2', 'turned-birds-turned-plain', column='turned')),
+        (Use('turned photographs, and the network was trained on upright ones', '`stn_localization=orbit:8`',
+             'turned-birds-upright-orbit8', 'turned-birds-upright-plain', 'turned'),
+         Use('turned photographs, and the network is trained on turned ones',
+             '`stn_transform=rotation stn_iterations=2`', 'turned-birds-turned-rotation2', 'turned-birds-turned-plain',
+             'turned'))),
     'volumes': Told(
         'Volumes',
-        """Digits extruded, turned and moved in 60 x 60 x 60 voxels, flattened along the depth. Nothing was tuned."""),
+        """Digits extruded, turned and moved in 60 x 60 x 60 voxels, flattened along the depth. Nothing was tuned.""",
+        ('volumes-cnn',),
+        uses=(Use('volumes, in any pose', 'a network as `scripts/train/volume_net.py`, with `affine3d`',
+                  'volumes-st-cnn', 'volumes-cnn'),)),
 }

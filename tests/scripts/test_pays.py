@@ -39,9 +39,9 @@ def script():
 
 # the page
 
-def cell(name, model='mnist_cnn', *also, part='mnist', **more):
-    command = train(part, '--model', model, '--set', 'R', *also)
-    return Cell('turned', name, f'row {name}', 'error', command, 1, choice={'model': name}, parts=(part,), **more)
+def cell(name, model='mnist_cnn', part='mnist'):
+    command = train(part, '--model', model, '--set', 'R')
+    return Cell('turned-digits', name, f'row {name}', 'error', command, 1, choice={'model': name}, parts=(part,))
 
 
 def line(name, error, cost=None, **more):
@@ -100,25 +100,21 @@ def test_fewer_seeds_and_no_times():
 
 
 def test_several_sets_of_test_images_are_columns():
-    both = [cell('plain', 'mnist_cnn', '--also', 'RTS'), cell('ours', 'stn_mnist_cnn', '--also', 'RTS')]
+    """And data of another kind are a table of their own."""
+    both = [each._replace(column=column, result=result) for each in (cell('plain'), cell('ours', 'stn_mnist_cnn'))
+            for column, result in (('upright', ('test_error',)), ('turned', ('errors_on', 'RTS')))]
     lines = [*runs('plain', (1, 1, 1), 1.0, errors_on={'RTS': 60.0}),
              *runs('ours', (2, 2, 2), 1.0, errors_on={'RTS': 9.0})]
     tables = tables_of([*both, cell('photos', part='birds')])
-    assert [[(each.name, each.column) for each in mine] for mine in tables['turned']] == [
-        [('plain', 'R'), ('plain', 'RTS'), ('ours', 'R'), ('ours', 'RTS')], [('photos', 'error')]]
-    shown = table(Told('T', ''), tables['turned'][0], Book(tables, lines, [])).splitlines()
-    assert shown[0].startswith('| | accuracy on R, % | accuracy on RTS, % | parameters |')
+    assert [[each.name for each in mine] for mine in tables['turned-digits']] == [
+        ['plain', 'plain', 'ours', 'ours'], ['photos']]
+    shown = table(Told('T', ''), tables['turned-digits'][0], Book(tables, lines, [])).splitlines()
+    assert shown[0].startswith('| | accuracy, upright, % | accuracy, turned, % | parameters |')
     assert shown[2].startswith('| row plain | 99.00 ± 0.00 | 40.00 ± 0.00 | 1,000 |')
-    assert shown[3].endswith('| -1.00 ± 0.00 beside row plain on R; +51.00 ± 0.00 beside row plain on RTS |')
-
-
-def test_networks_trained_on_other_sets_are_in_the_columns_of_their_test_images():
-    turned = cell('turned')
-    turned = turned._replace(command=train('mnist', '--model', 'mnist_cnn', '--set', 'RTS', '--also', 'R'))
-    tables = tables_of([cell('plain', 'mnist_cnn', '--also', 'RTS'), turned])
-    lines = [*runs('plain', (1,), errors_on={'RTS': 60.0}), *runs('turned', (5,), errors_on={'R': 3.0})]
-    shown = table(Told('T', ''), tables['turned'][0], Book(tables, lines, [])).splitlines()
-    assert shown[3].startswith('| row turned | 97.00, 1 seed | 95.00, 1 seed |')
+    assert shown[3].endswith('| -1.00 ± 0.00 beside row plain, upright; +51.00 ± 0.00 beside row plain, turned |')
+    book = Book(tables, lines, [])
+    assert helps(Goal('ours', 'plain', column='turned'), book)
+    assert helps(Goal('ours', 'plain', column='upright'), book) is False
 
 
 def test_more_is_better_for_birds():
@@ -167,8 +163,13 @@ def test_a_plain_network_that_costs_no_more_is_named():
     assert expected(use, book) == (
         '59.00 % in place of the 50.00 % of row plain (+9.00 ± 0.58), for 150 % of the multiply-adds, beside row '
         'middle, which costs no more: -11.00 ± 0.58')
+    other = [each._replace(command=('train', '--model', 'mnist_cnn', '--set', 'RTS')) if each.name == 'middle' else each
+             for each in cells]
+    assert book_of(other, lines).rival('ours') == 'plain', 'one that is trained on other images is no rival'
     better = book_of(cells, [*lines[:-3], *runs('ours', (20, 21, 22), 1.5)])
     assert helps(goal, better) and advice(use, Told('T', ''), better) == 'it'
+    worse = book_of(cells, [*lines[:-3], *runs('ours', (60, 61, 62), 1.5)])
+    assert advice(use, Told('T', ''), worse) == 'row plain; not it'
     assert advice(use, Told('T', ''), book_of(cells, [])) == 'perhaps it: this is open'
 
 
@@ -240,7 +241,7 @@ def test_it_is_written_where_the_records_are(script, tmp_path, capsys):
 def tiny(name, model, *kwargs, **more):
     command = train('mnist', '--model', model, '--model-kwargs', 'channels=(2,2)', *kwargs, '--set', 'R',
                     '--weights', '{lite0}/none', *options(opt='sgd', lr=0.1, smoothing=0.1, clip_grad=0.01))
-    return Cell('turned', name, name, 'error', command, 1, **more)
+    return Cell('turned-digits', name, name, 'error', command, 1, **more)
 
 
 @pytest.fixture
@@ -256,10 +257,10 @@ def cost(script, folder, *more):
 
 
 def test_times_are_recorded_once(script, few, tmp_path, capsys):
-    lines = cost(script, tmp_path, '--only', 'turned')
+    lines = cost(script, tmp_path, '--only', 'turned-digits')
     assert [each['name'] for each in lines] == ['plain', 'ours'] and lines[0]['time'] == lines[1]['time']
     for each in lines:
-        assert each['step'] > each['image'] > 0 and each['batch_size'] == 3 and each['experiment'] == 'turned'
+        assert each['step'] > each['image'] > 0 and each['batch_size'] == 3 and each['experiment'] == 'turned-digits'
         assert each['device'] == 'cpu' and each['versions']['torch'] == torch.__version__ and each['repeats'] == 2
     other = dict(lines[0], experiment='signs', name='sign'), dict(lines[0], device='NVIDIA H100', name='plain')
     path = tmp_path / 'model_cards' / 'costs.jsonl'
@@ -350,7 +351,7 @@ def finished(tmp_path_factory):
 
 
 def picture(script, folder, *more):
-    script.main(['picture', 'turned', '--run', str(folder / 'ours'), '--data', str(folder / 'data'),
+    script.main(['picture', 'turned-digits', '--run', str(folder / 'ours'), '--data', str(folder / 'data'),
                  '--output', str(folder / 'new' / 'turned.jpg'), *more])
     return Image.open(folder / 'new' / 'turned.jpg')
 
@@ -438,9 +439,9 @@ def test_a_picture_is_small_or_refused():
 
 def test_runs_that_cannot_be_drawn(script, finished, tmp_path):
     with pytest.raises(SystemExit, match='argument --run: takes the folder of a finished run'):
-        script.main(['picture', 'turned', '--run', str(tmp_path)])
+        script.main(['picture', 'turned-digits', '--run', str(tmp_path)])
     with pytest.raises(SystemExit, match='a network with transformers, of images; .*plain is of mnist_cnn on RTS'):
-        script.main(['picture', 'turned', '--run', str(finished / 'plain'), '--data', str(finished / 'data')])
+        script.main(['picture', 'turned-digits', '--run', str(finished / 'plain'), '--data', str(finished / 'data')])
     with pytest.raises(SystemExit, match="argument --set: takes one of R, .*, got 'X'"):
         picture(script, finished, '--set', 'X')
 
@@ -448,7 +449,7 @@ def test_runs_that_cannot_be_drawn(script, finished, tmp_path):
 @pytest.mark.parametrize('args, words', [
     (['cost', '--only', 'dogs'], "argument --only: invalid choice: 'dogs'"),
     (['cost', '--repeats', '0'], 'argument --repeats: takes a positive integer, got 0'),
-    (['picture', 'turned'], 'the following arguments are required: --run'),
+    (['picture', 'turned-digits'], 'the following arguments are required: --run'),
     ([], 'COMMAND')])
 def test_wrong_options(script, args, words, capsys):
     with pytest.raises(SystemExit):
