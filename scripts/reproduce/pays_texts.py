@@ -39,7 +39,8 @@ HEAD = """# When it pays
 
 Should you put a spatial transformer into your network? Each section is one case: the plain backbone and the
 transformer, the accuracy of both, what both cost, and the command. [Which one](#which-one) sums up. Made by
-`python scripts/pays.py page` from the recorded runs ([results.jsonl](../model_cards/results.jsonl)) and times. Do not edit.
+`python scripts/pays.py page` from the recorded runs ([results.jsonl](../model_cards/results.jsonl)) and times. Do not
+edit.
 
 Accuracy is in percent of the test images, after the last epoch: the mean of {seeds} seeds and its standard error. Where
 there are fewer seeds, their number follows. "not run" has none yet. No epoch, seed or setting was chosen on test
@@ -50,7 +51,8 @@ image, of everything: all streams, where to look, sampling. {times}
 """
 TIMES = """A training step is forward, backward and optimizer on {batch} images that are made before; it and the time of
 an image in evaluation are medians of {repeats}, all networks of a table in turn in one process, by
-`python scripts/pays.py cost` ([costs.jsonl](../model_cards/costs.jsonl)). In parentheses is the ratio to the network whose multiply-adds are 100 %."""
+`python scripts/pays.py cost` ([costs.jsonl](../model_cards/costs.jsonl)). In parentheses is the ratio to the
+network whose multiply-adds are 100 %."""
 LITE0 = 'tf_efficientnet_lite0, fine-tuned from ImageNet weights'
 BIRDS_COMMAND = """    TIMM_SCRIPTS=PYTORCH_IMAGE_MODELS scripts/train/train_birds.sh DATA FILE OUTPUT SEED=0 [NAME ...]
 
