@@ -124,7 +124,7 @@ on upright digits and answer through the pose of which they are most certain; th
 turned ones, as is the plain network to compare them with.""",
         ('turned-digits-turned-plain',),
         (*(Goal(f'turned-digits-upright-{ours}', f'turned-digits-{than}-plain', column=column)
-           for ours in ('orbit8', 'orbit16')
+           for ours in ('orbit8',)
            for than, column in (('upright', 'upright'), ('upright', 'turned'), ('turned', 'turned'))),
          *(Goal(f'turned-digits-turned-{ours}', 'turned-digits-turned-plain', column='turned')
            for ours in ('rotation', 'rotation2'))),
