@@ -53,7 +53,8 @@ def measure(args: argparse.Namespace) -> None:
         if not found:
             print(f'{experiment}: there is no network to be timed')
             continue
-        lines = [dict(line, experiment=experiment, **where(args)) for line in times(found, args.repeats)]
+        made = where(args)  # once: lines of one process have one time
+        lines = [dict(line, experiment=experiment, **made) for line in times(found, args.repeats)]
         path = args.root.joinpath(*RECORD)
         own = (experiment, lines[0]['device'], args.threads)
         others = [line for line in read(path) if (line['experiment'], line['device'], line['threads']) != own]

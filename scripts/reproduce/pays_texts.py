@@ -68,8 +68,8 @@ that of the photograph. Steps of training beside those of plain 448:
 {{step[scattered-whole1 of scattered-plain448]}}. The centre of the photograph lies in the glimpse:
 {{inside[scattered-whole1]}} of images.""",
         ('scattered-plain448',),
-        (Goal('scattered-whole1', 'scattered-plain224', 0.0),
-         Goal('scattered-whole1', 'scattered-plain448', 0.0, 1 / 3, clear=False)),
+        tuple(goal for name in ('scattered-whole1', 'scattered-whole2') for goal in (
+            Goal(name, 'scattered-plain224', 0.0), Goal(name, 'scattered-plain448', 0.0, 1 / 3, clear=False))),
         (Use('small, somewhere in a large image', 'the whole image, shrunk, and a glimpse: `stn_whole=True '
              'stn_scale=0.5 stn_size=112`', 'scattered-whole1', 'scattered-plain448'),)),
     'birds': Told(
