@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().with_suffix('')))
 from cells import SEEDS, Cell, cells
 from checkout import ROOT, write_text
 from gpu import environment, stop
-from gpu_jobs import RECORD, Clock, Places, Queue, alone, command_of, on_signals, shared_gpu
+from gpu_jobs import MALLOC, RECORD, Clock, Places, Queue, alone, command_of, on_signals, shared_gpu
 from gpu_queue import Job, job_of, queue
 from pays_cells import pays
 from records import read
@@ -41,8 +41,6 @@ DATA = {  # of a part: a file, the folders where it may be, and its source
     'signs': ('train.tar', ('.', 'gtsrb32'), 'https://benchmark.ini.rub.de, resized to 32 x 32 and packed.')}
 WORDS = {'birds-train': 'birds', 'birds-test': 'birds'}  # of commands, where a part has another name
 WEIGHTS = 'model.safetensors'
-MALLOC = {  # of glibc: memory is kept between steps, which halves the time of convolutions on a CPU
-    'MALLOC_MMAP_THRESHOLD_': str(2 ** 33), 'MALLOC_TRIM_THRESHOLD_': str(2 ** 34), 'MALLOC_TOP_PAD_': str(2 ** 28)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import timm
@@ -22,12 +23,10 @@ from timm_stn.view.cost import glance, multiply_adds
 from timm_stn.view.draw import save_picture
 from timm_stn.view.sheet import sheet_of
 
-NAMES = dict(
-    plain112='plain, 112 x 112', plain176='plain, 176 x 176', plain224='plain, 224 x 224',
-    whole2='the whole image and 2 glimpses', whole4='the whole image and 4 glimpses',
-    glimpses2='2 glimpses', glimpses4='4 glimpses',
-    one176='1 glimpse of 176 x 176, scale 0.85',
-    zoom192='1 glimpse of 192 x 192, scale 0.5 to 1')
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'reproduce'))
+
+from birds_cells import NAMES
+
 VARIES = '''. The glimpse
 is as large as the area that responds. In training it is the whole image, because the random crop has already enlarged
 the bird'''

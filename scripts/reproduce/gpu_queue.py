@@ -36,7 +36,8 @@ WEIGHTS = ('result.json', 'summary.csv', 'model.safetensors')
 CARD = ('--epochs', '20', '--batch-size', '64', '--lr', '0.0015', '--ema-decay', '0.999', '--channels-last')
 RTS = ('--model', 'stn_mnist_cnn_rts', '--model-kwargs', 'stn_size=24', 'channels=[64,128]', 'stn_iterations=2')
 TC = ('--model', 'stn_mnist_cnn_tc')
-BIRDS = ('plain224', 'zoom192', 'plain176', 'one176', 'plain112', 'whole2', 'whole4', 'glimpses2', 'glimpses4')
+BIRDS = ('plain224', 'zoom192', 'plain176', 'one176', 'plain112', 'zoom112', 'whole2', 'whole4', 'glimpses2',
+         'glimpses4')
 
 
 def train_mnist(*args: str) -> tuple[str, ...]:

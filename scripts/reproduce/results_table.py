@@ -72,6 +72,7 @@ class Found(NamedTuple):
     values: list[float]
     parameters: int
     seconds: dict[str, float]  # by device
+    runs: list[Line]
 
 
 def results(lines: Iterable[Line]) -> str:
@@ -114,16 +115,21 @@ def is_no_worse(cell: Cell, found: Found) -> bool:
     return cell.paper is not None and cell.sure and (mean >= cell.paper if cell.higher else mean <= cell.paper)
 
 
+def run_name(cell: Cell, seed: int) -> str:
+    """Of a run in the record: the cell's name with the seed for its `*`, or else at its end."""
+    return cell.name.replace('*', str(seed)) if '*' in cell.name else f'{cell.name}-{seed}'
+
+
 def runs_of(cell: Cell, recorded: dict[str, Line]) -> Found | None:
-    runs = [recorded[name] for seed in range(SEEDS) if (name := f'{cell.name}-{seed}') in recorded]
+    runs = [recorded[name] for seed in range(SEEDS) if (name := run_name(cell, seed)) in recorded]
     if not runs:
         return None
     values = [value_of(cell, run) for run in runs]
     seconds = defaultdict(list)
     for run in runs:
-        seconds[short(run['device'])].append(sum(run['seconds']))
+        seconds[short(run['device'])].append(sum(run.get('seconds', ())))
     medians = {device: statistics.median(found) for device, found in seconds.items()}
-    return Found(values, runs[0]['parameters'], medians)
+    return Found(values, runs[0]['parameters'], medians, runs)
 
 
 def value_of(cell: Cell, run: Line) -> float:
@@ -143,18 +149,27 @@ def command(chosen: list[Cell]) -> str:
     values = {name: dict.fromkeys(cell.choice[name] for cell in chosen) for name in first.choice}
     names = ' '.join(f'[--{name} {" ".join(found)}]' for name, found in values.items())
     recipe = f' --recipe {first.recipe}' if first.recipe != 'modern' else ''
-    text = f'    python scripts/reproduce.py {first.experiment}{recipe} {names} --data DIR'
+    weights = ' --weights FILE' if any('lite0' in cell.parts for cell in chosen) else ''
+    text = f'    python scripts/reproduce.py {first.experiment}{recipe} {names} --data DIR{weights}'
     common = [f'`{option}`' for option in trained_with(first) if all(option in trained_with(cell) for cell in chosen)]
     return text + (f'\n\nAll with {", ".join(common)}.' if common else '')
 
 
 def trained_with(cell: Cell) -> list[str]:
     """A cell's options, but for what is its own: `--epochs 40`, `--amp`."""
-    found: list[list[str]] = []
+    own = ('--data', '--output', '--device', '--weights', '--model', '--model-kwargs', '--set', '--also')
+    return [' '.join([option, *values]) for option, values in options_of(cell).items() if option not in own]
+
+
+def options_of(cell: Cell) -> dict[str, list[str]]:
+    """A cell's options with their values."""
+    found: dict[str, list[str]] = {}
     for word in cell.command[1:]:
-        found.append([word]) if word.startswith('--') else found[-1].append(word)
-    own = ('--data', '--output', '--device', '--model', '--model-kwargs', '--set')
-    return [' '.join(words) for words in found if words[0] not in own]
+        if word.startswith('--'):
+            values = found[word] = []
+        else:
+            values.append(word)
+    return found
 
 
 def table(found: list[tuple[Cell, Found | None]]) -> str:
@@ -176,13 +191,27 @@ def shown(cell: Cell, found: Found | None) -> str:
     paper = '' if cell.paper is None else f' ({"" if cell.sure else "~"}{cell.paper:g})'
     if found is None:
         return NOT_RUN + paper
-    n, mean = len(found.values), statistics.mean(found.values)
-    text = f'{mean:.2f}'
-    if n > 1:
-        text += f' ± {statistics.stdev(found.values) / n ** 0.5:.2f}'
+    text = figure(found.values)
     if is_no_worse(cell, found):
         text = f'**{text}**'
-    return text + ('' if n == SEEDS else f', {n} seed{"s" if n > 1 else ""}') + paper
+    return text + few(found.values) + paper
+
+
+def figure(values: list[float]) -> str:
+    """The mean, and its standard error if there is more than one value."""
+    text = f'{statistics.mean(values):.2f}'
+    return text if len(values) == 1 else f'{text} ± {standard_error(values):.2f}'
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of two values or more."""
+    return statistics.stdev(values) / len(values) ** 0.5
+
+
+def few(values: list[float]) -> str:
+    """The number of seeds, where it is not that of all."""
+    n = len(values)
+    return '' if n == SEEDS else f', {n} seed{"s" if n > 1 else ""}'
 
 
 def span(numbers: list[int]) -> str:

@@ -105,6 +105,23 @@ def test_what_is_in_the_outline_is_what_was_seen():
     assert np.abs(source - (26 / 20 - 1, 12 / 20 - 1)).max() < 0.02
 
 
+def test_true_boxes_are_white_and_below_outlines():
+    """Left, top, right, bottom of the picture's pixels, by hand; where a glimpse's outline is the same, it is seen."""
+    boxes = torch.tensor([[-0.5, -0.25, 0.75, 0.5], [-1.0, -1.0, -0.75, -0.75]])
+    picture = np.asarray(draw_outlines(black(), torch.zeros(0, 4, 2), SIDE, 1.0, boxes[:1]).convert('L'), float)
+    rows, columns = np.nonzero(picture > 127)
+    expected = (boxes[0].numpy() + 1) * SIDE / 2
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    assert np.abs(found - expected).max() < 2.5
+    inner = picture[int(expected[1]) + 5:int(expected[3]) - 5, int(expected[0]) + 5:int(expected[2]) - 5]
+    assert inner.max() == 0
+    both = np.asarray(draw_outlines(black(), torch.zeros(0, 4, 2), SIDE, 1.0, boxes).convert('L'), float)
+    assert (both > 127).sum() > (picture > 127).sum()
+    ring = torch.tensor([[[-0.5, -0.25], [0.75, -0.25], [0.75, 0.5], [-0.5, 0.5]]])
+    covered = draw_outlines(black(), ring, SIDE, 1.0, boxes[:1]).getpixel((SIDE // 2, round(float(expected[1]))))
+    assert covered[0] > 200 and covered[2] < 60, 'it is the colour of the glimpse'
+
+
 def test_wild_outlines_are_drawn():
     points = torch.tensor([[[-1e9, 0.0], [1e9, 1e9], [float('nan'), 0], [3.0, 4]]]).nan_to_num()
     assert draw_outlines(black(), points, SIDE).size == (SIDE, SIDE)

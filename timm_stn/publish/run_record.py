@@ -17,7 +17,7 @@ from ..names.weights import options_allowed
 from ..view.images import find_images, folder_name, in_turn
 from .class_names import class_names
 
-__all__ = ['Run', 'read_run']
+__all__ = ['Run', 'network_of', 'read_run']
 
 
 class Run(NamedTuple):
@@ -59,19 +59,33 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"model: {str(path)!r} is no checkpoint of timm's train.py, it lacks state_dict or arch: load "
                          'the weights into a model and push it with timm_stn.push_to_hub(model, ...).')
     averaged = held.get('state_dict_ema') is not None
-    model = _create(held, args)
+    model = network_of(args, held.get('arch'))
     try:
         model.load_state_dict(clean_state_dict(held['state_dict_ema' if averaged else 'state_dict']))
     except RuntimeError as error:
         text = f'model: the weights of {str(path)!r} do not fit {_name(held, args)}: {short(error)}'
         raise ValueError(text) from error
-    cfg = _cfg_of(model, args)
-    model.pretrained_cfg.clear()
-    model.pretrained_cfg.update(cfg)
     model.cfg_is_of_weights = True
     measured = not (averaged and args.get('model_ema_force_cpu'))  # train.py then measures the other weights
     metrics = _metrics(path.parent, held, args) if measured else {}
     return Run(model, {**args, **_options(path.parent, args)}, held.get('epoch'), metrics, averaged)
+
+
+def network_of(args: dict[str, Any], arch: str | None = None) -> Any:
+    """The untrained network of a run, whose cfg says how train.py read images.
+
+    Args:
+        args: Options of train.py, as in its checkpoints.
+        arch: The network's name, if they lack it.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    model = _create({'arch': arch}, args)
+    cfg = _cfg_of(model, args)
+    model.pretrained_cfg.clear()
+    model.pretrained_cfg.update(cfg)
+    return model
 
 
 def _unsafe(path: Path) -> str:

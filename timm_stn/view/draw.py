@@ -23,7 +23,7 @@ __all__ = [
     'COLORS', 'Caption', 'draw_look', 'draw_outlines', 'heat', 'outline', 'picture_format', 'save_picture']
 
 COLORS = ('#FFB000', '#22B8F0', '#F0529C', '#7BD651', '#A78BFA', '#FF7A45')  # colours of the glimpses, in turn
-PAPER = '#FFFFFF'
+TRUTH, PAPER = '#FFFFFF', '#FFFFFF'
 HEAT = ((0.09, 0.10, 0.22), (0.72, 0.29, 0.36), (1.0, 0.89, 0.60))  # low, middle, high
 MARGIN, GAP, ARROW, BLOCK_GAP, ROW_GAP = 22, 10, 20, 34, 12
 ASPECT = 1.6  # target width / height of the picture
@@ -99,6 +99,7 @@ def draw_look(
         footer: str = '',
         tile: int = 128,
         blocks: int | None = None,
+        boxes: Tensor | None = None,
 ) -> Image.Image:
     """A picture with one row per image: the input with outlines of where it looked, what was seen, the answer.
 
@@ -114,6 +115,8 @@ def draw_look(
         footer: Text below the rows.
         tile: Side of one tile, in units of 2 pixels.
         blocks: Number of blocks of rows side by side. Default: the picture is about 1.6 times as wide as high.
+        boxes: True boxes (N, B, 4) of the inputs, drawn in white: left, top, right, bottom, in [-1, 1] from edge to
+            edge.
 
     Raises:
         ValueError: The lengths do not agree, or there are no images.
@@ -135,7 +138,8 @@ def draw_look(
     framed = range(t) if glimpse_of is None else glimpse_of
     for i in range(n):
         x, y = frame.corner(i)
-        picture.paste(draw_outlines(images[i], outlines[i], tile * SCALE, reach), (x * SCALE, y * SCALE))
+        shown = draw_outlines(images[i], outlines[i], tile * SCALE, reach, None if boxes is None else boxes[i])
+        picture.paste(shown, (x * SCALE, y * SCALE))
         _arrow(draw, x + tile, y + tile // 2)
         for k, g in enumerate(framed):
             picture.paste(_framed(seen[i, k], tile * SCALE, g), ((x + frame.tile_x(k)) * SCALE, y * SCALE))
@@ -143,8 +147,14 @@ def draw_look(
     return picture
 
 
-def draw_outlines(image: Tensor, outlines: Tensor, side: int = 256, reach: float = 1.06) -> Image.Image:
-    """An input (C, H, W) with outlines (G, K, 2) on it, ``side`` pixels square.
+def draw_outlines(
+        image: Tensor,
+        outlines: Tensor,
+        side: int = 256,
+        reach: float = 1.06,
+        boxes: Tensor | None = None,
+) -> Image.Image:
+    """An input (C, H, W) with outlines (G, K, 2), and below them true boxes (B, 4), on it, ``side`` pixels square.
 
     The picture shows coordinates from ``-reach`` to ``reach`` along the longer side of the image, so that looks
     beyond its edge can be seen: a point x lies at (x / reach + 1) * side / 2 there.
@@ -156,15 +166,23 @@ def draw_outlines(image: Tensor, outlines: Tensor, side: int = 256, reach: float
     draw = ImageDraw.Draw(canvas)
     half = torch.tensor(shown.size) / 2
     width = max(fine // 80, 8)
+    for left, top, right, bottom in [] if boxes is None else boxes.detach().float().cpu().tolist():
+        corners = torch.tensor([(left, top), (right, top), (right, bottom), (left, bottom), (left, top), (right, top)])
+        _ring(draw, corners * half + fine / 2, TRUTH, width // 2)
     for g, points in enumerate(outlines.detach().float().cpu().clamp(-50, 50)):
-        path = [tuple(p) for p in (points * half + fine / 2).tolist()]
-        ring = [*path, *path[:2]]
-        draw.line(ring, fill='#000000', width=width + width // 2, joint='curve')
-        draw.line(ring, fill=COLORS[g % len(COLORS)], width=width, joint='curve')
-        (x, y), radius = path[0], 1.7 * width
+        placed = points * half + fine / 2
+        _ring(draw, torch.cat([placed, placed[:2]]), COLORS[g % len(COLORS)], width)
+        (x, y), radius = placed[0].tolist(), 1.7 * width
         box = (x - radius, y - radius, x + radius, y + radius)
         draw.ellipse(box, fill=COLORS[g % len(COLORS)], outline='#000000', width=width // 4)
     return canvas.reduce(2)
+
+
+def _ring(draw: ImageDraw.ImageDraw, points: Tensor, color: str, width: int) -> None:
+    """A line through points (K, 2) in pixels, edged with black."""
+    path = [(x, y) for x, y in points.tolist()]
+    draw.line(path, fill='#000000', width=width + width // 2, joint='curve')
+    draw.line(path, fill=color, width=width, joint='curve')
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
