@@ -2,7 +2,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
@@ -47,7 +46,7 @@ def load_birds(data: str | os.PathLike[str] | None = None, split: str = 'train')
     classes = torch.empty(len(images), dtype=torch.int64)
     for row, i in enumerate(order.tolist()):
         image, classes[row] = images[i]
-        found[row] = torch.from_numpy(_square(image)).permute(2, 0, 1)
+        found[row] = _square(image)
     return found, classes
 
 
@@ -75,9 +74,11 @@ def crops(u: Tensor) -> Tensor:
     return theta.reshape(-1, 2, 3)
 
 
-def _square(image: Image.Image) -> np.ndarray:
+def _square(image: Image.Image) -> Tensor:
+    """Pixels (3, 224, 224)."""
     rgb = image.convert('RGB')
-    return np.array(rgb if rgb.size == (SIDE, SIDE) else rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    rgb = rgb if rgb.size == (SIDE, SIDE) else rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).reshape(SIDE, SIDE, 3).permute(2, 0, 1)
 
 
 def _find(data: str | os.PathLike[str] | None, split: str) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 from timm_stn.data import birds
 from timm_stn.data.distortions import as_float
 from timm_stn.geometry.sampler import sample
-from timm_stn.geometry.transforms import get_transform, matrix_grid
+from timm_stn.geometry.transforms import matrix_grid
 
 __all__ = ['CROP_DRAWS', 'DRAWS', 'rotations', 'turned', 'turned_crops']
 
@@ -53,7 +53,9 @@ def rotations(share: Tensor) -> Tensor:
 
     Anticlockwise to the eye: a quarter brings the right edge to the top.
     """
-    return get_transform('rotation').matrix(2 * math.pi * share[:, None])
+    cos, sin = (2 * math.pi * share).cos(), (2 * math.pi * share).sin()
+    zero = torch.zeros_like(cos)
+    return torch.stack((cos, -sin, zero, sin, cos, zero), dim=1).reshape(-1, 2, 3)
 
 
 def _warped(images: Tensor, theta: Tensor, padding_mode: str) -> Tensor:
