@@ -19,6 +19,7 @@ import timm
 import torch
 from checkout import ROOT
 from gpu_jobs import RECORD, alone_with
+from pays_page import BOUND
 from records import read, replace
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,7 +30,6 @@ from timm_stn.geometry.shrink import shrink
 
 SIDE = 112
 SCALES, PLACES = (0.85, 0.7, 0.55), (-1.0, 0.0, 1.0)
-NAME = 'birds-bound-0'
 
 
 def crops() -> Tensor:
@@ -75,10 +75,10 @@ def main(argv: list[str] | None = None) -> None:
     looking = timm.create_model('stn_tf_efficientnet_lite0_cub2010', pretrained=True)
     photos, labels = (part[::args.every] for part in load_birds(args.data, 'test'))
     found = measure(net.eval(), looking.eval(), photos, labels)
-    line = {'name': NAME, 'args': {'every': args.every}, 'images': len(labels), 'device': 'cpu', 'accuracies': found,
+    line = {'name': BOUND, 'args': {'every': args.every}, 'images': len(labels), 'device': 'cpu', 'accuracies': found,
             'versions': {'torch': torch.__version__, 'timm': timm.__version__}}
     with alone_with(args.root / RECORD):
-        replace(args.root / RECORD, [*(each for each in read(args.root / RECORD) if each['name'] != NAME), line])
+        replace(args.root / RECORD, [*(each for each in read(args.root / RECORD) if each['name'] != BOUND), line])
     print(json.dumps(line))
 
 

@@ -3,7 +3,7 @@ import statistics
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from birds_cells import birds
 from cells import SEEDS, Cell, cells
@@ -13,12 +13,19 @@ from records import Line
 from results_table import NOT_RUN, Found, command, few, figure, options_of, runs_of, short, span, standard_error
 
 NOT_MEASURED = 'not measured'
+BOUND = 'birds-bound-0'  # the line of measure_bound.py
 PICTURE = """![Test images with outlines of the glimpses, what was seen, the answer](pays/{experiment}.jpg)
 
 *Test images, taken at even distances and not by their answers: where it looked (the true box in white, where it is
 known), what it saw, the answer.*
 """
-Gain = tuple[float, float | None]  # points, and their standard error if it is known
+
+
+class Gain(NamedTuple):
+    """Points of accuracy that one network has more than another."""
+    points: float
+    error: float  # their standard error: of the seeds; where one has a single seed, of the draw of the test images
+    one_seed: bool = False
 
 
 def all_cells() -> list[Cell]:
@@ -49,6 +56,7 @@ class Book:
 
     def __init__(self, tables: dict[str, list[list[Cell]]], lines: Iterable[Line], costs: Iterable[Line]) -> None:
         recorded = {line['name']: line for line in lines}
+        self.bound = recorded.get(BOUND, {}).get('accuracies', {})
         self.tables = [table for mine in tables.values() for table in mine]
         self.cells: dict[str, dict[str, Cell]] = defaultdict(dict)  # by column
         for cell in (cell for table in self.tables for cell in table):
@@ -78,8 +86,11 @@ class Book:
         pair = [self.accuracies(name, column) for name in (ours, than)]
         if not all(pair):
             return None
-        error = sum(standard_error(v) ** 2 for v in pair) ** 0.5 if min(map(len, pair)) > 1 else None
-        return statistics.mean(pair[0]) - statistics.mean(pair[1]), error
+        means, one_seed = [statistics.mean(values) for values in pair], min(map(len, pair)) == 1
+        images = TEXTS[next(iter(self.cells[ours].values())).experiment].images
+        squares = [mean * (100 - mean) / images for mean in means] if one_seed else [
+            standard_error(values) ** 2 for values in pair]
+        return Gain(means[0] - means[1], sum(squares) ** 0.5, one_seed)
 
     def cost(self, name: str) -> float | None:
         """Multiply-adds, in billions."""
@@ -148,6 +159,7 @@ def fields(book: Book) -> dict[str, Field]:
 
     return dict(
         accuracy=Field(lambda name: mean(book.accuracies(name))),
+        bound=Field(lambda name: mean([book.bound[name]] if name in book.bound else [])),
         cost=Field(lambda name: f'{found:.3f} G' if (found := book.cost(name)) else ''),
         gain=Field(lambda *pair: told(book.gain(*pair)), 'beside'),
         share=Field(lambda *pair: percent(book.share(*pair)), 'of'),
@@ -264,17 +276,13 @@ def told(gain: Gain | None) -> str:
     """Points more or less, or that there is no clear difference; '' if it is not known."""
     if gain is None:
         return ''
-    points, error = gain
-    if error is None:
-        return f'{points:+.2f} (one seed)'
-    text = f'{points:+.2f} ± {error:.2f}'
+    text = f'{gain.points:+.2f} ± {gain.error:.2f}' + (', one seed' if gain.one_seed else '')
     return text if is_clear(gain) else f'no clear difference ({text})'
 
 
 def is_clear(gain: Gain) -> bool:
     """Whether a gain or a loss is of more than two standard errors."""
-    points, error = gain
-    return error is not None and abs(points) > 2 * error
+    return abs(gain.points) > 2 * gain.error
 
 
 def reached(goal: Goal, book: Book) -> bool | None:
@@ -282,9 +290,9 @@ def reached(goal: Goal, book: Book) -> bool | None:
     gain, share = book.gain(goal.ours, goal.than, goal.column), book.share(goal.ours, goal.than)
     if goal.share is not None and share is not None and share > goal.share:
         return False
-    if gain is None or gain[1] is None or (goal.share is not None and share is None):
+    if gain is None or (goal.share is not None and share is None):
         return None
-    return gain[0] >= (goal.gain or 0) and (is_clear(gain) or not goal.clear)
+    return gain.points >= (goal.gain or 0) and (is_clear(gain) or not goal.clear)
 
 
 def wanted(goal: Goal) -> str:
@@ -341,7 +349,7 @@ def expected(use: Use | Goal, book: Book) -> str:
 def helps(goal: Goal, book: Book) -> bool | None:
     """Whether a goal was reached, and no plain network that costs no more is as accurate; None if it is not known."""
     rival = book.rival(goal.ours, goal.column)
-    if rival and (gain := book.gain(goal.ours, rival, goal.column)) and not (gain[0] > 0 and is_clear(gain)):
+    if rival and (gain := book.gain(goal.ours, rival, goal.column)) and not (gain.points > 0 and is_clear(gain)):
         return False
     return reached(goal, book)
 
