@@ -25,7 +25,7 @@ LAST = 12.0  # seconds that are left for the copy at the end
 TINY = 20.0  # seconds that a job of a rehearsal may take
 SMALL = 2 ** 20  # bytes
 MPS = 'nvidia-cuda-mps-control'
-PATHS = ('data', 'output', 'download', 'data_dir', 'pretrained_path', 'resume', 'weights')  # arguments that do not matter
+PATHS = ('data', 'output', 'download', 'data_dir', 'pretrained_path', 'resume', 'weights')  # do not matter
 MALLOC = {  # of glibc: memory is kept between steps, which halves the time of convolutions on a CPU
     'MALLOC_MMAP_THRESHOLD_': str(2 ** 33), 'MALLOC_TRIM_THRESHOLD_': str(2 ** 34), 'MALLOC_TOP_PAD_': str(2 ** 28)}
 ENVIRONMENT, LOG, PID = 'environment.jsonl', 'log.txt', '.pid'  # beside what a job makes; of a process
