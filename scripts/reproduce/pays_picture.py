@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from timm_stn.data import TASKS
+from timm_stn.data.birds import bird_names, load_birds
 from timm_stn.data.tasks import Data
 from timm_stn.publish.run_record import read_run
 from timm_stn.view.draw import Caption, draw_look
@@ -54,6 +55,7 @@ def of_task(run: Path, data: Data, count: int, kind: str | None = None) -> Image
                          f'{args.model} on {args.set}')
     model.load_state_dict(load_file(run / 'model.safetensors'))
     images, classes, boxes = held_out(args.set, data, count)
+    names = bird_names(data) if task.load is load_birds else [str(i) for i in range(task.classes)]
     scale = train_task.scale_of(model, args)
     with torch.inference_mode():
         inputs = train_task.shown(argparse.Namespace(args=args, scale=scale), images)
@@ -62,8 +64,9 @@ def of_task(run: Path, data: Data, count: int, kind: str | None = None) -> Image
     footer = FOOTER.format(name=run.name, boxes='' if boxes is None else ', white what is to be found')
     glimpses = look.outlines.shape[1]
     many = [f'glimpse {g + 1}' for g in range(glimpses)] if glimpses > 1 else ['what it saw']
-    return draw_look(pixels, seen, look.outlines, captions(look.logits, classes), ('where it looked', *many, 'answer'),
-                     footer=footer, tile=128, boxes=None if boxes is None else boxes.reshape(len(boxes), -1, 4))
+    told = captions(look.logits, classes, names)
+    return draw_look(pixels, seen, look.outlines, told, ('where it looked', *many, 'answer'), footer=footer, tile=128,
+                     boxes=None if boxes is None else boxes.reshape(len(boxes), -1, 4))
 
 
 def held_out(kind: str, data: Data, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -79,10 +82,10 @@ def held_out(kind: str, data: Data, count: int) -> tuple[Tensor, Tensor, Tensor 
     return *task.make(digits, labels, index, u), boxes
 
 
-def captions(logits: Tensor, classes: Tensor) -> list[Caption]:
-    """Answers by their numbers, and whether the first is right."""
-    answers = best_answers(logits, [])
-    truths = [str(c) for c in classes.tolist()]
+def captions(logits: Tensor, classes: Tensor, names: list[str]) -> list[Caption]:
+    """Answers by their names, and whether the first is right."""
+    answers = best_answers(logits, names)
+    truths = [names[c] for c in classes.tolist()]
     return [Caption(best, '', best[0][0] == truth, '' if best[0][0] == truth else f'is {truth}')
             for best, truth in zip(answers, truths, strict=True)]
 

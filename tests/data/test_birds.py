@@ -38,6 +38,7 @@ def test_folders_and_tars_hold_the_same(folder, tmp_path_factory, monkeypatch):
         with tarfile.open(other / 'cub200-2010' / f'{split}.tar', 'w') as tar:
             tar.add(folder / split, split)
     assert read(other) == of_folders
+    assert birds.bird_names(other) == birds.bird_names(folder) == ['Albatross', 'Finch', 'Owl']
     monkeypatch.setenv('TIMM_STN_DATA', str(other))
     assert read(None) == of_folders
 

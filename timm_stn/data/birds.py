@@ -12,7 +12,7 @@ from timm_stn.data.mnist import DATA_VARIABLE
 from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import matrix_grid
 
-__all__ = ['CROP_DRAWS', 'SIDE', 'crops', 'load_birds', 'random_crops']
+__all__ = ['CROP_DRAWS', 'SIDE', 'bird_names', 'crops', 'load_birds', 'random_crops']
 
 SIDE = 224  # pixels of the photographs
 CROP_DRAWS = 5
@@ -48,6 +48,20 @@ def load_birds(data: str | os.PathLike[str] | None = None, split: str = 'train')
         image, classes[row] = images[i]
         found[row] = _square(image)
     return found, classes
+
+
+def bird_names(data: str | os.PathLike[str] | None = None) -> list[str]:
+    """Names of the classes, as the test folders have them: `Black footed Albatross` of 001.Black_footed_Albatross.
+
+    Args:
+        data: As of `load_birds`.
+
+    Raises:
+        FileNotFoundError: There are no such images.
+    """
+    images = create_dataset('', root=str(_find(data, 'test')))
+    folders = {images.reader[i][1]: Path(images.filename(i)).parent.name for i in range(len(images))}
+    return [folders[label].rpartition('.')[2].replace('_', ' ') for label in sorted(folders)]
 
 
 def random_crops(images: Tensor, u: Tensor) -> Tensor:
