@@ -38,7 +38,7 @@ DATA = {  # of a part: a file, the folders where it may be, and its source
              'http://ufldl.stanford.edu/housenumbers/: train.tar.gz, extra.tar.gz and test.tar.gz, unpacked; to read '
              'them needs `pip install "timm-stn[svhn]"`.'),
     'birds-train': ('train.tar', ('.', 'cub200-2010'), BIRDS), 'birds-test': ('test.tar', ('.', 'cub200-2010'), BIRDS),
-    'signs': ('train.tar', ('.', 'gtsrb32'), 'https://benchmark.ini.rub.de, resized to 32 x 32 and packed.')}
+    'signs': ('test-boxes.csv', ('.', 'gtsrb32'), 'https://benchmark.ini.rub.de, resized to 32 x 32 and packed.')}
 WORDS = {'birds-train': 'birds', 'birds-test': 'birds'}  # of commands, where a part has another name
 WEIGHTS = 'model.safetensors'
 

@@ -11,7 +11,7 @@
     base_name            timm's own name of a parameter
     register_twin        the stn_ name of an architecture of your own
     push_to_hub          a trained network to the Hugging Face Hub
-    timm_stn.data        the paper's distorted MNIST
+    timm_stn.data        the paper's data sets, and others
 
 All else may move.
 """

@@ -3,8 +3,8 @@ r"""Make the Hub folder (card, config, weights) of a network that is a cell of t
 
     python scripts/release/make_card.py stn_mnist_cnn_r --cell table1-R-st-cnn-tps \
         --run .gpu/finished/table1-R-st-cnn-tps-2 --baseline table1-R-cnn table1-R-st-cnn-affine
-    python scripts/release/make_card.py stn_gtsrb --cell signs-input --run runs/signs-input-0 --baseline signs-plain \
-        --data GTSRB_FOLDER
+    python scripts/release/make_card.py stn_gtsrb --cell signs-input --run runs/finished/signs-input-0 \
+        --baseline signs-plain --data GTSRB_FOLDER
 
 Errors of all seeds, parameters, hardware, versions, seconds and the command are those of model_cards/results.jsonl, the
 paper's figures those of cells.py. The weights are those of the run, whose seed cells.py or pays_cells.py has fixed

@@ -136,7 +136,7 @@ def queue() -> list[Job]:
     every, later = range(SEEDS), range(1, SEEDS)
     where_it_pays = [cell.name for cell in pays()]
     return [
-        *cards(), *paper(every, *where_it_pays), *tune_addition(), *paper([0], 'sequences-*', 'placement-*'),
-        *paper(later, 'placement-*', 'sequences-64-*'), *paper([0], 'volumes-*'), *paper(every, 'colocalisation-*'),
-        *paper(every, 'addition-*'), *paper(every, 'table1-*'), *paper(later, 'sequences-128-*', 'volumes-*'),
-        *tune(), *birds(), *paper(every, 'paper1-*'), *learning()]
+        *cards(), *paper(every, *where_it_pays, 'volumes-*'), *birds(), *tune_addition(),
+        *paper([0], 'sequences-*', 'placement-*'), *paper(later, 'placement-*', 'sequences-64-*'),
+        *paper(every, 'colocalisation-*'), *paper(every, 'addition-*'), *paper(every, 'table1-*'),
+        *paper(later, 'sequences-128-*'), *tune(), *paper(every, 'paper1-*'), *learning()]

@@ -24,8 +24,10 @@ def sources(folder: Path) -> Sources:
     digits(data / 'mnist')
     for split in ('train', 'test'):
         images(data / 'gtsrb32' / f'{split}.tar', classes=6, count=10, side=32, kind='png')
-        images(data / 'cub200-2010' / f'{split}.tar', classes=40, count=1, side=64, kind='jpeg')
-        (data / 'gtsrb32' / f'{split}-boxes.csv').write_text('file,width,height,left,top,right,bottom,class\n')
+        images(data / 'cub200-2010' / f'{split}.tar', classes=200, count=1, side=64, kind='jpeg')
+        names = [f'{i // 10:05}/{i % 10:05}_00000.png,64,64,8,8,56,56,{i // 10}' for i in range(60)]
+        boxes = '\n'.join(['file,width,height,x1,y1,x2,y2,class', *names, ''])
+        (data / 'gtsrb32' / f'{split}-boxes.csv').write_text(boxes)
     torch.manual_seed(0)
     save_file(timm.create_model('tf_efficientnet_lite0').state_dict(), weights)
     scripts = os.environ.get('TIMM_SCRIPTS')

@@ -50,6 +50,7 @@ def sign_scenes() -> Iterator[Cell]:
     for row, name, model, more in (
             ('plain, 64 x 64', 'plain64', 'signs_cnn', ('--img-size', '64')),
             ('plain, 128 x 128', 'plain128', 'signs_cnn', ('--img-size', '128')),
+            ('plain, 256 x 256', 'plain256', 'signs_cnn', ()),
             ('a glimpse of 32 x 32', 'glimpse', 'stn_signs_cnn', (
                 '--model-kwargs', *ours, 'stn_localization=saliency:4', 'stn_localization_size=64'))):
         command = train('signs', '--model', model, *more, '--set', 'SCENES', *SIGNS, *options(epochs=6, val_interval=6))
@@ -117,7 +118,8 @@ def megapixel_digits() -> Iterator[Cell]:
     ours = ('img_size=1500', 'stn_size=32', 'stn_scale=0.024', 'stn_transform=translation', 'stn_bound=False',
             'stn_localization=saliency:0')
     plain = ('--model', 'test_byobnet', '--model-kwargs', 'global_pool=max')
-    rows = [(f'plain, {side} x {side}', f'plain{side}', (*plain, '--img-size', str(side))) for side in (180, 250, 375)]
+    rows = [(f'plain, {side} x {side}', f'plain{side}', (*plain, '--img-size', str(side)))
+            for side in (180, 250, 375, 750)]
     for count, side in ((5, 250), (5, 375), (10, 250)):
         rows.append((f'{count} glimpses, found at {side} x {side}', f'{count}at{side}', (
             '--model', 'stn_test_byobnet', '--model-kwargs', *ours, f'stn_glimpses={count}',

@@ -13,6 +13,7 @@ from records import Line
 from results_table import NOT_RUN, Found, command, few, figure, options_of, runs_of, short, span, standard_error
 
 NOT_MEASURED = 'not measured'
+T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}  # 97.5 % of Student's t, by degrees of freedom
 BOUND = 'birds-bound-0'  # the line of measure_bound.py
 PICTURE = """![Test images with outlines of the glimpses, what was seen, the answer](pays/{experiment}.jpg)
 
@@ -25,7 +26,7 @@ class Gain(NamedTuple):
     """Points of accuracy that one network has more than another."""
     points: float
     error: float  # their standard error: of the seeds; where one has a single seed, of the draw of the test images
-    one_seed: bool = False
+    freedom: int = 0  # degrees, of the seeds; 0: where one has a single seed
 
 
 def all_cells() -> list[Cell]:
@@ -56,7 +57,7 @@ class Book:
 
     def __init__(self, tables: dict[str, list[list[Cell]]], lines: Iterable[Line], costs: Iterable[Line]) -> None:
         recorded = {line['name']: line for line in lines}
-        self.bound = recorded.get(BOUND, {}).get('accuracies', {})
+        self.bound = recorded.get(BOUND, {})
         self.tables = [table for mine in tables.values() for table in mine]
         self.cells: dict[str, dict[str, Cell]] = defaultdict(dict)  # by column
         for cell in (cell for table in self.tables for cell in table):
@@ -87,10 +88,11 @@ class Book:
         if not all(pair):
             return None
         means, one_seed = [statistics.mean(values) for values in pair], min(map(len, pair)) == 1
+        freedom = 0 if one_seed else sum(map(len, pair)) - 2
         images = TEXTS[next(iter(self.cells[ours].values())).experiment].images
         squares = [mean * (100 - mean) / images for mean in means] if one_seed else [
             standard_error(values) ** 2 for values in pair]
-        return Gain(means[0] - means[1], sum(squares) ** 0.5, one_seed)
+        return Gain(means[0] - means[1], sum(squares) ** 0.5, freedom)
 
     def cost(self, name: str) -> float | None:
         """Multiply-adds, in billions."""
@@ -149,7 +151,15 @@ class Field:
         return self.of(*(key.split(f' {self.word} ') if self.word else [key])) or self.missing
 
 
-def fields(book: Book) -> dict[str, Field]:
+def drawn(line: Line, name: str) -> str:
+    """An accuracy of measure_bound.py, with the standard error of the draw of its images."""
+    if not line:
+        return ''
+    share = line['accuracies'][name]
+    return f'{share:.1f} ± {(share * (100 - share) / line["images"]) ** 0.5:.1f} %'
+
+
+def fields(book: Book) -> dict[str, Any]:
     """Those of the texts."""
     def mean(values: list[float]) -> str:
         return f'{statistics.mean(values):.2f} %' if values else ''
@@ -159,7 +169,8 @@ def fields(book: Book) -> dict[str, Field]:
 
     return dict(
         accuracy=Field(lambda name: mean(book.accuracies(name))),
-        bound=Field(lambda name: mean([book.bound[name]] if name in book.bound else [])),
+        bound=Field(lambda name: drawn(book.bound, name)),
+        images=book.bound.get('images', 'some'),
         cost=Field(lambda name: f'{found:.3f} G' if (found := book.cost(name)) else ''),
         gain=Field(lambda *pair: told(book.gain(*pair)), 'beside'),
         share=Field(lambda *pair: percent(book.share(*pair)), 'of'),
@@ -276,13 +287,13 @@ def told(gain: Gain | None) -> str:
     """Points more or less, or that there is no clear difference; '' if it is not known."""
     if gain is None:
         return ''
-    text = f'{gain.points:+.2f} ± {gain.error:.2f}' + (', one seed' if gain.one_seed else '')
+    text = f'{gain.points:+.2f} ± {gain.error:.2f}' + ('' if gain.freedom else ', one seed')
     return text if is_clear(gain) else f'no clear difference ({text})'
 
 
 def is_clear(gain: Gain) -> bool:
-    """Whether a gain or a loss is of more than two standard errors."""
-    return abs(gain.points) > 2 * gain.error
+    """Whether a gain or a loss is more than chance may give, see HEAD."""
+    return abs(gain.points) > (3.0 if gain.freedom == 0 else T[min(gain.freedom, 4)]) * gain.error
 
 
 def reached(goal: Goal, book: Book) -> bool | None:
@@ -292,12 +303,14 @@ def reached(goal: Goal, book: Book) -> bool | None:
         return False
     if gain is None or (goal.share is not None and share is None):
         return None
-    return gain.points >= (goal.gain or 0) and (is_clear(gain) or not goal.clear)
+    enough = statistics.mean(book.accuracies(goal.ours, goal.column)) >= goal.least
+    return enough and gain.points >= (goal.gain or 0) and (is_clear(gain) or not goal.clear)
 
 
 def wanted(goal: Goal) -> str:
     """A goal in words."""
     text = f'{goal.gain:+g}' if goal.gain else 'above it' if goal.clear else 'no lower'
+    text += f', at least {goal.least:g} %' if goal.least else ''
     return text if goal.share is None else f'{text}, for at most {percent(goal.share)}'
 
 

@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from volume_net import VOLUME_NETS, VolumeNet
 
 import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins)
+from timm_stn.cli.common import positive
 from timm_stn.cli.models import keyword
 from timm_stn.data import TASKS, load_mnist
 from timm_stn.data.tasks import are_wrong, batches_of, boxes_of
@@ -58,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--set', default='RTS', choices=list(TASKS), help='see timm_stn.data.tasks (default: %(default)s)')
     add('--also', nargs='*', default=[], choices=list(TASKS), metavar='SET',
         help='sets of the same data that the network is tested on, too, in the end')
-    add('--img-size', type=int, metavar='S',
+    add('--img-size', type=positive, metavar='S',
         help="shrink images to S x S, before the network sees them (default: the network takes the set's own)")
     add('--weights', metavar='FILE', help='weights of the backbone to begin with: a checkpoint of timm')
     add('--normalize', action='store_true', help="by mean and standard deviation of the network's own configuration "
@@ -84,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--held-back', type=int, default=0, metavar='N',
         help='train without the last N training digits, and test on these (each distorted four times), to choose a '
              'recipe by (default: the test set)')
-    add('--val-interval', type=int, default=1, metavar='N', help='test after every N epochs, and in the end')
+    add('--val-interval', type=positive, default=1, metavar='N', help='test after every N epochs, and in the end')
     add('--seed', type=int, default=0)
     add('--channels-last', action='store_true', help='memory format; often faster, on CPUs too')
     add('--threads', type=int, help='CPU threads')
@@ -92,8 +93,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--amp', action='store_true', help='compute in bfloat16, by autocast')
     add('--no-cuda-graph', action='store_true', help='launch each operation of a step by itself on a CUDA device, too')
     args = parser.parse_args(argv)
+    for kind in args.also:
+        if comparison(kind) != comparison(args.set):
+            same = [name for name in TASKS if name != args.set and comparison(name) == comparison(args.set)]
+            parser.error(f'argument --also: {kind} has other data, channels or answers than --set {args.set}; '
+                         f'like it are: {", ".join(same) or "none"}')
     args.model_kwargs = dict(args.model_kwargs)
     return args
+
+
+def comparison(kind: str) -> tuple[object, ...]:
+    """What sets must share for a network to be tested on both."""
+    task = TASKS[kind]
+    return task.load, task.channels, task.dims, task.classes, task.answers
 
 
 def digits_of(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -302,7 +314,8 @@ def write_epoch(run: Run, output: Path) -> None:
 
 def measure(run: Run, held_out: TestSet, digits: list[Tensor]) -> dict[str, Any]:
     """What is told of a trained network beside its error: its cost, errors on other sets, where it looks."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {'pretrained': bool(run.args.weights)}
+    held_out.kept = None  # there may be other sets to keep
     side = run.args.img_size or run.task.size
     if run.task.dims == 2:
         copy = deepcopy(run.reported).cpu()
@@ -318,8 +331,12 @@ def measure(run: Run, held_out: TestSet, digits: list[Tensor]) -> dict[str, Any]
     return found
 
 
-def write_result(run: Run, output: Path, measured: dict[str, Any]) -> None:
+def write_weights(run: Run, output: Path) -> None:
     state = {k: v.contiguous() for k, v in run.reported.state_dict().items()}
+    write_whole(output / 'model.safetensors', lambda path: save_file(state, path))
+
+
+def write_result(run: Run, output: Path, measured: dict[str, Any]) -> None:
     result = {
         'args': vars(run.args),
         'parameters': sum(p.numel() for p in run.model.parameters()),
@@ -333,7 +350,6 @@ def write_result(run: Run, output: Path, measured: dict[str, Any]) -> None:
         'cuda_graph': run.captured is not None and run.captured.graph is not None,
         'versions': {'torch': torch.__version__, 'timm': timm.__version__},
     }
-    write_whole(output / 'model.safetensors', lambda path: save_file(state, path))
     write_text(output / 'result.json', json.dumps(result, indent=2) + '\n')
 
 
@@ -362,6 +378,7 @@ def train(args: argparse.Namespace) -> None:
         run.history.append({'epoch': epoch, 'lr': lr, 'train_loss': loss, 'test_error': error, 'seconds': seconds})
         write_epoch(run, output)
         print(f'{epoch:3}/{args.epochs}  lr {lr:.2e}  loss {loss:.4f}  {told(error)}{seconds} s', flush=True)
+    write_weights(run, output)
     write_result(run, output, measure(run, held_out, test))
     of = 'held-back digits, error' if args.held_back else 'test error'
     print(f'{args.model} on {args.set}: {of} {run.history[-1]["test_error"]:.2f} %, in {output}')

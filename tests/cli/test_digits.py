@@ -116,7 +116,7 @@ def test_a_folder_of_a_network_of_ours_is_too(tmp_path, capsys):
 def test_without_a_set_of_its_own_a_network_needs_one(capsys):
     for name in ('stn_test_resnet', 'mnist_cnn', 'stn_tf_efficientnet_lite0_cub2010'):
         message = refused(capsys, 'eval', name, '--no-pretrained')
-        assert f'argument --set: {name} is for no set of its own; name one of R, RTS, P, E, T, TC, ADD, SEQ' in message
+        assert f'argument --set: {name} is for no set of its own; name one of R, RTS, P, E, T, TC, UPRIGHT, TURNED, ADD, SEQ' in message
         assert 'VOLUME' not in message
     assert "unknown model 'stn_mnist_cnn_rtx', the nearest" in refused(capsys, 'eval', 'stn_mnist_cnn_rtx')
     assert 'no timm model takes' in refused(capsys, 'eval', *MODEL, '--set', 'VOLUME')
@@ -166,3 +166,16 @@ def test_wrong_answers():
     labels = torch.arange(4).repeat(300)
     labels[::100] += 1
     assert wrong_answers(model, images, labels) == 12
+
+
+def test_answers_are_of_pixels_as_the_configuration_normalises_them():
+    class Bright(torch.nn.Module):
+        pretrained_cfg = {'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)}
+
+        def forward(self, x):
+            light = x.mean((1, 2, 3))
+            return torch.stack([torch.full_like(light, 0.9), light], 1)
+
+    images = torch.tensor([0.6, 0.8])[:, None, None, None].expand(2, 3, 4, 4)  # 0.4 and 1.2 when normalised
+    assert wrong_answers(Bright(), images, torch.tensor([0, 1])) == 0
+    assert wrong_answers(Bright(), images, torch.tensor([1, 0])) == 2

@@ -12,8 +12,9 @@ from timm_stn.data import TASKS, birds
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
     """Three species of four plain photographs each, whose colour tells which; one of them is not square."""
+    monkeypatch.setattr(birds, 'CLASSES', 3)
     for split in ('train', 'test'):
         for label, species in enumerate(('001.Albatross', '002.Finch', '003.Owl')):
             (tmp_path / split / species).mkdir(parents=True)
@@ -47,6 +48,12 @@ def test_training_birds_come_in_a_fair_order_that_is_always_the_same(folder):
     found = read(folder)
     assert found == read(folder) and sorted(found) == sorted(read(folder, 'test')) and found != sorted(found)
     assert read(folder, 'test') == sorted(found)
+
+
+def test_images_of_something_else_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(birds, 'CLASSES', 200)
+    with pytest.raises(ValueError, match='test: images of 200 classes are needed, and there are 3'):
+        birds.load_birds(folder, 'test')
 
 
 def test_what_is_missing_is_told(tmp_path, monkeypatch):

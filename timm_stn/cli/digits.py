@@ -29,6 +29,7 @@ DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
 FOOTER = (f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
           'looked, the dot the top left corner of what it saw.')
 SETS = [kind for kind, task in TASKS.items() if task.dims == 2]  # those of images
+AT_ONCE = 2 ** 23  # numbers in a batch of images
 EXAMPLES = 'examples.png'  # in the card's folder: held-out digits, as scripts/release/make_examples.py writes them
 
 
@@ -138,7 +139,7 @@ def evaluate(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with witnessing() as witness:
         what = f'{described(args)} (on --set {args.set}: images of {task.size} x {task.size})'
-        parts = batches_of(args.set, digits, labels, batch_size=500)
+        parts = batches_of(args.set, digits, labels, batch_size=max(1, min(500, AT_ONCE // task.elements)))
         wrong = sum(attempt(what, wrong_answers, model, *part, args.device) for part in parts)
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')
@@ -168,9 +169,21 @@ def _error(wrong: int, count: int) -> str:
     return f'test error {100 * wrong / count:.2f} % ({wrong} of {count:,} wrong)'
 
 
+def _channels(model: nn.Module, name: str, images: Tensor) -> Tensor:
+    """`mean` or `std` of a network's configuration, (1 or C, 1, 1); 0 and 1 where it has none for these channels."""
+    values = getattr(model, 'pretrained_cfg', {}).get(name) or ()
+    if len(values) not in (1, images.shape[1]):
+        values = (float(name == 'std'),)
+    return torch.tensor(values)[:, None, None]
+
+
 @torch.inference_mode()
 def wrong_answers(model: nn.Module, images: Tensor, labels: Tensor, device: str = 'cpu') -> int:
-    """Number of images (N, C, H, W) of which any answer is wrong; `labels` are (N,), or (N, answers)."""
+    """Number of images (N, C, H, W) of which any answer is wrong; `labels` are (N,), or (N, answers).
+
+    The network's own mean and standard deviation, of its configuration, are taken from pixels in [0, 1].
+    """
     model.eval()
+    mean, std = (_channels(model, name, images) for name in ('mean', 'std'))
     batches = zip(torch.split(images, 500), torch.split(labels, 500))
-    return sum(int(are_wrong(model(x.to(device)).cpu(), y).sum()) for x, y in batches)
+    return sum(int(are_wrong(model(((x - mean) / std).to(device)).cpu(), y).sum()) for x, y in batches)

@@ -16,6 +16,7 @@ __all__ = ['CROP_DRAWS', 'SIDE', 'bird_names', 'crops', 'load_birds', 'random_cr
 
 SIDE = 224  # pixels of the photographs
 CROP_DRAWS = 5
+CLASSES = 200
 LEAST, ASPECT = 0.35, 4 / 3  # of random crops: least share of the area, largest ratio of the sides
 SOURCE = ('Caltech-UCSD Birds 200 (2010), http://www.vision.caltech.edu/datasets/cub_200_2011/ has its successor: '
           'train.tar and test.tar, or folders train and test, with a folder of images for each class')
@@ -33,7 +34,7 @@ def load_birds(data: str | os.PathLike[str] | None = None, split: str = 'train')
 
     Raises:
         FileNotFoundError: There are no such images; the message says what to put where.
-        ValueError: An unknown split.
+        ValueError: An unknown split; other than 200 classes.
     """
     if split not in ('train', 'test'):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
@@ -47,6 +48,8 @@ def load_birds(data: str | os.PathLike[str] | None = None, split: str = 'train')
     for row, i in enumerate(order.tolist()):
         image, classes[row] = images[i]
         found[row] = _square(image)
+    if (known := len({*classes.tolist()})) != CLASSES:
+        raise ValueError(f'{source}: images of {CLASSES} classes are needed, and there are {known}.')
     return found, classes
 
 

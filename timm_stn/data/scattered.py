@@ -1,4 +1,4 @@
-"""Scattered birds: a photograph somewhere on a canvas four times its area and more, made on the fly.
+"""Scattered birds: a photograph somewhere on a canvas of twice to sixteen times its area, made on the fly.
 
 | what | how large, of the 448 pixels of a side | where from |
 | --- | --- | --- |
