@@ -116,7 +116,8 @@ def test_a_folder_of_a_network_of_ours_is_too(tmp_path, capsys):
 def test_without_a_set_of_its_own_a_network_needs_one(capsys):
     for name in ('stn_test_resnet', 'mnist_cnn', 'stn_tf_efficientnet_lite0_cub2010'):
         message = refused(capsys, 'eval', name, '--no-pretrained')
-        assert f'argument --set: {name} is for no set of its own; name one of R, RTS, P, E, T, TC, UPRIGHT, TURNED, ADD, SEQ' in message
+        sets = 'R, RTS, P, E, T, TC, UPRIGHT, TURNED, ADD, SEQ'
+        assert f'argument --set: {name} is for no set of its own; name one of {sets}' in message
         assert 'VOLUME' not in message
     assert "unknown model 'stn_mnist_cnn_rtx', the nearest" in refused(capsys, 'eval', 'stn_mnist_cnn_rtx')
     assert 'no timm model takes' in refused(capsys, 'eval', *MODEL, '--set', 'VOLUME')
