@@ -61,7 +61,8 @@ network whose multiply-adds are 100 %."""
 LITE0 = 'tf_efficientnet_lite0, fine-tuned from ImageNet weights'
 BIRDS_COMMAND = """    TIMM_SCRIPTS=PYTORCH_IMAGE_MODELS scripts/train/train_birds.sh DATA FILE OUTPUT SEED=0 [NAME ...]
 
-NAMEs are {names}."""
+NAMEs are {names}. DATA has the folders train and test, each with one folder of images per class; FILE is the
+model.safetensors of timm/tf_efficientnet_lite0.in1k. `make gpu` runs the same, and records it ([GPU](gpu.md))."""
 
 TEXTS = {
     'scattered-birds': Told(
