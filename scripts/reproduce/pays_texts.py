@@ -133,13 +133,14 @@ glimpse: {inside[scenes-glimpse]} of images.""",
         """Five digits of MNIST among marks, on 1500 x 1500 pixels; the answer is the one that is there three times
 (Katharopoulos and Fleuret 2019, arXiv:1905.03711). Plain networks see the image shrunk; ours finds glimpses of 36
 pixels in the shrunk image. Of the centres of the three,
-{inside[megapixel-5at375]} lie in a glimpse.""",
+{inside[megapixel-5at250]} lie in a glimpse.""",
         ('megapixel-plain250',),
         tuple(Goal(f'megapixel-{ours}', f'megapixel-{than}') for ours, than in (
             ('5at250', 'plain250'), ('5at250', 'plain375'), ('5at375', 'plain250'), ('5at375', 'plain375'),
             ('10at250', 'plain250'), ('10at250', 'plain375'))),
         (Use('tiny, several, in a huge image', 'several glimpses, found in the shrunk image: `stn_glimpses=5 '
-             'stn_scale=0.024 stn_size=32 stn_localization=saliency:0`', 'megapixel-5at375', 'megapixel-plain250'),),
+             'stn_scale=0.024 stn_size=32 stn_localization=saliency:0 stn_localization_size=250`',
+             'megapixel-5at250', 'megapixel-plain250'),),
         images=1000),
     'turned-digits': Told(
         'Turned digits',
