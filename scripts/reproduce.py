@@ -7,9 +7,10 @@
 An experiment runs those of its cells that the options select; without options, all. A run that is recorded is not run
 again (`--root DIR` starts a record of your own); one that was interrupted goes on at its last epoch. Each finished run
 is a line of model_cards/results.jsonl.
-DIR has MNIST (https://ossci-datasets.s3.amazonaws.com/mnist/), for `svhn` the folders train, extra and test of
-http://ufldl.stanford.edu/housenumbers/, for birds cub200-2010/train.tar and test.tar. FILE, of --weights, has the
-ImageNet weights of tf_efficientnet_lite0 (model.safetensors of timm/tf_efficientnet_lite0.in1k).
+DIR has MNIST (https://ossci-datasets.s3.amazonaws.com/mnist/), for signs gtsrb32/ as timm_stn/data/signs.py says, for
+`svhn` the folders train, extra and test of http://ufldl.stanford.edu/housenumbers/, for birds cub200-2010/train.tar and
+test.tar. FILE, of --weights, has the ImageNet weights of tf_efficientnet_lite0: model.safetensors of
+timm/tf_efficientnet_lite0.in1k on the Hugging Face Hub.
 """
 import argparse
 import os
@@ -61,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                           help='(default: the environment variable TIMM_STN_DATA)')
         if any('lite0' in cell.parts for cell in mine):
             made.add_argument('--weights', type=Path, required=True, metavar='FILE',
-                              help='model.safetensors of timm/tf_efficientnet_lite0.in1k')
+                              help='model.safetensors of timm/tf_efficientnet_lite0.in1k on the Hub')
         made.add_argument('--device', default='cpu', help='cpu or cuda (default: %(default)s)')
         made.add_argument('--jobs', type=int, default=1, help='runs side by side (default: %(default)s)')
         made.add_argument('--runs', type=Path, default=ROOT / 'runs', metavar='DIR',
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             for job in waiting:
                 words = dict(paths, run=args.runs.resolve() / job.name, device=args.device)
-                print(shlex.join(command_of(job, words)))
+                print(shlex.join([*command_of(job, words), *(job.smoke if args.smoke else ())]))
             return 0
         if waiting:
             print(f'{len(waiting)} runs; on an H100, beside others, each takes {seconds(waiting)} s, on a CPU many '

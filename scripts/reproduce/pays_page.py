@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from birds_cells import birds
 from cells import SEEDS, Cell, cells
 from pays_cells import pays
-from pays_texts import HEAD, TEXTS, TIMES, Goal, Told, Use
+from pays_texts import HEAD, OWN, TEXTS, TIMES, Goal, Told, Use
 from records import Line
 from results_table import NOT_RUN, Found, command, few, figure, options_of, runs_of, short, span, standard_error
 
@@ -129,6 +129,19 @@ class Book:
         others = [other for other in plain if (self.cost(other) or cost + 1) <= cost]
         return max(others, key=lambda other: statistics.mean(self.accuracies(other, column)), default=None)
 
+    def best_plain(self, name: str, column: str = '') -> str | None:
+        """The most accurate plain network of the same table, whatever it costs and was trained on."""
+        table = next(table for table in self.tables if any(cell.name == name for cell in table))
+        plain = {cell.name for cell in table if self.is_ours(cell.name) is False and self.accuracies(cell.name, column)}
+        return max(sorted(plain), key=lambda other: statistics.mean(self.accuracies(other, column)), default=None)
+
+    def settings(self, name: str) -> list[str]:
+        """What a network is made with, of its cell or else of a run."""
+        cell, found = next(iter(self.cells[name].values())), self.run(name)
+        if cell.command or not found:
+            return options_of(cell).get('--model-kwargs', [])
+        return [f'{k}={v}'.replace(' ', '') for k, v in found.runs[0]['args'].get('model_kwargs', {}).items()]
+
     def is_ours(self, name: str) -> bool | None:
         """Whether a cell's network has a transformer; None if neither the cell nor a run says."""
         found = self.run(name)
@@ -192,8 +205,9 @@ def page(lines: Iterable[Line], costs: Iterable[Line] = (), pictures: Iterable[s
 
 
 def filled(text: str) -> str:
-    """Paragraphs with lines of equal width."""
-    return '\n\n'.join(textwrap.fill(part, 120, break_on_hyphens=False) for part in text.split('\n\n')) + '\n'
+    """Paragraphs with lines of equal width, but for commands."""
+    return '\n\n'.join(part if part.startswith('    ') else textwrap.fill(part, 120, break_on_hyphens=False)
+                       for part in text.split('\n\n')) + '\n'
 
 
 def timing(costs: list[Line]) -> str:
@@ -209,7 +223,8 @@ def section(experiment: str, tables: list[list[Cell]], book: Book, picture: bool
     parts = [f'## {told.title}\n', filled(told.text.format(**fields(book)))]
     if told.command:
         names = ', '.join(cell.name.rpartition('/')[2] for cell in tables[0] if '/' in cell.name)
-        parts.append(told.command.format(names=names) + '\n')
+        run, about = told.command.format(names=names).split('\n\n')
+        parts += [run + '\n', filled(about)]
     trained = [cell for table in tables for cell in table if cell.command]
     if trained:
         parts.append(command(trained) + '\n')
@@ -266,11 +281,7 @@ def arguments(mine: list[Cell], book: Book) -> str:
     """What networks of a table are made with."""
     lines = []
     for cell in {cell.name: cell for cell in mine}.values():
-        found = book.run(cell.name)
-        given = options_of(cell).get('--model-kwargs', [])
-        if not cell.command and found:
-            given = [f'{k}={v}'.replace(' ', '') for k, v in found.runs[0]['args'].get('model_kwargs', {}).items()]
-        if given:
+        if given := book.settings(cell.name):
             lines.append(f'- {cell.row}: `{" ".join(given)}`')
     return '\n'.join(lines) + '\n' if lines else ''
 
@@ -353,10 +364,24 @@ def expected(use: Use | Goal, book: Book) -> str:
     text += [f'{ratio:.2f} times the seconds a training step ({where})'
              for where, ratio in book.steps(use.ours, use.than)]
     rival = book.rival(use.ours, use.column)
-    if rival and rival != use.than:
-        text.append(f'beside {book.row(rival)}, which costs no more: '
-                    f'{told(book.gain(use.ours, rival, use.column))}')
-    return ', '.join(text)
+    if rival and rival != use.than and (gain := book.gain(use.ours, rival, use.column)) and (
+            gain.points < 0 or not is_clear(gain)):
+        text.append(f'and {book.row(rival)}, which costs no more, is no worse: {told(gain)}')
+    return ', '.join(text) + elsewhere(use, book)
+
+
+def elsewhere(use: Use | Goal, book: Book) -> str:
+    """What else there is to know: a plain network that is more accurate, and other sets of test images."""
+    better = book.best_plain(use.ours, use.column)
+    text = ''
+    if better and better != use.than and (gain := book.gain(better, use.ours, use.column)) and gain.points > 0:
+        text += (f'; {book.row(better)} has {statistics.mean(book.accuracies(better, use.column)):.2f} %, for '
+                 f'{percent(book.share(better, use.ours))} of its multiply-adds')
+    for column in book.cells[use.ours]:
+        pair = [book.accuracies(name, column) for name in (use.ours, use.than)]
+        if use.column and column != use.column and all(pair):
+            text += f'; {column} {statistics.mean(pair[0]):.2f} % in place of {statistics.mean(pair[1]):.2f} %'
+    return text
 
 
 def helps(goal: Goal, book: Book) -> bool | None:
@@ -369,7 +394,7 @@ def helps(goal: Goal, book: Book) -> bool | None:
 
 def decisions(book: Book, tables: dict[str, list[list[Cell]]]) -> str:
     """What to use for which objects, as the record has it."""
-    lines = ['## Which one\n', '| your objects are | use | expect |', '| --- | --- | --- |']
+    lines = ['## Which one\n', filled(OWN), '| your objects are | use | expect |', '| --- | --- | --- |']
     for experiment, told in TEXTS.items():
         lines += [f'| {use.objects} ([{told.title}](#{anchor(told.title)})) | {advice(use, told, book)} | '
                   f'{expected(use, book)} |' for use in told.uses if experiment in tables]
@@ -381,9 +406,12 @@ def advice(use: Use, told: Told, book: Book) -> str:
     goals = (goal for goal in told.goals if (goal.ours, goal.than, goal.column) == (use.ours, use.than, use.column))
     goal = next(goals, Goal(use.ours, use.than, column=use.column))
     helped, rival = helps(goal, book), book.rival(use.ours, use.column)
+    given = book.settings(use.ours)
+    given = [use.size, *given] if use.size and given else given
+    text = f'{use.use}: `{" ".join(given)}`' if given else use.use
     if helped is None:
-        return f'perhaps {use.use}: this is open'
-    return use.use if helped else f'{book.row(rival if reached(goal, book) and rival else use.than)}; not {use.use}'
+        return f'perhaps {text}; this is open'
+    return text if helped else f'{book.row(rival if reached(goal, book) and rival else use.than)}; not {use.use}'
 
 
 def anchor(title: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import train_task
 from checkout import ROOT
+from pays_page import all_cells
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,6 +29,9 @@ FOOTER = '{name} on test images. The outline is where it looked, the dot the top
 
 def draw(args: argparse.Namespace) -> None:
     """Draw the picture of an experiment, of the run in the folder `args.run`."""
+    name = args.run.resolve().name.rpartition('-')[0]
+    if other := {cell.experiment for cell in all_cells() if cell.name == name} - {args.experiment}:
+        raise SystemExit(f'argument --run: {args.run} is a run of {other.pop()}, not of {args.experiment}')
     output = args.output or ROOT / 'docs' / 'pays' / f'{args.experiment}.jpg'
     if (args.run / CHECKPOINT).is_file():
         picture = of_photos(args.run, args.data, args.count)

@@ -66,9 +66,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                                                  '(default: pixels from 0 to 1)')
     add('--output', required=True, type=lambda text: str(place_of_folder(text)),
         help='folder of the run; resumes where it holds a checkpoint')
-    add('--data', help='folder with MNIST (default: the environment variable TIMM_STN_DATA)')
+    add('--data', help="folder with the set's data (default: the environment variable TIMM_STN_DATA)")
     add('--download', action='store_true', help='download MNIST to the data folder if it is not there')
-    add('--epochs', type=int, default=20)
+    add('--epochs', type=positive, default=20)
     add('--batch-size', type=int, default=256)
     add('--opt', default='adamw', help='optimiser, by its name in timm (default: %(default)s)')
     add('--lr', type=float, default=2e-3, help='peak learning rate (default: %(default)s)')
@@ -83,7 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--clip-grad', type=float, help='largest norm of the gradient')
     add('--ema-decay', type=float, default=0., help='report averaged weights with this decay (default: no average)')
     add('--held-back', type=int, default=0, metavar='N',
-        help='train without the last N training digits, and test on these (each distorted four times), to choose a '
+        help='train without the last N training images, and test on these (each made four times), to choose a '
              'recipe by (default: the test set)')
     add('--val-interval', type=positive, default=1, metavar='N', help='test after every N epochs, and in the end')
     add('--seed', type=int, default=0)
@@ -93,6 +93,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--amp', action='store_true', help='compute in bfloat16, by autocast')
     add('--no-cuda-graph', action='store_true', help='launch each operation of a step by itself on a CUDA device, too')
     args = parser.parse_args(argv)
+    if args.model not in VOLUME_NETS and not timm.is_model(args.model):
+        parser.error(f'argument --model: takes a registered timm model, or one of {", ".join(VOLUME_NETS)}; '
+                     f'got {args.model!r}')
     for kind in args.also:
         if comparison(kind) != comparison(args.set):
             same = [name for name in TASKS if name != args.set and comparison(name) == comparison(args.set)]
@@ -202,9 +205,21 @@ def create_model(args: argparse.Namespace) -> nn.Module:
     if get_pretrained_cfg_value(args.model, 'fixed_input_size'):
         kwargs['img_size'] = args.img_size or task.size
     if args.weights:
+        with torch.random.fork_rng():  # the network itself is drawn as if this one was not
+            check_weights(args.weights, timm.create_model(args.model, **{**kwargs, **args.model_kwargs}))
         kwargs.update(pretrained=True, pretrained_cfg_overlay=dict(file=args.weights))
     model = timm.create_model(args.model, **{**kwargs, **args.model_kwargs}).to(args.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
+
+
+def check_weights(path: str, model: nn.Module) -> None:
+    """End where a file is no checkpoint of a model or of its backbone."""
+    try:
+        names = timm.models.load_state_dict(path).keys()
+    except Exception as error:  # of any reader of a broken file
+        raise SystemExit(f'argument --weights: {path} is no checkpoint that can be read: {error}') from None
+    if not names & {name.removeprefix('backbone.') for name in model.state_dict()}:
+        raise SystemExit(f'argument --weights: {path} has no weight of the network')
 
 
 def scale_of(model: nn.Module, args: argparse.Namespace) -> tuple[Tensor, Tensor] | None:

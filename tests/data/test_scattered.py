@@ -98,3 +98,5 @@ def test_as_a_task_with_boxes():
 def test_wrong_shapes_are_told():
     with pytest.raises(ValueError, match=rf'u \(2, {scattered.DRAWS}\); got .* and \(2, 3\)'):
         scattered.scattered(PHOTOS, LABELS, torch.arange(2), rand(2, 3))
+    with pytest.raises(ValueError, match=r'S from 88, .* got \(5, 3, 60, 60\)'):
+        scattered.scattered(PHOTOS[:, :, :60, :60], LABELS, torch.arange(2), rand(2, scattered.DRAWS))

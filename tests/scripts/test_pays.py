@@ -181,8 +181,9 @@ def test_a_plain_network_that_costs_no_more_is_named():
     use = Use('small', 'it', 'ours', 'plain')
     assert advice(use, Told('T', ''), book) == 'row middle; not it'
     assert expected(use, book) == (
-        '59.00 % in place of the 50.00 % of row plain (+9.00 ± 0.58), for 150 % of the multiply-adds, beside row '
-        'middle, which costs no more: -11.00 ± 0.58')
+        '59.00 % in place of the 50.00 % of row plain (+9.00 ± 0.58), for 150 % of the multiply-adds, and row '
+        'middle, which costs no more, is no worse: -11.00 ± 0.58; row large has 99.00 %, for 600 % of its '
+        'multiply-adds')
     other = [each._replace(command=('train', '--model', 'mnist_cnn', '--set', 'RTS')) if each.name == 'middle' else each
              for each in cells]
     assert book_of(other, lines).rival('ours') == 'plain', 'one that is trained on other images is no rival'
@@ -190,7 +191,7 @@ def test_a_plain_network_that_costs_no_more_is_named():
     assert helps(goal, better) and advice(use, Told('T', ''), better) == 'it'
     worse = book_of(cells, [*lines[:-3], *runs('ours', (60, 61, 62), 1.5)])
     assert advice(use, Told('T', ''), worse) == 'row plain; not it'
-    assert advice(use, Told('T', ''), book_of(cells, [])) == 'perhaps it: this is open'
+    assert advice(use, Told('T', ''), book_of(cells, [])) == 'perhaps it; this is open'
 
 
 def test_fields_of_texts():

@@ -2,15 +2,17 @@
 import csv
 import importlib
 import json
+import re
 from contextlib import suppress
 from copy import deepcopy
 
 import pytest
+import timm
 import torch
 from cells import cells
 from makers import write_mnist
 from pays_cells import pays
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -432,3 +434,58 @@ def test_a_run_on_cuda_goes_on(script, arguments, tmp_path, monkeypatch):
         [float(line['train_loss']) for line in csv.DictReader((tmp_path / name / 'summary.csv').open())]
         for name in ('whole', 'parts'))
     assert len(parts) == 4 and parts == pytest.approx(whole, rel=0.1)  # dropout differs between devices
+
+
+# --- what it refuses ---
+
+@pytest.mark.parametrize(('args', 'said'), [
+    (['--img-size', '0'], "argument --img-size: takes a positive integer, got '0'"),
+    (['--val-interval', '0'], "argument --val-interval: takes a positive integer, got '0'"),
+    (['--epochs', '0'], "argument --epochs: takes a positive integer, got '0'"),
+    (['--model', 'nothing'], "argument --model: takes a registered timm model, or one of volume_cnn, .* got 'nothing'"),
+    (['--set', 'R', '--also', 'SIGNS'], 'argument --also: SIGNS has other data, channels or answers than --set R; like '
+                                        'it are: RTS, P, E, T, TC, UPRIGHT, TURNED'),
+])
+def test_wrong_arguments(script, capsys, args, said):
+    with pytest.raises(SystemExit):
+        script.parse_args(['--output', 'none', *args])
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_weights_of_another_network_are_refused(script, arguments, tmp_path):
+    other, junk = tmp_path / 'other.safetensors', tmp_path / 'junk.safetensors'
+    save_file({'head.weight': torch.zeros(1)}, other)
+    junk.write_bytes(b'junk')
+    for path, said in ((other, 'has no weight of the network'), (junk, 'is no checkpoint that can be read'),
+                       (tmp_path / 'none.pth', 'is no checkpoint that can be read')):
+        with pytest.raises(SystemExit, match=f'argument --weights: .*{path.name} {said}'):
+            script.main([*arguments, '--output', str(tmp_path / 'run'), '--weights', str(path)])
+
+
+def test_it_begins_with_weights_tests_on_other_sets_and_tells_what_it_is(script, arguments, tmp_path):
+    """Without a step that counts, the network is what it began with."""
+    begun = timm.create_model('stn_mnist_cnn', channels=(4, 4), in_chans=1, num_classes=10)
+    weights = {k.removeprefix('backbone.'): v for k, v in begun.backbone.state_dict().items()}
+    save_file(weights, tmp_path / 'weights.safetensors')
+    script.main([*arguments[:-1], '--model', 'stn_mnist_cnn', '--lr', '0', '--ema-decay', '0', '--epochs', '3',
+                 '--val-interval', '2', '--also', 'UPRIGHT', 'TURNED', '--weights',
+                 str(tmp_path / 'weights.safetensors'), '--output', str(tmp_path / 'run')])
+    found = load_file(tmp_path / 'run' / 'model.safetensors')
+    for name, value in weights.items():
+        assert torch.equal(found[f'backbone.{name}'], value), name
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert {*result['errors_on']} == {'UPRIGHT', 'TURNED'} and len(result['test_errors']) == 2
+    assert result['pretrained'] is True and result['multiply_adds'] > 0 and result['steps_per_epoch'] == 3
+    with open(tmp_path / 'run' / 'summary.csv') as file:
+        assert [bool(line['test_error']) for line in csv.DictReader(file)] == [False, True, True]
+
+
+def test_images_are_shrunk_and_normalised_as_the_network_takes_them(script):
+    args = script.parse_args(['--output', 'none', '--model', 'test_resnet', '--set', 'SEQ64', '--img-size', '32',
+                              '--normalize'])
+    run = script.Run(args, 1)
+    x = torch.rand(2, 3, 64, 64)
+    cfg = run.model.pretrained_cfg
+    mean, std = (torch.tensor(cfg[name])[:, None, None] for name in ('mean', 'std'))
+    small = torch.nn.functional.interpolate(x, (32, 32), mode='bilinear', antialias=True, align_corners=False)
+    torch.testing.assert_close(script.shown(run, x), (small - mean) / std)

@@ -52,8 +52,10 @@ def scattered(
     Raises:
         ValueError: A shape that is not as above.
     """
-    if u.shape != (len(index), DRAWS) or photos.ndim != 4 or len(photos) != len(labels):
-        raise ValueError(f'scattered takes photos (M, 3, S, S), labels (M,) and u ({len(index)}, {DRAWS}); got '
+    fits = photos.ndim == 4 and min(photos.shape[2:]) >= max(PATCHES) and photos.shape[2] == photos.shape[3]
+    if u.shape != (len(index), DRAWS) or not fits or len(photos) != len(labels):
+        raise ValueError(f'scattered takes photos (M, 3, S, S) with S from {max(PATCHES)}, labels (M,) and '
+                         f'u ({len(index)}, {DRAWS}); got '
                          f'{tuple(photos.shape)}, {tuple(labels.shape)} and {tuple(u.shape)}.')
     draw = _drawn(u)
     canvas = _texture(photos, draw['texture'], draw['shift'])
