@@ -78,6 +78,7 @@ _ZOO = dict(
         arguments=dict(stn_iterations=2),
         cfg=dict(num_classes=43, interpolation='bilinear', crop_pct=1.0, license='apache-2.0'),
         recipe='`python scripts/reproduce.py signs --model input --data GTSRB_FOLDER`',
+        sha256='66b4c519ab76cbf2b55057743dfdd9b20e502994f451d9851bfd09ef55267be4',
         task='SIGNS',
     ),
     stn_tf_efficientnet_lite0_cub2010=Own(
