@@ -386,6 +386,7 @@ def elsewhere(use: Use | Goal, book: Book) -> str:
 
 def helps(goal: Goal, book: Book) -> bool | None:
     """Whether a goal was reached, and no plain network that costs no more is as accurate; None if it is not known."""
+    goal = goal._replace(least=0.0)  # it may help, and not be as good as was hoped
     rival = book.rival(goal.ours, goal.column)
     if rival and (gain := book.gain(goal.ours, rival, goal.column)) and not (gain.points > 0 and is_clear(gain)):
         return False

@@ -178,6 +178,8 @@ def test_a_plain_network_that_costs_no_more_is_named():
     book, goal = book_of(cells, lines), Goal('ours', 'plain', 0.0)
     assert book.rival('ours') == 'middle' and book.rival('plain') is None
     assert reached(goal, book) and helps(goal, book) is False
+    high = goal._replace(least=99.0)
+    assert not reached(high, book_of(cells[:2], lines)) and helps(high, book_of(cells[:2], lines))
     use = Use('small', 'it', 'ours', 'plain')
     assert advice(use, Told('T', ''), book) == 'row middle; not it'
     assert expected(use, book) == (
