@@ -211,7 +211,7 @@ def test_two_runs_of_the_same_jobs_are_refused(tmp_path):
 
 def test_what_cannot_be_done_is_told(tmp_path):
     for args, message in (
-            (('--only', 'tabel*'), '--only tabel*: no job is named so; these are: card-* tune-*'),
+            (('--only', 'tabel*'), '--only tabel*: no job is named so; these are: card-* volumes-* scattered-*'),
             (('--sections', 'checks', '--budget', 25), 'checks: left out, for no time is left for it'),
             (('--budget', 25), f'not started, for the shortest takes 20 s, and 12 s are kept to copy results: {JOB}')):
         assert message in run(tmp_path, *args)[1]
@@ -262,9 +262,9 @@ def test_what_comes_back_is_in_the_order_of_its_worth(tmp_path):
         for file, size in files.items():
             (here.runs / name / file).write_bytes(bytes(size))
     assert [name for name, _ in here.worth_keeping()] == [
-        'card-RTS-0/result.json', 'card-TC-0/result.json', 'table1-R-cnn-0/log.txt', 'birds-0/plain224/summary.csv',
+        'card-RTS-0/result.json', 'card-TC-0/result.json', 'birds-0/plain224/summary.csv', 'table1-R-cnn-0/log.txt',
         'card-RTS-0/model.safetensors', 'card-TC-0/model.safetensors',
-        'table1-R-cnn-0/checkpoint.pt', 'birds-0/plain224/last.pth.tar']
+        'birds-0/plain224/last.pth.tar', 'table1-R-cnn-0/checkpoint.pt']
 
 
 def test_what_comes_late_of_a_finished_job_spoils_nothing(tmp_path):

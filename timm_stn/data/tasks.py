@@ -126,11 +126,11 @@ TASKS: dict[str, Task] = {
                       boxes=scattered.boxes),
     'MEGAPIXEL': Task(megapixel.SIZE, megapixel.DRAWS, megapixel.megapixel_digits, load=megapixel.load_rows,
                       boxes=megapixel.majority_boxes),
-    'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
     'SIGNS': Task(signs.SIDE, signs.DRAWS, _signs, channels=3, classes=signs.CLASSES, load=signs.load_signs,
                   augmented=signs.augmented_signs, boxes=signs.sign_boxes),
     'SCENES': Task(scenes.CANVAS, scenes.DRAWS, scenes.sign_scenes, channels=3, classes=signs.CLASSES,
                    load=signs.load_signs, boxes=scenes.scene_boxes),
+    'VOLUME': Task(60, volumes.DRAWS, volumes.extruded_digits, dims=3),
 }
 
 
