@@ -40,14 +40,14 @@ import timm_stn  # noqa: F401 (registers mnist_cnn, mnist_fcn and all stn_ twins
 from timm_stn.cli.common import positive
 from timm_stn.cli.models import keyword
 from timm_stn.data import TASKS, load_mnist
-from timm_stn.data.tasks import are_wrong, batches_of, boxes_of
+from timm_stn.data.tasks import AT_ONCE, are_wrong, batches_of, boxes_of
 from timm_stn.geometry.shrink import shrink
 from timm_stn.view.cost import multiply_adds
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
 
 MAY_DIFFER = (  # between the starts of one run
     'output', 'data', 'download', 'threads', 'device', 'no_cuda_graph', 'weights')
-AT_ONCE, KEPT = 2 ** 23, 2 ** 29  # numbers in a batch of test images, and in all of them that are kept
+KEPT = 2 ** 29  # numbers in all test images that are kept
 Digits = tuple[Tensor, Tensor]
 
 
@@ -130,12 +130,11 @@ class TestSet:
     """The images to test on, batch by batch: the same each time; kept, unless there are too many."""
 
     def __init__(self, args: argparse.Namespace, digits: Tensor, labels: Tensor) -> None:
-        elements = TASKS[args.set].elements
-        most = 500 if torch.device(args.device).type == 'cpu' else 2500
-        size = max(1, min(most, AT_ONCE // elements))
+        task = TASKS[args.set]
+        size = task.at_once(500 if torch.device(args.device).type == 'cpu' else 2500, AT_ONCE)
         self.again = partial(batches_of, args.set, digits, labels, batch_size=size, device=args.device)
         self.boxes = partial(boxes_of, args.set, labels, batch_size=size)
-        self.kept = list(self.again()) if elements * len(digits) <= KEPT else None
+        self.kept = list(self.again()) if task.elements * len(digits) <= KEPT else None
 
     def __iter__(self) -> Iterator[Digits]:
         return iter(self.again() if self.kept is None else self.kept)

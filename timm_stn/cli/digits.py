@@ -29,7 +29,6 @@ DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
 FOOTER = (f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
           'looked, the dot the top left corner of what it saw.')
 SETS = [kind for kind, task in TASKS.items() if task.dims == 2]  # those of images
-AT_ONCE = 2 ** 23  # numbers in a batch of images
 EXAMPLES = 'examples.png'  # in the card's folder: held-out digits, as scripts/release/make_examples.py writes them
 
 
@@ -139,7 +138,7 @@ def evaluate(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with witnessing() as witness:
         what = f'{described(args)} (on --set {args.set}: images of {task.size} x {task.size})'
-        parts = batches_of(args.set, digits, labels, batch_size=max(1, min(500, AT_ONCE // task.elements)))
+        parts = batches_of(args.set, digits, labels, batch_size=task.at_once(500))
         wrong = sum(attempt(what, wrong_answers, model, *part, args.device) for part in parts)
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')

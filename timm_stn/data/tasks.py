@@ -31,6 +31,7 @@ __all__ = ['TASKS', 'Task', 'are_wrong', 'batches_of', 'boxes_of', 'test_set']
 
 
 SVHN_SPLITS = {'train': ('train', 'extra'), 'test': ('test',)}  # the paper trains on both
+AT_ONCE = 2 ** 23  # numbers in a batch of images
 Data = str | os.PathLike[str] | None
 
 
@@ -66,6 +67,10 @@ class Task(NamedTuple):
     def elements(self) -> int:
         """Numbers that one image has."""
         return self.channels * int(self.size ** self.dims)
+
+    def at_once(self, most: int, numbers: int = AT_ONCE) -> int:
+        """How many images a batch has, at most so many, which together have no more than `numbers` numbers."""
+        return max(1, min(most, numbers // self.elements))
 
     @property
     def outputs(self) -> int:

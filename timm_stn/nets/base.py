@@ -1,4 +1,5 @@
 """What timm asks of a model that is layers one after the other and a classifier."""
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, cast
 
@@ -6,7 +7,7 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-__all__ = ['Indices', 'LayerNet', 'check_pooling']
+__all__ = ['Indices', 'LayerNet', 'check_pooling', 'info_of_layers', 'pools']
 
 Indices = int | list[int] | tuple[int, ...] | None
 
@@ -14,7 +15,7 @@ Indices = int | list[int] | tuple[int, ...] | None
 class LayerNet(nn.Module):
     """Layers one after the other, then a classifier `fc`: the base class of the paper's small networks.
 
-    A subclass has `layers_in_order`, `forward_features`, `forward_head`, and makes its head in `_create_classifier`.
+    A subclass has `layers_in_order`, `forward_features` and `forward_head`, and calls `_create_classifier`.
     """
 
     global_pool: str
@@ -61,7 +62,13 @@ class LayerNet(nn.Module):
         """Drop what lies between the last layer and the classifier, if anything does."""
 
     def _create_classifier(self, num_classes: int, global_pool: str, **dd: Any) -> None:
-        raise NotImplementedError
+        """Make a linear classifier of the last layer's flattened output, or none."""
+        check_pooling(num_classes, global_pool)
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        positions = self.feat_size[0] * self.feat_size[1] if global_pool else 1
+        self.head_hidden_size = self.num_features * positions
+        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -137,6 +144,17 @@ class LayerNet(nn.Module):
         if not take or not all(0 <= i < count for i in take):
             raise ValueError(f'indices must select among {count} layers, got {indices!r}.')
         return take
+
+
+def pools(pooled: Sequence[int], count: int) -> int:
+    """How many of the first `count` layers end in a pool, of the indices of all that do."""
+    return sum(i < count for i in pooled)
+
+
+def info_of_layers(channels: Sequence[int], pooled: Sequence[int]) -> list[dict[str, Any]]:
+    """Feature info of `layers`, of which some end in a pool of 2 x 2."""
+    return [{'num_chs': n, 'reduction': 2 ** pools(pooled, i + 1), 'module': f'layers.{i}'}
+            for i, n in enumerate(channels)]
 
 
 def check_pooling(num_classes: int, global_pool: str) -> None:

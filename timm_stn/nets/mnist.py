@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._torch import traceable_assert
-from .base import LayerNet, check_pooling
+from .base import LayerNet
 
 __all__ = ['MnistCNN', 'MnistFCN', 'MnistNet']
 
@@ -49,14 +49,6 @@ class MnistNet(LayerNet):
         super().__init__(feature_info, feat_size, in_chans, drop_rate, pool_input)
         self.layer1, self.layer2 = layers
         self._create_classifier(num_classes, global_pool, device=device, dtype=dtype)
-
-    def _create_classifier(self, num_classes: int, global_pool: str, **dd: Any) -> None:
-        check_pooling(num_classes, global_pool)
-        self.num_classes = num_classes
-        self.global_pool = global_pool
-        positions = self.feat_size[0] * self.feat_size[1] if global_pool else 1
-        self.head_hidden_size = self.num_features * positions
-        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import LayerNet, check_pooling
+from .base import LayerNet, info_of_layers
 
 __all__ = ['SignsCNN']
 
@@ -57,7 +57,7 @@ class SignsCNN(LayerNet):
         if not isinstance(grid, int) or grid < 1:
             raise ValueError(f'grid must be an integer above 0, got {grid!r}.')
         channels = [max(round(n * width), 1) for n in CHANNELS]
-        super().__init__(_info(channels), (grid, grid), in_chans, drop_rate)
+        super().__init__(info_of_layers(channels, POOLED), (grid, grid), in_chans, drop_rate)
         self.input_pool = nn.GroupNorm(1, in_chans, affine=False)  # each image by its own mean and deviation
         self.layers = nn.Sequential(*(
             _layer(before, after, KERNELS[i], i in POOLED, **dd)
@@ -67,14 +67,6 @@ class SignsCNN(LayerNet):
                 nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
         self.pool = nn.AdaptiveMaxPool2d(grid)
         self._create_classifier(num_classes, global_pool, **dd)
-
-    def _create_classifier(self, num_classes: int, global_pool: str, **dd: Any) -> None:
-        check_pooling(num_classes, global_pool)
-        self.num_classes = num_classes
-        self.global_pool = global_pool
-        positions = self.feat_size[0] * self.feat_size[1] if global_pool else 1
-        self.head_hidden_size = self.num_features * positions
-        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def layers_in_order(self) -> list[nn.Module]:
@@ -107,15 +99,6 @@ class SignsCNN(LayerNet):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (N, num_classes) of images (N, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
-
-
-def _pools(count: int) -> int:
-    """How many of the first layers end in a pool."""
-    return sum(i < count for i in POOLED)
-
-
-def _info(channels: list[int]) -> list[dict[str, Any]]:
-    return [{'num_chs': n, 'reduction': 2 ** _pools(i + 1), 'module': f'layers.{i}'} for i, n in enumerate(channels)]
 
 
 def _layer(in_chs: int, out_chs: int, kernel_size: int, pool: bool, **dd: Any) -> nn.Sequential:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._torch import traceable_assert
-from .base import LayerNet, check_pooling
+from .base import LayerNet, check_pooling, info_of_layers, pools
 
 __all__ = ['SvhnCNN']
 
@@ -67,7 +67,7 @@ class SvhnCNN(LayerNet):
         if not isinstance(width, (float, Real)) or not 0 < width < float('inf'):
             raise ValueError(f'width must be a number above 0, got {width!r}.')
         channels = [max(round(n * width), 1) for n in CHANNELS]
-        super().__init__(_info(channels), _size_after(img_size, len(CHANNELS)), in_chans, drop_rate)
+        super().__init__(info_of_layers(channels, POOLED), _size_after(img_size, len(CHANNELS)), in_chans, drop_rate)
         self.img_size = img_size
         self.layers = nn.Sequential(*(
             _layer(before, after, i in POOLED, drop_rate if i > 1 else 0., **dd)
@@ -128,18 +128,9 @@ class SvhnCNN(LayerNet):
         return self.forward_head(self.forward_features(x))
 
 
-def _pools(count: int) -> int:
-    """How many of the first layers end in a pool."""
-    return sum(i < count for i in POOLED)
-
-
 def _size_after(img_size: int | tuple[int, int], count: int) -> tuple[int, int]:
     height, width = to_2tuple(img_size)
-    return height // 2 ** _pools(count), width // 2 ** _pools(count)
-
-
-def _info(channels: list[int]) -> list[dict[str, Any]]:
-    return [{'num_chs': n, 'reduction': 2 ** _pools(i + 1), 'module': f'layers.{i}'} for i, n in enumerate(channels)]
+    return height // 2 ** pools(POOLED, count), width // 2 ** pools(POOLED, count)
 
 
 def _layer(in_chs: int, out_chs: int, pool: bool, drop_rate: float, **dd: Any) -> nn.Sequential:
