@@ -58,13 +58,16 @@ TIMES = """A training step is forward, backward and optimizer on {batch} images 
 an image in evaluation are medians of {repeats}, all networks of a table in turn in one process, by
 `python scripts/pays.py cost` ([costs.jsonl](../model_cards/costs.jsonl)). In parentheses is the ratio to the
 network whose multiply-adds are 100 %."""
-OWN = """Sizes are shares of the image's side. To try a row on a folder of your own, give its arguments to timm's
-training script, and keep crops that do not cut objects out:
+OWN = """Sizes are shares of the image's side. To try a row on a folder of your own (train and
+validation, each with one folder of images per class), give those of its arguments that begin with `stn_` to timm's
+training script, whose checkout `TIMM_SCRIPTS` names, and choose crops that do not cut objects out. Here twice the size
+of the scattered birds:
 
     timm-stn train --data-dir PHOTOS --num-classes N --model stn_resnet50 --pretrained --img-size 448 \\
         --crop-pct 1.0 --scale 0.8 1.0 --model-kwargs stn_size=224 stn_whole=True stn_scale=0.5 stn_transform=attention
 
-Accuracies are those of the case, for the order of things; on your images they will be others."""
+To compare, train `--model resnet50 --img-size 224` without --model-kwargs. Accuracies are those of the case, for the
+order of things; on your images they will be others."""
 LITE0 = 'tf_efficientnet_lite0, fine-tuned from ImageNet weights'
 BIRDS_COMMAND = """    TIMM_SCRIPTS=PYTORCH_IMAGE_MODELS scripts/train/train_birds.sh DATA FILE OUTPUT SEED=0 [NAME ...]
 
