@@ -124,7 +124,7 @@ def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tens
         inside = reduce(torch.logical_and, within)
         values = torch.where(inside.unsqueeze(1), values, _color(image, 0 if fill is None else fill, image.dtype))
     if (grid.requires_grad or is_traced()) and image.is_floating_point():  # a trace is compared with one without grad
-        values = values + torch.zeroslike(grid).mul(grid).sum(-1).unsqueeze(1).to(image.dtype)
+        values = values + torch.zeros_like(grid).mul(grid).sum(-1).unsqueeze(1).to(image.dtype)
     return values
 
 

@@ -2,9 +2,10 @@
 
 Output pixels are sorted by the cell, between four pixels of the image, that they read. `cells` finds the cell of each
 once more; torch sorts them stably, and says where each cell begins. In `gather` a program makes some pixels of the
-gradient: for the two pairs of cells around each it walks through their lists, finds positions again, and adds gradient
-times weight up in registers. So nothing is added in memory, in no order but one. A gradient is read four times, once by
-each pixel that it goes to; what was outside the image is in no list.
+gradient: for the two pairs of cells around each it walks through their lists, K entries at a time, finds positions
+again, and adds gradient times weight up in registers. So nothing is added in memory, and all in one order. A gradient is
+read four times, once by each pixel that it goes to; what was outside the image is in no list. All outputs may be in one
+list, of a map that collapsed: it takes as many steps as they are, by K.
 """
 import triton
 import triton.language as tl
@@ -37,9 +38,9 @@ def cells(
 def gather(
         grad, theta, order, starts, out, count, channels, height, width, out_h, out_w, to_x, to_y, scale_x, scale_y,
         g_m, g_c, g_y, g_x, t_m, t0, t1, t2, o_n, o_c, o_y, o_x,
-        ROWS: tl.constexpr, PADDING: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
-    live = i < count
+        ROWS: tl.constexpr, PADDING: tl.constexpr, P: tl.constexpr, K: tl.constexpr, C: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P * K) // K  # K places for each pixel
+    place, live = tl.arange(0, P * K) % K, i < count
     i = tl.minimum(i, count - 1)
     n, y, x = i // (height * width), (i // width) % height, i % width
     each = (tl.program_id(1) * C + tl.arange(0, C))[None, :]
@@ -48,17 +49,20 @@ def gather(
         cell = starts + (n * (height + 1) + y + below) * (width + 1) + x
         first, last = tl.load(cell), tl.load(cell + 2)  # of two cells beside each other
         last = tl.where(live, last, first)
-        for k in range(0, tl.max(last - first, 0)):
-            on = first + k < last
-            q = tl.load(order + first + k, mask=on, other=0)
+        for k in range(0, tl.max(last - first, 0), K):
+            entry = first + k + place
+            on = entry < last
+            q = tl.load(order + entry, mask=on, other=0)
             m, x0, fx, y0, fy = _positions(
                 theta, q, height, width, out_h, out_w, to_x, to_y, scale_x, scale_y, t_m, t0, t1, t2, ROWS, PADDING)
             weight = _weight(x, x0, fx, width, PADDING) * _weight(y, y0, fy, height, PADDING)
             pixel = m * g_m + (q // out_w) % out_h * g_y + q % out_w * g_x
             g = tl.load(grad + pixel[:, None] + each * g_c, mask=on[:, None] & (each < channels), other=0.0)
-            total += weight[:, None] * g.to(tl.float32)
+            total += tl.sum(tl.reshape(weight[:, None] * g.to(tl.float32), (P, K, C)), 1)
+    i = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
+    n, y, x = i // (height * width), (i // width) % height, i % width
     target = out + (n * o_n + y * o_y + x * o_x)[:, None] + each * o_c
-    tl.store(target, total.to(out.dtype.element_ty), mask=live[:, None] & (each < channels))
+    tl.store(target, total.to(out.dtype.element_ty), mask=(i < count)[:, None] & (each < channels))
 
 
 @triton.jit

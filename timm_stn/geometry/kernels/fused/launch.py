@@ -15,6 +15,7 @@ __all__ = ['forward', 'image_gradient', 'theta_gradient']
 
 PROGRAMS = 2048  # of 128 threads: enough for the largest GPUs
 STEPS = 4  # tiles a program, where there are enough
+AT_ONCE = 8  # entries of a list
 
 
 class Cut(NamedTuple):
@@ -86,16 +87,17 @@ def image_gradient(grad: Tensor, image: Tensor, at: Tensor, size: Sequence[int],
     outputs, nowhere = grad.numel() // channels, n * (height + 1) * (width + 1)
     cell = grad.new_empty(outputs, dtype=torch.int32 if nowhere < 2 ** 31 else torch.int64)
     places = dict(ROWS=rows(at), PADDING=padding)
-    pixels, together = 32, min(power_of_2(channels), 16)
+    pixels, together = 128, min(power_of_2(channels), 4)
     with on(image):
         cells[(ceil(outputs, pixels),)](
             at, cell, height, width, *size, len(at) // n, outputs, nowhere, *scales(image, size), *strides(at),
             P=pixels, **places)
         cell, order = cell.sort(stable=True)
         starts = torch.searchsorted(cell, torch.arange(nowhere + 1, dtype=cell.dtype, device=cell.device))
+        pixels = 128 // AT_ONCE
         gather[ceil(n * height * width, pixels), ceil(channels, together)](
             grad, at, order, starts, out, n * height * width, channels, height, width, *size, *scales(image, size),
-            *grad.stride(), *strides(at), *out.stride(), P=pixels, C=together, **places)
+            *grad.stride(), *strides(at), *out.stride(), P=pixels, K=AT_ONCE, C=together, **places)
     return out
 
 
