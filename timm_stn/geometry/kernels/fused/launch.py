@@ -33,11 +33,11 @@ class Cut(NamedTuple):
 
 
 def cut(image: Tensor, outputs: int, size: Sequence[int]) -> Cut:
-    """A pixel a thread; of channels that lie side by side some, and two to four values a thread."""
-    channels = image.shape[1]
-    together = min(power_of_2(channels), 32) if image.stride(1) == 1 and channels > 1 else 1
-    pixels = (128 if together == 1 else 256 if together < 16 else 512) // together
-    width = 32 if size[1] > 64 and pixels >= 32 else 16
+    """Tiles of 128 values, one a thread; of 512 where 16 channels lie side by side, which a thread reads by four."""
+    channels, side_by_side = image.shape[1], image.stride(1) == 1
+    together = 1 if not side_by_side else 16 if channels % 16 == 0 else min(power_of_2(channels), 4)
+    pixels = 32 if together == 16 else 128 // together
+    width = 32 if size[1] > 64 and pixels > 32 else 16
     height = pixels // width
     tiles = ceil(size[0], height) * ceil(size[1], width)
     blocks = ceil(channels, together)

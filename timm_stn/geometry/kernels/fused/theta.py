@@ -33,7 +33,7 @@ def warp_theta(
         x0, fx = position(px, width, PADDING)
         y0, fy = position(py, height, PADDING)
         gx, gy = _slopes(
-            grad + m * g_m + (y * g_y + x * g_x), image + m // glimpses * i_n, fill, first,
+            grad + m * g_m, y * g_y + x * g_x, image + m // glimpses * i_n, fill, first,
             tl.minimum(first + share, channels), g_c, i_c, i_y, i_x, x0, y0, fx, fy, width, height, live,
             PADDING, FILL, C)
         gx, gy = gx * (0.5 * width), gy * (0.5 * height)
@@ -60,7 +60,7 @@ def warp_theta(
 
 @triton.jit
 def _slopes(
-        grad, image, fill, first, end, g_c, i_c, i_y, i_x, x0, y0, fx, fy, width, height, live,
+        grad, offset, image, fill, first, end, g_c, i_c, i_y, i_x, x0, y0, fx, fy, width, height, live,
         PADDING: tl.constexpr, FILL: tl.constexpr, C: tl.constexpr):
     """Sums over channels of the gradient times the slope along x and along y, by pixel."""
     kink_x, kink_y = fx == 0, fy == 0
@@ -77,14 +77,15 @@ def _slopes(
         below, has_below = tap(below, height, PADDING)
         for c in range(first, end, C):
             each = (c + tl.arange(0, C))[None, :]
-            present = (each < end) & live[:, None]
-            color = tl.load(fill + each, mask=each < end, other=0.0) if FILL else 0.0
+            present = each < end
+            color = tl.load(fill + each, mask=present, other=0.0) if FILL else 0.0
             pixels = image + each * i_c
-            g = tl.load(grad[:, None] + each * g_c, mask=present, other=0.0).to(tl.float32)
+            g = tl.load(grad + each * g_c + offset[:, None], mask=present, other=0.0).to(tl.float32)
             v00 = read(pixels, above * i_y + left * i_x, has_above & has_left, present, color, PADDING, FILL)
             v01 = read(pixels, above * i_y + right * i_x, has_above & has_right, present, color, PADDING, FILL)
             v10 = read(pixels, below * i_y + left * i_x, has_below & has_left, present, color, PADDING, FILL)
             v11 = read(pixels, below * i_y + right * i_x, has_below & has_right, present, color, PADDING, FILL)
             gx += g * ((v01 - v00) * (1 - wy) + (v11 - v10) * wy)
             gy += g * ((v10 - v00) * (1 - wx) + (v11 - v01) * wx)
-    return tl.sum(gx, 1) / passes, tl.sum(gy, 1) / passes
+    share = tl.where(live, 1.0 / passes, 0.0)
+    return tl.sum(gx, 1) * share, tl.sum(gy, 1) * share
