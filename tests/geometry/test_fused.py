@@ -84,7 +84,7 @@ def reference(image, at, size, padding_mode, fill=None):
         grid = F.affine_grid(at, [len(at), 1, *size], align_corners=False)
     else:
         y, x = ((torch.arange(n, dtype=at.dtype) * 2 + 1) / n - 1 for n in size)
-        points = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x)), torch.ones(len(y), len(x)).to(at)], 2)
+        points = torch.stack([*torch.meshgrid(x, y, indexing='xy'), torch.ones(len(y), len(x)).to(at)], 2)
         mapped = torch.einsum('mij,yxj->myxi', at, points)
         grid = mapped[..., :2] / mapped[..., 2:]
     image = image.repeat_interleave(len(at) // len(image), 0)
@@ -222,7 +222,8 @@ def test_the_slope_at_a_kink_is_the_mean_of_both_sides(padding_mode):
     image, upstream = randn(1, 2, 5, 6), randn(1, 2, 5, 6, seed=3)
     fill = torch.tensor([0.5, -1.0]) if padding_mode == 'fill' else None
     at = torch.eye(2, 3)[None].to(DEVICE).requires_grad_()
-    values = warp_operator(image.to(DEVICE), at, (5, 6), PADDINGS[padding_mode], fill if fill is None else fill.to(DEVICE))
+    fills = fill if fill is None else fill.to(DEVICE)
+    values = warp_operator(image.to(DEVICE), at, (5, 6), PADDINGS[padding_mode], fills)
     found, = torch.autograd.grad(values, at, upstream.to(DEVICE))
     padded = [numpy.pad(channel, 1, PAD[padding_mode], **(
         {'constant_values': 0 if fill is None else float(fill[c])} if PAD[padding_mode] == 'constant' else {}))
@@ -287,9 +288,10 @@ def test_extreme_matrices(at, padding_mode):
 @pytest.mark.parametrize('n, channels', [(0, 3), (2, 0)])
 @pytest.mark.parametrize('kind', KINDS)
 def test_empty(kind, n, channels):
-    found = evaluate(lambda x, a: warp_operator(x, a, (4, 5), 1), torch.zeros(n, channels, 6, 7), at_of(kind, n, (4, 5)))
+    at = at_of(kind, n, (4, 5))
+    found = evaluate(lambda x, a: warp_operator(x, a, (4, 5), 1), torch.zeros(n, channels, 6, 7), at)
     assert found[0].shape == (n, channels, 4, 5) and found[1].shape == (n, channels, 6, 7)
-    assert found[2].shape == at_of(kind, n, (4, 5)).shape and not found[2].any()
+    assert found[2].shape == at.shape and not found[2].any()
 
 
 @runs
@@ -381,7 +383,7 @@ def compiled_for(capability, kernel, constants, ones, pixels):
     kinds = {name: f'*{pointers[name]}' if name in pointers else 'fp32' if name[:3] in ('to_', 'sca') else 'i32'
              for name in kernel.arg_names}
     signature = {name: 'constexpr' if name in constants else kind for name, kind in kinds.items()}
-    even = [name for name, kind in signature.items() if kind[0] == '*' or constants.get('C') == 16 and kind == 'i32']
+    even = [name for name, kind in signature.items() if kind[0] == '*' or (kind == 'i32' and constants.get('C') == 16)]
     place = {name: (kernel.arg_names.index(name),) for name in kernel.arg_names}
     source = ASTSource(
         fn=kernel, signature=signature, constexprs={place[name]: value for name, value in constants.items()},
@@ -411,12 +413,13 @@ def test_compiles_without_spills(capability, pixels):
         places = dict(ROWS=rows, PADDING=padding)
         constants = places | dict(FILL=fill) | dict(zip(('T_H', 'T_W', 'C'), tile))
         ones = ('i_c', 'o_c', 'g_c') if tile[2] > 1 else ('i_x', 'o_x', 'g_x')
-        usage['forward', *constants.values()] = compiled_for(capability, warp_forward, constants, ones, pixels)
-        usage['theta', *constants.values()] = compiled_for(
+        usage[('forward', *constants.values())] = compiled_for(capability, warp_forward, constants, ones, pixels)
+        usage[('theta', *constants.values())] = compiled_for(
             capability, warp_theta, constants | dict(STEPS=4), ones, pixels)
         if tile == (4, 32, 1):
             usage['cells', rows] = compiled_for(capability, cells, places | dict(P=128), (), 'i32')
             usage['gather', rows] = compiled_for(
                 capability, gather, places | dict(P=16, K=8, C=4), ('g_x', 'o_x'), pixels)
     spilled = {kernel: found for kernel, found in usage.items() if found['STACK'] or found['LOCAL']}
-    assert not spilled and max(found['REG'] for found in usage.values()) <= 128, sorted((f['REG'], k) for k, f in usage.items())
+    assert not spilled and max(found['REG'] for found in usage.values()) <= 128, sorted(
+        (found['REG'], kernel) for kernel, found in usage.items())

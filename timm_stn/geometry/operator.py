@@ -69,7 +69,7 @@ class Plain:
     def image_gradient(grad: Tensor, image: Tensor, at: Tensor, size: Sizes, padding: int) -> Tensor:
         found = torch.ops.aten.grid_sampler_2d_backward(
             grad.float(), _pixels(image, at), _grid(at, size), 0, padding, False, [True, False])[0]
-        return like(image, found.reshape(image.shape[0], -1, *image.shape[1:]).sum(1))
+        return like(image, found.unflatten(0, (image.shape[0], _maps(image, at))).sum(1))
 
 
 def _grid(at: Tensor, size: Sizes) -> Tensor:
@@ -79,7 +79,12 @@ def _grid(at: Tensor, size: Sizes) -> Tensor:
 def _pixels(image: Tensor, at: Tensor, fill: Tensor | None = None) -> Tensor:
     """An image for each output, in float32, less the colour of what is outside."""
     pixels = image.float() if fill is None else image.float() - fill.view(-1, 1, 1)
-    return pixels.repeat_interleave(at.shape[0] // max(image.shape[0], 1), 0)
+    return pixels.repeat_interleave(_maps(image, at), 0)
+
+
+def _maps(image: Tensor, at: Tensor) -> int:
+    """Of each image."""
+    return at.shape[0] // image.shape[0] if image.shape[0] else 1
 
 
 def _run(name: str, *args: Any) -> Tensor:

@@ -8,7 +8,7 @@ from .._torch import in_forward_mode
 from .kernels.fused import INTERPRETED
 from .operator import DTYPES, PADDINGS, warp_operator
 from .programs import is_exporting
-from .sampler import Sampling
+from .sampler import Fill, Sampling
 from .transforms import matrix_grid
 
 __all__ = ['is_fused', 'read_at']
@@ -50,6 +50,6 @@ def is_fused(image: Tensor, sampling: Sampling) -> bool:
     return not (in_forward_mode() or is_exporting())
 
 
-def _colors(fill: float | Sequence[float], image: Tensor) -> Tensor:
+def _colors(fill: Fill, image: Tensor) -> Tensor:
     color = torch.as_tensor(fill, dtype=torch.float32, device=image.device)
     return color.expand(image.shape[1]).contiguous()

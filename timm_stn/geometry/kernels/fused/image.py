@@ -3,9 +3,9 @@
 Output pixels are sorted by the cell, between four pixels of the image, that they read. `cells` finds the cell of each
 once more; torch sorts them stably, and says where each cell begins. In `gather` a program makes some pixels of the
 gradient: for the two pairs of cells around each it walks through their lists, K entries at a time, finds positions
-again, and adds gradient times weight up in registers. So nothing is added in memory, and all in one order. A gradient is
-read four times, once by each pixel that it goes to; what was outside the image is in no list. All outputs may be in one
-list, of a map that collapsed: it takes as many steps as they are, by K.
+again, and adds gradient times weight up in registers: nothing is added in memory, and all in one order. A gradient is
+read four times, by each pixel that it goes to; what was outside the image is in no list. Where a map collapsed, all of
+its outputs are in one list, which takes as many steps as it has entries, by K.
 """
 import triton
 import triton.language as tl
