@@ -1,40 +1,48 @@
-"""Anti-aliased sampling from an image pyramid, at a level that follows the local scale of the grid.
+"""Anti-aliased sampling: the mean over the footprint of each point, read from an image pyramid.
 
 A bilinear or bicubic kernel reads 2 or 4 pixels, however far apart the samples are. So it aliases where the grid
 shrinks an image (the paper notes this in section 3.4). Level l of the pyramid is the image averaged over cells of 2^l
-pixels. A point whose neighbours in the grid are s pixels away is interpolated between the two levels around log2(s).
+pixels (Williams, "Pyramidal parametrics", 1983), where a few points see all of a footprint: `footprint.py`. One level
+alone, with one point, is blurred or aliased, as its cells are none of the footprint's.
 """
+import math
 from collections.abc import Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
 
 from . import kernels
+from .footprint import Footprint, footprint, part
 from .grid import has_values
 from .programs import is_exporting, of_one_size
 
-__all__ = ['halve', 'interpolate', 'levels']
-
-# Levels are finer than log2(scale) by this: the best measured trade-off of detail and aliasing, on photos and noise.
-SHARPEN = 0.4
+__all__ = ['halve', 'interpolate']
 
 
 def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
-    """As `kernels.interpolate`, averaged over the footprint of each point. The levels get no gradient."""
+    """As `kernels.interpolate`, averaged over the footprint of each point. Footprints and levels get no gradient."""
     if is_exporting():
         image = of_one_size(image, 'antialias=True')
     size = [int(n) for n in image.shape[2:]]
-    level = levels(grid.detach(), size)
-    first, last = _span(level, size)
-    for _ in range(first):
-        image = halve(image)
-    values = kernels.interpolate(image, grid, mode, padding_mode)
-    for i in range(first + 1, last + 1):
-        image = halve(image)
-        share = (level - i + 1).clamp(0, 1)  # weight of this level against the finer ones
-        coarser = kernels.interpolate(image, grid, mode, padding_mode)
-        values = _mix(values, coarser, share)
+    seen = footprint(grid, size)
+    if not seen.steps:
+        return kernels.interpolate(image, grid, mode, padding_mode)
+    level = seen.level(_top(size))
+    first, last, shrinks, leaves = _extent(seen, level, grid, size)
+    if not shrinks:
+        return kernels.interpolate(image, grid, mode, padding_mode)
+    values, framed, border = None, False, padding_mode == 'border' and leaves
+    for i in range(last + 1):
+        if i > 0:
+            image, framed = halve(image, framed, border), border
+        if i < first:
+            continue
+        points = seen.spread(grid, i)
+        if framed:
+            points = points * points.new_tensor([1 - 2 / n for n in reversed(image.shape[2:])])
+        found = seen.mean(kernels.interpolate(image, points, mode, padding_mode), 2. ** -(i * len(size)))
+        values = found if values is None else _mix(values, found, (level - i + 1).clamp(0, 1))
+    assert values is not None
     return values
 
 
@@ -44,65 +52,58 @@ def _mix(fine: Tensor, coarse: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(fine, coarse, share)
 
 
-def levels(grid: Tensor, size: Sequence[int]) -> Tensor:
-    """Fractional pyramid level (N, 1, *out), from 0, of each point of `grid` for an image of `size`.
-
-    It follows the distance in pixels to the nearer neighbour, root mean square over the axes of the grid.
-    """
-    pixels = grid * grid.new_tensor([n / 2 for n in reversed(size)])
-    axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
-    steps = [_steps(pixels, axis) for axis in axes]
-    if not steps:
-        return torch.zeros_like(grid[..., 0]).unsqueeze(1)
-    square = torch.stack(steps).mean(0).clamp(min=1)
-    return (torch.log2(square) / 2 - SHARPEN).clamp(0, _top(size)).unsqueeze(1)
-
-
-def _steps(pixels: Tensor, axis: int) -> Tensor:
-    """Squared distance of every point to the nearer of its two neighbours along `axis`.
-
-    The nearer one, because a grid may hold several glimpses side by side, and points far outside.
-    """
-    square = (pixels[_part(axis, 1, None)] - pixels[_part(axis, None, -1)]).square().sum(-1)
-    before = torch.cat([square[_part(axis, None, 1)], square], axis)
-    after = torch.cat([square, square[_part(axis, -1, None)]], axis)
-    return torch.minimum(before, after)
-
-
-def _part(axis: int, *limits: int | None) -> tuple[slice, ...]:
-    """The index of a part along `axis`."""
-    return (*[slice(None)] * axis, slice(*limits))
-
-
 def _top(size: Sequence[int]) -> int:
     """The level with a single pixel."""
     return (int(max(size)) - 1).bit_length()
 
 
-def _span(level: Tensor, size: Sequence[int]) -> tuple[int, int]:
-    """First and last level in use; all levels if the values are unknown."""
+def _extent(seen: Footprint, level: Tensor, grid: Tensor, size: Sequence[int]) -> tuple[int, int, bool, bool]:
+    """First and last level in use, whether the grid shrinks anything, and whether it is near the border or beyond.
+
+    All levels, and yes, if the values are unknown.
+    """
     if not has_values(level):
-        return 0, _top(size)
+        return 0, _top(size), True, True
     if level.numel() == 0:
-        return 0, 0
-    low, high = torch.aminmax(level)
-    return int(low), int(high.ceil())
+        return 0, 0, False, False
+    far = (grid.detach().abs() + sum(step.abs() for step in seen.steps) / 2).flatten(0, -2).amax(0).flip(0)
+    facts = torch.cat([torch.stack([*level.aminmax(), torch.stack(seen.squares).amax()]), far])
+    low, high, square, *reach = facts.tolist()  # the one time that a device is waited for
+    last = math.ceil(high)
+    return int(low), last, square > 1, any(x > 1 - 2 ** last / n for x, n in zip(reach, size))
 
 
-def halve(image: Tensor) -> Tensor:
-    """The next level: `image` (N, C, *size) averaged over pairs of pixels along each axis, rows first."""
-    return reduce(_halve_axis, range(2, image.ndim), image)
+def halve(image: Tensor, framed: bool = False, border: bool = False) -> Tensor:
+    """The next level, times 2 for each axis: `image` (N, C, *size) summed over pairs of pixels along each axis.
+
+    Args:
+        framed: The outermost pixels of `image` are the border, which goes on outside.
+        border: Frame the level so: it knows the colours of the very edge, which its own outermost pixels do not.
+    """
+    return _halve(image, 2, framed, border)
+
+
+def _halve(image: Tensor, axis: int, framed: bool, border: bool) -> Tensor:
+    """From `axis` on."""
+    if axis == image.ndim:
+        return image
+    inner = image[part(axis, 1, -1)] if framed else image
+    inner = _halve(_halve_axis(inner, axis), axis + 1, framed, border)
+    if not border:
+        return inner
+    ends = [_halve(2 * image[part(axis, *limits)], axis + 1, framed, border) for limits in ((None, 1), (-1, None))]
+    return torch.cat([ends[0], inner, ends[1]], axis)
 
 
 def _halve_axis(image: Tensor, axis: int) -> Tensor:
-    """Averages over n // 2 cells of equal extent. For odd n, neighbouring cells share pixels by area."""
+    """Twice the averages over n // 2 cells of equal extent. For odd n, neighbouring cells share pixels by area."""
     n = int(image.shape[axis])
     if n == 1:
-        return image
-    even, odd = (image[_part(axis, start, 2 * (n // 2), 2)] for start in (0, 1))
+        return 2 * image
+    even, odd = (image[part(axis, start, 2 * (n // 2), 2)] for start in (0, 1))
     if n % 2 == 0:
-        return (even + odd) / 2
+        return even + odd
     m = n // 2
     share = torch.arange(m, device=image.device, dtype=image.dtype).view(-1, *[1] * (image.ndim - 1 - axis)) / m
-    after = image[_part(axis, 2, None, 2)]
-    return (even * (1 - share) + odd + after * (share + 1 / m)) * (m / n)
+    after = image[part(axis, 2, None, 2)]
+    return (even * (1 - share) + odd + after * (share + 1 / m)) * (2 * m / n)
