@@ -2,10 +2,11 @@
 
 It is the parallelogram (a box in a volume) that the steps to the nearer neighbours along the axes of the grid span. Its
 mean is taken by supersampling: of a few points that are spread evenly over it, along the grid's own axes, so that a
-rotation is as good as none. They are read from a level of the pyramid whose pixels are about as far apart as they are
-(Williams, "Pyramidal parametrics", 1983; `pyramid.py`). Footprints are constants for the gradient: it has the points
-move with the grid, and not spread.
+rotation is as good as none. They are read from a level of the pyramid (`pyramid.py`) whose pixels are about as far
+apart as they are. Footprints are constants for the gradient: it moves their points with the grid, and does not spread
+them.
 """
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,14 +16,14 @@ from torch import Tensor
 __all__ = ['Footprint', 'footprint', 'part']
 
 MOST = 3  # points along each axis: with 2, a zone plate is 30 dB from its reference, with 3, 36 dB, with 4, 37 dB
-APART = 1.4  # pixels of their level between points, at most: up to there the finer level is nearer the reference
+APART = 1.4  # pixels of their level between points, at most: up to there, the finer level is nearer to the reference
 BLEND = 0.25  # octaves of the scale in which a level takes over from the finer one
 
 
 class Footprint(NamedTuple):
-    """Of a grid (N, *out, d) for an image with d axes."""
+    """Of a grid (N, *out, d) for an image with d axes; coordinates come first here."""
     count: int  # points along each axis
-    steps: list[Tensor]  # (N, *out, d) for each axis of the grid that has any, in coordinates of the grid
+    steps: list[Tensor]  # (d, N, *out) for each axis of the grid that has any, in coordinates of the grid
     squares: list[Tensor]  # (N, *out), their squared lengths in pixels
 
     @property
@@ -30,29 +31,40 @@ class Footprint(NamedTuple):
         """How many there are for each output pixel."""
         return int(self.count ** len(self.steps))
 
-    def level(self, top: int) -> Tensor:
-        """Level (N, 1, *out) from 0 to `top` to read each point from; a fraction where two are blended.
+    @property
+    def square(self) -> Tensor:
+        """Mean square (N, *out) of the steps, in pixels."""
+        return sum(self.squares[1:], self.squares[0]) / len(self.squares)
 
-        It follows the root mean square of the steps.
-        """
-        square = torch.stack(self.squares).mean(0)
-        octaves = (torch.log2(square.clamp(min=1)) / 2 - torch.log2(square.new_tensor(APART * self.count))).clamp(min=0)
+    def level(self, square: Tensor) -> Tensor:
+        """The level, from 0, to read points of such `square` from; a fraction where two are blended."""
+        octaves = (torch.log2(square.clamp(min=1)) - 2 * math.log2(APART * self.count)).clamp(min=0) / 2
         whole = octaves.floor()
-        return (whole + ((octaves - whole) / BLEND).clamp(max=1)).clamp(max=top).unsqueeze(1)
+        return whole + ((octaves - whole) / BLEND).clamp(max=1)
 
-    def spread(self, grid: Tensor, level: int) -> Tensor:
-        """`grid` with `points` points for each of its own, one grid below the other: (N, points * out[0], ..., d).
+    def reach(self, grid: Tensor) -> Tensor:
+        """How far from the centre (d,) points may be."""
+        parts = [grid.detach().movedim(-1, 0)] + [step * ((self.count - 1) / (2 * self.count)) for step in self.steps]
+        return torch.stack([x.flatten(1).abs().amax(1) for x in parts]).sum(0)
 
-        A pixel of the level has an extent of its own. So it is left out of the footprint's: one of a pixel is a point.
+    def spread(self, grid: Tensor, level: int, scale: Sequence[float]) -> Tensor:
+        """`grid` with `points` points for each of its own, one grid below the other, times `scale`, one for each axis.
+
+        A pixel of the level has an extent of its own, which is left out of the footprint's: one of a pixel is a point.
+
+        Returns:
+            (N, points * out[0], *out[1:], d).
         """
-        grids = grid.unsqueeze(1)
+        scales = grid.new_tensor(scale).view(-1, *[1] * (grid.ndim - 1))
+        places = (grid.movedim(-1, 0) * scales).flatten(2).unsqueeze(2)  # (d, N, 1, points of the grid)
+        among = grid.new_tensor([(i + 0.5) / self.count - 0.5 for i in range(self.count)]).unsqueeze(1)
         for step, square in zip(self.steps, self.squares):
-            apart = (step * (1 - 4 ** level / square).relu().sqrt().unsqueeze(-1) / self.count).unsqueeze(1)
-            grids = torch.cat([grids + (i - (self.count - 1) / 2) * apart for i in range(self.count)], 1)
-        return grids.flatten(1, 2)
+            extent = step * scales * (1 - 4 ** level / square).relu().sqrt()
+            places = (places.unsqueeze(3) + (among * extent.flatten(2).unsqueeze(2)).unsqueeze(2)).flatten(2, 3)
+        return places.reshape(*places.shape[:2], -1, *grid.shape[2:-1]).movedim(0, -1)
 
-    def mean(self, values: Tensor, scale: float = 1.0) -> Tensor:
-        """(N, C, *out) of `values` at the points of `spread`, times `scale`."""
+    def mean(self, values: Tensor, scale: float) -> Tensor:
+        """(N, C, *out) of `values` at the places of `spread`, times `scale`."""
         if self.points > 1:
             values = values.reshape(*values.shape[:2], self.points, -1, *values.shape[3:]).sum(2)
         return values * (scale / self.points)
@@ -65,8 +77,8 @@ def footprint(grid: Tensor, size: Sequence[int]) -> Footprint:
     """
     axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
     count = min(MOST, max([1, *(int(size[axis - 1]) // int(grid.shape[axis]) for axis in axes)]))
-    half = grid.new_tensor([n / 2 for n in reversed(size)])
-    nearer = [_nearer(grid.detach(), axis, half) for axis in axes]
+    half = grid.new_tensor([n / 2 for n in reversed(size)]).view(-1, *[1] * (grid.ndim - 1))
+    nearer = [_nearer(grid.detach().movedim(-1, 0), axis + 1, half) for axis in axes]
     return Footprint(count, [step for step, _ in nearer], [square for _, square in nearer])
 
 
@@ -76,11 +88,13 @@ def _nearer(grid: Tensor, axis: int, half: Tensor) -> tuple[Tensor, Tensor]:
     The nearer one, because a grid may hold several glimpses side by side, and points far outside.
     """
     step = grid[part(axis, 1, None)] - grid[part(axis, None, -1)]
-    square = (step * half).square().sum(-1)
-    steps, squares = ((torch.cat([x[part(axis, None, 1)], x], axis), torch.cat([x, x[part(axis, -1, None)]], axis))
-                      for x in (step, square))
-    nearer = torch.minimum(*squares)
-    return torch.where((squares[0] == nearer).unsqueeze(-1), *steps), nearer
+    square = (step * half).square().sum(0)
+    before, after = (torch.cat([square[part(axis - 1, *limits)] for limits in parts], axis - 1) for parts in ENDS)
+    steps = (torch.cat([step[part(axis, *limits)] for limits in parts], axis) for parts in ENDS)
+    return torch.where(before <= after, *steps), torch.minimum(before, after)
+
+
+ENDS = (((None, 1), (None, None)), ((None, None), (-1, None)))  # of the steps before each point, and after it
 
 
 def part(axis: int, *limits: int | None) -> tuple[slice, ...]:

@@ -27,21 +27,20 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
     seen = footprint(grid, size)
     if not seen.steps:
         return kernels.interpolate(image, grid, mode, padding_mode)
-    level = seen.level(_top(size))
-    first, last, shrinks, leaves = _extent(seen, level, grid, size)
+    first, last, shrinks, framed = _extent(seen, grid, size, padding_mode)
     if not shrinks:
         return kernels.interpolate(image, grid, mode, padding_mode)
-    values, framed, border = None, False, padding_mode == 'border' and leaves
+    level = seen.level(seen.square).unsqueeze(1) if first < last else None
+    values = None
     for i in range(last + 1):
         if i > 0:
-            image, framed = halve(image, framed, border), border
+            image = halve(image, framed and i > 1, framed)
         if i < first:
             continue
-        points = seen.spread(grid, i)
-        if framed:
-            points = points * points.new_tensor([1 - 2 / n for n in reversed(image.shape[2:])])
-        found = seen.mean(kernels.interpolate(image, points, mode, padding_mode), 2. ** -(i * len(size)))
-        values = found if values is None else _mix(values, found, (level - i + 1).clamp(0, 1))
+        scale = [1 - 2 / n if framed and i > 0 else 1 for n in map(int, reversed(image.shape[2:]))]
+        found = kernels.interpolate(image, seen.spread(grid, i, scale), mode, padding_mode)
+        found = seen.mean(found, 2. ** -(i * len(size)))
+        values = found if level is None or values is None else _mix(values, found, (level - i + 1).clamp(0, 1))
     assert values is not None
     return values
 
@@ -57,20 +56,23 @@ def _top(size: Sequence[int]) -> int:
     return (int(max(size)) - 1).bit_length()
 
 
-def _extent(seen: Footprint, level: Tensor, grid: Tensor, size: Sequence[int]) -> tuple[int, int, bool, bool]:
-    """First and last level in use, whether the grid shrinks anything, and whether it is near the border or beyond.
+def _extent(seen: Footprint, grid: Tensor, size: Sequence[int], padding_mode: str) -> tuple[int, int, bool, bool]:
+    """First and last level in use, whether the grid shrinks anything, and whether levels need a frame: see `halve`.
 
     All levels, and yes, if the values are unknown.
     """
-    if not has_values(level):
-        return 0, _top(size), True, True
-    if level.numel() == 0:
+    top, border = _top(size), padding_mode == 'border'
+    if not has_values(grid):
+        return 0, top, True, border
+    if grid.numel() == 0:
         return 0, 0, False, False
-    far = (grid.detach().abs() + sum(step.abs() for step in seen.steps) / 2).flatten(0, -2).amax(0).flip(0)
-    facts = torch.cat([torch.stack([*level.aminmax(), torch.stack(seen.squares).amax()]), far])
-    low, high, square, *reach = facts.tolist()  # the one time that a device is waited for
-    last = math.ceil(high)
-    return int(low), last, square > 1, any(x > 1 - 2 ** last / n for x, n in zip(reach, size))
+    facts = [seen.level(torch.stack(seen.square.aminmax())), torch.stack([square.amax() for square in seen.squares])]
+    if border:
+        facts.append(seen.reach(grid).flip(0))
+    values = torch.cat(facts).tolist()  # the one time that a device is waited for
+    first, last = min(int(values[0]), top), min(math.ceil(values[1]), top)
+    squares, far = values[2:2 + len(seen.squares)], values[2 + len(seen.squares):]
+    return first, last, max(squares) > 1, any(x > 1 - 2 ** last / n for x, n in zip(far, size))
 
 
 def halve(image: Tensor, framed: bool = False, border: bool = False) -> Tensor:
