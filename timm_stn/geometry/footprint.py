@@ -17,14 +17,15 @@ __all__ = ['Footprint', 'footprint', 'part']
 
 MOST = 3  # points along each axis: with 2, a zone plate is 30 dB from its reference, with 3, 36 dB, with 4, 37 dB
 APART = 1.4  # pixels of their level between points, at most: up to there, the finer level is nearer to the reference
-BLEND = 0.25  # octaves of the scale in which a level takes over from the finer one
+BLEND = 0.125  # octaves of the scale in which a level takes over from the finer one
 
 
 class Footprint(NamedTuple):
     """Of a grid (N, *out, d) for an image with d axes; coordinates come first here."""
     count: int  # points along each axis
-    steps: list[Tensor]  # (d, N, *out) for each axis of the grid that has any, in coordinates of the grid
-    squares: list[Tensor]  # (N, *out), their squared lengths in pixels
+    places: Tensor  # (d, N, *out), the grid
+    steps: list[Tensor]  # (d, N, *out) for each axis of the grid that has any
+    squares: list[Tensor]  # (N, *out), the squared lengths of the steps in pixels
 
     @property
     def points(self) -> int:
@@ -33,7 +34,7 @@ class Footprint(NamedTuple):
 
     @property
     def square(self) -> Tensor:
-        """Mean square (N, *out) of the steps, in pixels."""
+        """Mean square (N, *out) of the steps."""
         return sum(self.squares[1:], self.squares[0]) / len(self.squares)
 
     def level(self, square: Tensor) -> Tensor:
@@ -42,31 +43,35 @@ class Footprint(NamedTuple):
         whole = octaves.floor()
         return whole + ((octaves - whole) / BLEND).clamp(max=1)
 
-    def reach(self, grid: Tensor) -> Tensor:
-        """How far from the centre (d,) points may be."""
-        parts = [grid.detach().movedim(-1, 0)] + [step * ((self.count - 1) / (2 * self.count)) for step in self.steps]
-        return torch.stack([x.flatten(1).abs().amax(1) for x in parts]).sum(0)
+    def reach(self) -> Tensor:
+        """How far from the centre (d,) points may be, in coordinates of the grid."""
+        among = (self.count - 1) / (2 * self.count)
+        far = [x.detach().flatten(1).abs().amax(1) for x in (self.places, *self.steps)]
+        return sum((among * x for x in far[1:]), far[0])
 
-    def spread(self, grid: Tensor, level: int, scale: Sequence[float]) -> Tensor:
-        """`grid` with `points` points for each of its own, one grid below the other, times `scale`, one for each axis.
+    def spread(self, level: int, scale: Sequence[float] | None = None) -> Tensor:
+        """The grid with `points` points for each of its own, one grid below the other: (N, points * out[0], ..., d).
 
         A pixel of the level has an extent of its own, which is left out of the footprint's: one of a pixel is a point.
-
-        Returns:
-            (N, points * out[0], *out[1:], d).
+        `scale`, one for each axis, is of all coordinates: of an image that has a frame.
         """
-        scales = grid.new_tensor(scale).view(-1, *[1] * (grid.ndim - 1))
-        places = (grid.movedim(-1, 0) * scales).flatten(2).unsqueeze(2)  # (d, N, 1, points of the grid)
-        among = grid.new_tensor([(i + 0.5) / self.count - 0.5 for i in range(self.count)]).unsqueeze(1)
-        for step, square in zip(self.steps, self.squares):
-            extent = step * scales * (1 - 4 ** level / square).relu().sqrt()
-            places = (places.unsqueeze(3) + (among * extent.flatten(2).unsqueeze(2)).unsqueeze(2)).flatten(2, 3)
-        return places.reshape(*places.shape[:2], -1, *grid.shape[2:-1]).movedim(0, -1)
+        places, steps = self.places, self.steps
+        if scale is not None:
+            scales = places.new_tensor(scale).view(-1, *[1] * (places.ndim - 1))
+            places, steps = places * scales, [step * scales for step in steps]
+        places = places.flatten(2).unsqueeze(2)  # (d, N, 1, points of the grid)
+        among = places.new_tensor([(i + 0.5) / self.count - 0.5 for i in range(self.count)]).unsqueeze(1)
+        for step, square in zip(steps, self.squares):
+            extent = (step * (1 - 4 ** level / square).relu().sqrt()).flatten(2).unsqueeze(2)
+            places = (places.unsqueeze(3) + (among * extent).unsqueeze(2)).flatten(2, 3)
+        shape = self.places.shape
+        return places.reshape(*shape[:2], self.points * shape[2], *shape[3:]).movedim(0, -1)
 
     def mean(self, values: Tensor, scale: float) -> Tensor:
-        """(N, C, *out) of `values` at the places of `spread`, times `scale`."""
+        """(N, C, *out) of `values` at the points of `spread`, times `scale`."""
         if self.points > 1:
-            values = values.reshape(*values.shape[:2], self.points, -1, *values.shape[3:]).sum(2)
+            rest = self.places.shape[2:]
+            values = values.reshape(*values.shape[:2], self.points, *rest).sum(2)
         return values * (scale / self.points)
 
 
@@ -78,23 +83,22 @@ def footprint(grid: Tensor, size: Sequence[int]) -> Footprint:
     axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
     count = min(MOST, max([1, *(int(size[axis - 1]) // int(grid.shape[axis]) for axis in axes)]))
     half = grid.new_tensor([n / 2 for n in reversed(size)]).view(-1, *[1] * (grid.ndim - 1))
-    nearer = [_nearer(grid.detach().movedim(-1, 0), axis + 1, half) for axis in axes]
-    return Footprint(count, [step for step, _ in nearer], [square for _, square in nearer])
+    places = grid.movedim(-1, 0)
+    nearer = [_nearer(places.detach(), axis + 1, half) for axis in axes]
+    return Footprint(count, places, [step for step, _ in nearer], [square for _, square in nearer])
 
 
-def _nearer(grid: Tensor, axis: int, half: Tensor) -> tuple[Tensor, Tensor]:
+def _nearer(places: Tensor, axis: int, half: Tensor) -> tuple[Tensor, Tensor]:
     """The step between every point and the nearer of its two neighbours along `axis`, and its square in pixels.
 
     The nearer one, because a grid may hold several glimpses side by side, and points far outside.
     """
-    step = grid[part(axis, 1, None)] - grid[part(axis, None, -1)]
+    step = places[part(axis, 1, None)] - places[part(axis, None, -1)]
+    step = torch.cat([step[part(axis, None, 1)], step, step[part(axis, -1, None)]], axis)
     square = (step * half).square().sum(0)
-    before, after = (torch.cat([square[part(axis - 1, *limits)] for limits in parts], axis - 1) for parts in ENDS)
-    steps = (torch.cat([step[part(axis, *limits)] for limits in parts], axis) for parts in ENDS)
-    return torch.where(before <= after, *steps), torch.minimum(before, after)
-
-
-ENDS = (((None, 1), (None, None)), ((None, None), (-1, None)))  # of the steps before each point, and after it
+    before, after = square[part(axis - 1, None, -1)], square[part(axis - 1, 1, None)]
+    nearer = torch.where(before <= after, step[part(axis, None, -1)], step[part(axis, 1, None)])
+    return nearer, torch.minimum(before, after)
 
 
 def part(axis: int, *limits: int | None) -> tuple[slice, ...]:

@@ -27,7 +27,7 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
     seen = footprint(grid, size)
     if not seen.steps:
         return kernels.interpolate(image, grid, mode, padding_mode)
-    first, last, shrinks, framed = _extent(seen, grid, size, padding_mode)
+    first, last, shrinks, framed = _extent(seen, size, padding_mode)
     if not shrinks:
         return kernels.interpolate(image, grid, mode, padding_mode)
     level = seen.level(seen.square).unsqueeze(1) if first < last else None
@@ -37,8 +37,8 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
             image = halve(image, framed and i > 1, framed)
         if i < first:
             continue
-        scale = [1 - 2 / n if framed and i > 0 else 1 for n in map(int, reversed(image.shape[2:]))]
-        found = kernels.interpolate(image, seen.spread(grid, i, scale), mode, padding_mode)
+        scale = [1 - 2 / int(n) for n in reversed(image.shape[2:])] if framed and i > 0 else None
+        found = kernels.interpolate(image, seen.spread(i, scale), mode, padding_mode)
         found = seen.mean(found, 2. ** -(i * len(size)))
         values = found if level is None or values is None else _mix(values, found, (level - i + 1).clamp(0, 1))
     assert values is not None
@@ -56,19 +56,19 @@ def _top(size: Sequence[int]) -> int:
     return (int(max(size)) - 1).bit_length()
 
 
-def _extent(seen: Footprint, grid: Tensor, size: Sequence[int], padding_mode: str) -> tuple[int, int, bool, bool]:
+def _extent(seen: Footprint, size: Sequence[int], padding_mode: str) -> tuple[int, int, bool, bool]:
     """First and last level in use, whether the grid shrinks anything, and whether levels need a frame: see `halve`.
 
     All levels, and yes, if the values are unknown.
     """
     top, border = _top(size), padding_mode == 'border'
-    if not has_values(grid):
+    if not has_values(seen.places):
         return 0, top, True, border
-    if grid.numel() == 0:
+    if seen.places.numel() == 0:
         return 0, 0, False, False
     facts = [seen.level(torch.stack(seen.square.aminmax())), torch.stack([square.amax() for square in seen.squares])]
     if border:
-        facts.append(seen.reach(grid).flip(0))
+        facts.append(seen.reach().flip(0))
     values = torch.cat(facts).tolist()  # the one time that a device is waited for
     first, last = min(int(values[0]), top), min(math.ceil(values[1]), top)
     squares, far = values[2:2 + len(seen.squares)], values[2 + len(seen.squares):]
