@@ -15,14 +15,15 @@ from torch import Tensor
 
 __all__ = ['Footprint', 'footprint', 'part']
 
-MOST = 3  # points along each axis: with 2, a zone plate is 30 dB from its reference, with 3, 36 dB, with 4, 37 dB
+# Measured against supersampling, 448 -> 64, on the worst of zone plate, checkerboard and pink noise.
+MOST = 3  # points along each axis, at most: 2 are 30 to 32 dB from the reference, 3 are 36 dB, 4 are 36 to 37 dB
 APART = 1.4  # pixels of their level between points, at most: up to there, the finer level is nearer to the reference
-BLEND = 0.125  # octaves of the scale in which a level takes over from the finer one
+BLEND = 0.125  # octaves of scale in which a level takes over from the finer one; both are read there
 
 
 class Footprint(NamedTuple):
     """Of a grid (N, *out, d) for an image with d axes; coordinates come first here."""
-    count: int  # points along each axis
+    per_axis: int  # points
     places: Tensor  # (d, N, *out), the grid
     steps: list[Tensor]  # (d, N, *out) for each axis of the grid that has any
     squares: list[Tensor]  # (N, *out), the squared lengths of the steps in pixels
@@ -30,62 +31,64 @@ class Footprint(NamedTuple):
     @property
     def points(self) -> int:
         """How many there are for each output pixel."""
-        return int(self.count ** len(self.steps))
+        return int(self.per_axis ** len(self.steps))
 
     @property
     def square(self) -> Tensor:
-        """Mean square (N, *out) of the steps."""
+        """Mean of `squares` over the axes (N, *out)."""
         return sum(self.squares[1:], self.squares[0]) / len(self.squares)
 
     def level(self, square: Tensor) -> Tensor:
         """The level, from 0, to read points of such `square` from; a fraction where two are blended."""
-        octaves = (torch.log2(square.clamp(min=1)) - 2 * math.log2(APART * self.count)).clamp(min=0) / 2
+        octaves = (torch.log2(square.clamp(min=1)) - 2 * math.log2(APART * self.per_axis)).clamp(min=0) / 2
         whole = octaves.floor()
         return whole + ((octaves - whole) / BLEND).clamp(max=1)
 
     def reach(self) -> Tensor:
-        """How far from the centre (d,) points may be, in coordinates of the grid."""
-        among = (self.count - 1) / (2 * self.count)
+        """How far from the centre points may be (d,), in coordinates of the grid."""
+        outermost = 0.5 - 0.5 / self.per_axis  # steps from the middle of a footprint
         far = [x.detach().flatten(1).abs().amax(1) for x in (self.places, *self.steps)]
-        return sum((among * x for x in far[1:]), far[0])
+        return sum((outermost * x for x in far[1:]), far[0])
 
     def spread(self, level: int, scale: Sequence[float] | None = None) -> Tensor:
-        """The grid with `points` points for each of its own, one grid below the other: (N, points * out[0], ..., d).
+        """All points, as one grid below the other: (N, points * out[0], *out[1:], d).
 
         A pixel of the level has an extent of its own, which is left out of the footprint's: one of a pixel is a point.
-        `scale`, one for each axis, is of all coordinates: of an image that has a frame.
+        `scale` is a factor of the coordinates along each axis of the image, in their order.
         """
         places, steps = self.places, self.steps
         if scale is not None:
-            scales = places.new_tensor(scale).view(-1, *[1] * (places.ndim - 1))
-            places, steps = places * scales, [step * scales for step in steps]
-        places = places.flatten(2).unsqueeze(2)  # (d, N, 1, points of the grid)
-        among = places.new_tensor([(i + 0.5) / self.count - 0.5 for i in range(self.count)]).unsqueeze(1)
+            factor = places.new_tensor(scale).view(-1, *[1] * (places.ndim - 1))
+            places, steps = places * factor, [step * factor for step in steps]
+        points = places.flatten(2).unsqueeze(2)  # (d, N, points, pixels), for exporters that know 5 dimensions at most
+        among = places.new_tensor([(i + 0.5) / self.per_axis - 0.5 for i in range(self.per_axis)]).unsqueeze(1)
         for step, square in zip(steps, self.squares):
-            extent = (step * (1 - 4 ** level / square).relu().sqrt()).flatten(2).unsqueeze(2)
-            places = (places.unsqueeze(3) + (among * extent).unsqueeze(2)).flatten(2, 3)
-        shape = self.places.shape
-        return places.reshape(*shape[:2], self.points * shape[2], *shape[3:]).movedim(0, -1)
+            share = ((square - 4 ** level).clamp(min=0) / square.clamp(min=1)).sqrt()
+            offsets = among * (step * share).flatten(2).unsqueeze(2)
+            points = (points.unsqueeze(3) + offsets.unsqueeze(2)).flatten(2, 3)
+        batch, rows = places.shape[1:3]
+        points = points.reshape(len(points), batch, self.points * rows, *places.shape[3:])
+        return points.permute(*range(1, points.ndim), 0)
 
     def mean(self, values: Tensor, scale: float) -> Tensor:
         """(N, C, *out) of `values` at the points of `spread`, times `scale`."""
         if self.points > 1:
-            rest = self.places.shape[2:]
-            values = values.reshape(*values.shape[:2], self.points, *rest).sum(2)
+            values = values.reshape(*values.shape[:2], self.points, *self.places.shape[2:]).sum(2)
         return values * (scale / self.points)
 
 
 def footprint(grid: Tensor, size: Sequence[int]) -> Footprint:
-    """Of the points of `grid` for an image of `size`.
+    """Of the points of `grid` (N, *out, d) for an image of `size`.
 
-    It has as many points along each axis as pixels come on an output pixel, from 1 to MOST.
+    It has as many points along each axis as pixels come on an output pixel, from 1 to MOST. The sizes tell that, not
+    the values of the grid: programs do the same.
     """
     axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
-    count = min(MOST, max([1, *(int(size[axis - 1]) // int(grid.shape[axis]) for axis in axes)]))
+    per_axis = min(MOST, max([1, *(int(size[axis - 1]) // int(grid.shape[axis]) for axis in axes)]))
     half = grid.new_tensor([n / 2 for n in reversed(size)]).view(-1, *[1] * (grid.ndim - 1))
-    places = grid.movedim(-1, 0)
+    places = grid.permute(-1, *range(grid.ndim - 1))
     nearer = [_nearer(places.detach(), axis + 1, half) for axis in axes]
-    return Footprint(count, places, [step for step, _ in nearer], [square for _, square in nearer])
+    return Footprint(per_axis, places, [step for step, _ in nearer], [square for _, square in nearer])
 
 
 def _nearer(places: Tensor, axis: int, half: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """Anti-aliased sampling: the mean over the footprint of each point, read from an image pyramid.
 
 A bilinear or bicubic kernel reads 2 or 4 pixels, however far apart the samples are. So it aliases where the grid
-shrinks an image (the paper notes this in section 3.4). Level l of the pyramid is the image averaged over cells of 2^l
-pixels (Williams, "Pyramidal parametrics", 1983), where a few points see all of a footprint: `footprint.py`. One level
-alone, with one point, is blurred or aliased, as its cells are none of the footprint's.
+shrinks an image (the paper notes this in section 3.4). The mean over a footprint (`footprint.py`) of many pixels would
+take as many points. Level l of a pyramid is the image averaged over cells of 2^l pixels (Williams, "Pyramidal
+parametrics", 1983): there, a few points see all of it. One point alone would see the cells of a level, which are not
+turned as the grid is, nor of its scale.
 """
 import math
 from collections.abc import Sequence
@@ -20,15 +21,13 @@ __all__ = ['halve', 'interpolate']
 
 
 def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
-    """As `kernels.interpolate`, averaged over the footprint of each point. Footprints and levels get no gradient."""
+    """As `kernels.interpolate`, averaged over the footprint of each point, which is a constant for the gradient."""
     if is_exporting():
         image = of_one_size(image, 'antialias=True')
     size = [int(n) for n in image.shape[2:]]
     seen = footprint(grid, size)
-    if not seen.steps:
-        return kernels.interpolate(image, grid, mode, padding_mode)
-    first, last, shrinks, framed = _extent(seen, size, padding_mode)
-    if not shrinks:
+    first, last, framed = _extent(seen, size, padding_mode)
+    if last < 0:
         return kernels.interpolate(image, grid, mode, padding_mode)
     level = seen.level(seen.square).unsqueeze(1) if first < last else None
     values = None
@@ -39,8 +38,8 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
             continue
         scale = [1 - 2 / int(n) for n in reversed(image.shape[2:])] if framed and i > 0 else None
         found = kernels.interpolate(image, seen.spread(i, scale), mode, padding_mode)
-        found = seen.mean(found, 2. ** -(i * len(size)))
-        values = found if level is None or values is None else _mix(values, found, (level - i + 1).clamp(0, 1))
+        found = seen.mean(found, 2.0 ** (-i * len(size)))
+        values = found if values is None or level is None else _mix(values, found, (level - i + 1).clamp(0, 1))
     assert values is not None
     return values
 
@@ -51,50 +50,48 @@ def _mix(fine: Tensor, coarse: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(fine, coarse, share)
 
 
-def _top(size: Sequence[int]) -> int:
-    """The level with a single pixel."""
-    return (int(max(size)) - 1).bit_length()
+def _extent(seen: Footprint, size: Sequence[int], padding_mode: str) -> tuple[int, int, bool]:
+    """First and last level in use, and whether they need a frame (see `halve`); last = -1 if nothing shrinks.
 
-
-def _extent(seen: Footprint, size: Sequence[int], padding_mode: str) -> tuple[int, int, bool, bool]:
-    """First and last level in use, whether the grid shrinks anything, and whether levels need a frame: see `halve`.
-
-    All levels, and yes, if the values are unknown.
+    All levels, framed for `'border'`, if the values are unknown.
     """
-    top, border = _top(size), padding_mode == 'border'
+    top, border = (max(size) - 1).bit_length(), padding_mode == 'border'  # at the top, there is a single pixel
+    if not seen.steps:
+        return 0, -1, False
     if not has_values(seen.places):
-        return 0, top, True, border
+        return 0, top, border
     if seen.places.numel() == 0:
-        return 0, 0, False, False
+        return 0, -1, False
     facts = [seen.level(torch.stack(seen.square.aminmax())), torch.stack([square.amax() for square in seen.squares])]
     if border:
         facts.append(seen.reach().flip(0))
-    values = torch.cat(facts).tolist()  # the one time that a device is waited for
-    first, last = min(int(values[0]), top), min(math.ceil(values[1]), top)
-    squares, far = values[2:2 + len(seen.squares)], values[2 + len(seen.squares):]
-    return first, last, max(squares) > 1, any(x > 1 - 2 ** last / n for x, n in zip(far, size))
+    low, high, *found = torch.cat(facts).tolist()  # the one time that a device is waited for
+    squares, reach = found[:len(seen.squares)], found[len(seen.squares):]
+    first, last = min(int(low), top), min(math.ceil(high), top)
+    return first, last if max(squares) > 1 else -1, any(x > 1 - 2 ** last / n for x, n in zip(reach, size))
 
 
-def halve(image: Tensor, framed: bool = False, border: bool = False) -> Tensor:
-    """The next level, times 2 for each axis: `image` (N, C, *size) summed over pairs of pixels along each axis.
+def halve(image: Tensor, framed: bool = False, frame: bool = False) -> Tensor:
+    """The next level, times 2 for each axis: `image` (N, C, *size) added up over pairs of pixels along each axis.
 
     Args:
-        framed: The outermost pixels of `image` are the border, which goes on outside.
-        border: Frame the level so: it knows the colours of the very edge, which its own outermost pixels do not.
+        framed: The outermost pixels of `image` are a frame.
+        frame: Put a frame around the level: the border, which the level's own pixels have only in a mean with others.
+            With `padding_mode='border'` it goes on outside.
     """
-    return _halve(image, 2, framed, border)
+    return _halve(image, 2, framed, frame)
 
 
-def _halve(image: Tensor, axis: int, framed: bool, border: bool) -> Tensor:
-    """From `axis` on."""
+def _halve(image: Tensor, axis: int, framed: bool, frame: bool) -> Tensor:
+    """From `axis` on, rows first."""
     if axis == image.ndim:
         return image
-    inner = image[part(axis, 1, -1)] if framed else image
-    inner = _halve(_halve_axis(inner, axis), axis + 1, framed, border)
-    if not border:
+    inner = _halve_axis(image[part(axis, 1, -1)] if framed else image, axis)
+    inner = _halve(inner, axis + 1, framed, frame)
+    if not frame:
         return inner
-    ends = [_halve(2 * image[part(axis, *limits)], axis + 1, framed, border) for limits in ((None, 1), (-1, None))]
-    return torch.cat([ends[0], inner, ends[1]], axis)
+    start, end = (_halve(2 * image[part(axis, *limits)], axis + 1, framed, frame) for limits in ((None, 1), (-1, None)))
+    return torch.cat([start, inner, end], axis)
 
 
 def _halve_axis(image: Tensor, axis: int) -> Tensor:
