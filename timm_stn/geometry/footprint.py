@@ -18,7 +18,7 @@ __all__ = ['Footprint', 'footprint', 'part']
 # Measured against supersampling, 448 -> 64, on the worst of zone plate, checkerboard and pink noise.
 MOST = 3  # points along each axis, at most: 2 are 30 to 32 dB from the reference, 3 are 36 dB, 4 are 36 to 37 dB
 APART = 1.4  # pixels of their level between points, at most: up to there, the finer level is nearer to the reference
-BLEND = 0.125  # octaves of scale in which a level takes over from the finer one; both are read there
+BLEND = 0.125  # octaves of scale in which a level takes over from the finer one; both are read there. All for one point
 
 
 class Footprint(NamedTuple):
@@ -42,7 +42,7 @@ class Footprint(NamedTuple):
         """The level, from 0, to read points of such `square` from; a fraction where two are blended."""
         octaves = (torch.log2(square.clamp(min=1)) - 2 * math.log2(APART * self.per_axis)).clamp(min=0) / 2
         whole = octaves.floor()
-        return whole + ((octaves - whole) / BLEND).clamp(max=1)
+        return whole + ((octaves - whole) / (BLEND if self.per_axis > 1 else 1)).clamp(max=1)
 
     def reach(self) -> Tensor:
         """How far from the centre points may be (d,), in coordinates of the grid."""
@@ -84,7 +84,7 @@ def footprint(grid: Tensor, size: Sequence[int]) -> Footprint:
     the values of the grid: programs do the same.
     """
     axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
-    per_axis = min(MOST, max([1, *(int(size[axis - 1]) // int(grid.shape[axis]) for axis in axes)]))
+    per_axis = min(MOST, max([1, *(round(int(size[axis - 1]) / int(grid.shape[axis])) for axis in axes)]))
     half = grid.new_tensor([n / 2 for n in reversed(size)]).view(-1, *[1] * (grid.ndim - 1))
     places = grid.permute(-1, *range(grid.ndim - 1))
     nearer = [_nearer(places.detach(), axis + 1, half) for axis in axes]
