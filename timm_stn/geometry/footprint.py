@@ -18,7 +18,7 @@ __all__ = ['Footprint', 'footprint', 'part']
 # Measured against supersampling, 448 -> 64, on the worst of zone plate, checkerboard and pink noise.
 MOST = 3  # points along each axis, at most: 2 are 30 to 32 dB from the reference, 3 are 36 dB, 4 are 36 to 37 dB
 APART = 1.4  # pixels of their level between points, at most: up to there, the finer level is nearer to the reference
-BLEND = 0.125  # octaves of scale in which a level takes over from the finer one; both are read there. All for one point
+BLEND = 0.125  # octaves of scale in which a level takes over from the finer one, where both are read; 1 for one point
 
 
 class Footprint(NamedTuple):
@@ -62,7 +62,7 @@ class Footprint(NamedTuple):
             places, steps = places * factor, [step * factor for step in steps]
         points = places.flatten(2).unsqueeze(2)  # (d, N, points, pixels), for exporters that know 5 dimensions at most
         among = places.new_tensor([(i + 0.5) / self.per_axis - 0.5 for i in range(self.per_axis)]).unsqueeze(1)
-        for step, square in zip(steps, self.squares):
+        for step, square in zip(steps, self.squares) if self.per_axis > 1 else ():
             share = ((square - 4 ** level).clamp(min=0) / square.clamp(min=1)).sqrt()
             offsets = among * (step * share).flatten(2).unsqueeze(2)
             points = (points.unsqueeze(3) + offsets.unsqueeze(2)).flatten(2, 3)
@@ -80,8 +80,8 @@ class Footprint(NamedTuple):
 def footprint(grid: Tensor, size: Sequence[int]) -> Footprint:
     """Of the points of `grid` (N, *out, d) for an image of `size`.
 
-    It has as many points along each axis as pixels come on an output pixel, from 1 to MOST. The sizes tell that, not
-    the values of the grid: programs do the same.
+    It has about as many points along each axis as pixels come on an output pixel by their numbers, from 1 to MOST. The
+    values of the grid have no part in that, so that programs do the same.
     """
     axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
     per_axis = min(MOST, max([1, *(round(int(size[axis - 1]) / int(grid.shape[axis])) for axis in axes)]))
