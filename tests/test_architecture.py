@@ -30,6 +30,8 @@ BELOW = {  # each folder or file, and what it may import beside itself and the l
 }
 FOREIGN = {  # what else the lower ones may import, beside the standard library
     'geometry': {'torch'},
+    **{f'geometry/kernels/fused/{name}.py': {'torch', 'triton'} for name in (
+        'coordinates', 'forward', 'image', 'theta')},
     'modules': {'torch'},
     'modules/timm_body.py': {'torch', 'timm'},
     'data': {'torch'},

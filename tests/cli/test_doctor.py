@@ -39,3 +39,13 @@ def test_self_check(monkeypatch):
     monkeypatch.setattr(doctor, 'warp', lambda image, theta: image + 1e-3)
     passed, found = self_check()['identity warp on cpu']
     assert not passed and '1.0e-03' in found
+
+
+def test_the_way_on_a_gpu_is_told_and_why(monkeypatch):
+    told = report()['kernels']['on a GPU']
+    assert told.startswith('timm_stn::warp by ') and (torch.cuda.is_available() or 'there is no CUDA device' in told)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    for reason, word in (('', 'by the fused kernels (triton'), ('no C compiler', 'not by the fused kernels: no C comp')):
+        monkeypatch.setattr(doctor.fused, 'why_not', lambda device, reason=reason: reason)
+        assert word in report()['kernels']['on a GPU']

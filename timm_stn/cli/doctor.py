@@ -12,6 +12,7 @@ import timm
 import torch
 
 from ..geometry.functional import warp
+from ..geometry.kernels import fused
 from ..modules.spatial_transformer import SpatialTransformer
 from ..names.zoo import weights_of, zoo_names
 from ..version import __version__
@@ -83,10 +84,18 @@ def _timm_interface() -> dict[str, str]:
 def _kernels() -> dict[str, str]:
     opaque = hasattr(torch.ops.timm_stn, 'grid_sampler')
     return {
-        'eager, exported': 'aten.grid_sampler',
+        'CPU, exported': 'aten.grid_sampler',
         'compiled for the CPU': 'timm_stn::grid_sampler, one operator' if opaque else 'aten.grid_sampler, decomposed',
-        'compiled for other devices': 'aten.grid_sampler, by the compiler',
+        'on a GPU': _fused(),
     }
+
+
+def _fused() -> str:
+    """By what way the warp of images on a GPU is computed, and why not by the fused kernels."""
+    reason = fused.why_not(torch.device('cuda')) if torch.cuda.is_available() else 'there is no CUDA device'
+    if reason:
+        return f'timm_stn::warp by aten.grid_sampler, not by the fused kernels: {reason}'
+    return f'timm_stn::warp by the fused kernels (triton {_installed("triton")}); not: float64, bicubic, antialias, 3-D'
 
 
 def _identity(device: str) -> tuple[bool, str]:
@@ -112,7 +121,7 @@ _CHECKS = {'identity warp': _identity, 'gradient of theta': _gradient}
 
 
 def _installed(package: str) -> str:
-    """The version of a package that timm requires, and this one does not import."""
+    """The version of a package that this one does not require itself."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

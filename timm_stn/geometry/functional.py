@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .grid import coordinate_dtype, has_values
 from .pose import pose_of
+from .reading import read_at
 from .sampler import Fill, Sampling
 from .sizes import as_sides
 from .symbolic import recorded_call
@@ -61,7 +62,7 @@ def warp(
     theta = _check_theta(theta, image)
     _check_transform(theta, transform)
     size = _check_size(image.shape[2:] if size is None else size, image)
-    return sampling.read(image, _expand(pose_of(theta, transform).grid(size), image))
+    return read_at(image, _expand(pose_of(theta, transform).at(size), image), size, sampling)
 
 
 @recorded_call
@@ -92,7 +93,7 @@ def unwarp(
     theta = _check_theta(theta, image)
     _check_transform(theta, transform)
     size = _check_size(size, image)
-    return sampling.read(image, _expand(pose_of(theta, transform).inverse_grid(size), image))
+    return read_at(image, _expand(pose_of(theta, transform).inverse_at(size), image), size, sampling)
 
 
 @recorded_call
@@ -167,5 +168,5 @@ def _check_size(size: int | Sequence[int], image: Tensor) -> Sequence[int]:
     return sides
 
 
-def _expand(grid: Tensor, image: Tensor) -> Tensor:
-    return grid if grid.shape[0] == image.shape[0] else grid.expand(image.shape[0], *grid.shape[1:])
+def _expand(at: Tensor, image: Tensor) -> Tensor:
+    return at if at.shape[0] == image.shape[0] else at.expand(image.shape[0], *at.shape[1:])

@@ -1,11 +1,12 @@
 """NCHW, NHWC and token layouts, seen as one: (N, C, H, W)."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ['Layout', 'infer_layout', 'size_that_enters', 'told_of_layout']
+__all__ = ['Layout', 'empty_like', 'infer_layout', 'like', 'size_that_enters', 'told_of_layout']
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,23 @@ class Layout:
             usual = f'{self.size[0]}:{self.size[1]}'
             raise ValueError(f'{tokens} tokens do not form a map with an aspect ratio near {usual}.')
         return best
+
+
+def like(image: Tensor, values: Tensor) -> Tensor:
+    """`values` (M, C, *out) in the dtype and memory format of `image` (N, C, *size)."""
+    if _is_channels_last(image):  # with operations that torch.vmap supports
+        values = values.movedim(1, -1).contiguous().movedim(-1, 1)
+    return values.type_as(image)
+
+
+def empty_like(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Memory for (M, C, h, w) in the dtype and memory format of `image` (N, C, H, W)."""
+    form = torch.channels_last if _is_channels_last(image) else torch.contiguous_format
+    return torch.empty(shape, dtype=image.dtype, device=image.device, memory_format=form)
+
+
+def _is_channels_last(image: Tensor) -> bool:
+    return not image.is_contiguous() and image.movedim(1, -1).is_contiguous()
 
 
 def infer_layout(

@@ -46,6 +46,14 @@ class Pose:
         """Output coordinates (N, *size, ndim) of all pixels of a source of ``size``."""
         raise NotImplementedError
 
+    def at(self, size: Sequence[int]) -> Tensor:
+        """What `read_at` takes for an output of ``size``: matrices, or the grid."""
+        return self.grid(size)
+
+    def inverse_at(self, size: Sequence[int]) -> Tensor:
+        """The same for the inverse."""
+        return self.inverse_grid(size)
+
     def map_points(self, points: Tensor) -> Tensor:
         """Source points (N, ..., ndim) of output points (N, ..., ndim) or (M, ndim)."""
         raise NotImplementedError
@@ -67,7 +75,13 @@ class MatrixPose(Pose):
         return matrix_grid(self.theta, size)
 
     def inverse_grid(self, size: Sequence[int]) -> Tensor:
-        return matrix_grid(invert_matrix(self.theta), size)
+        return matrix_grid(self.inverse_at(size), size)
+
+    def at(self, size: Sequence[int]) -> Tensor:
+        return self.theta
+
+    def inverse_at(self, size: Sequence[int]) -> Tensor:
+        return invert_matrix(self.theta)
 
     def map_points(self, points: Tensor) -> Tensor:
         return map_points_matrix(self.theta, points)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import kernels, pyramid
 from .grid import cast, coordinate_dtype, is_traced, to_pixels
+from .layout import like
 from .symbolic import recorded_call
 
 __all__ = ['MODES', 'PADDING_MODES', 'Fill', 'Sampling', 'sample']
@@ -58,7 +59,7 @@ class Sampling(NamedTuple):
     def read(self, image: Tensor, grid: Tensor) -> Tensor:
         """As `sample`, without checks: for valid options and finite coordinates only."""
         if self.mode == 'nearest':
-            return _like(image, _nearest(image, grid, self.padding_mode, self.fill))
+            return like(image, _nearest(image, grid, self.padding_mode, self.fill))
         dtype, padding_mode = coordinate_dtype(image.dtype), self.padding_mode
         pixels, grid = cast(image, dtype), grid.to(dtype)
         color = _color(image, self.fill, dtype) if padding_mode == 'fill' else None
@@ -66,7 +67,7 @@ class Sampling(NamedTuple):
             pixels, padding_mode = pixels - color, 'zeros'
         interpolate = pyramid.interpolate if self.antialias else kernels.interpolate
         values = interpolate(pixels, grid, self.mode, padding_mode)
-        return _like(image, values if color is None else values + color)
+        return like(image, values if color is None else values + color)
 
 
 @recorded_call
@@ -131,15 +132,6 @@ def _nearest(image: Tensor, grid: Tensor, padding_mode: str, fill: Fill) -> Tens
 def _color(image: Tensor, fill: Fill, dtype: torch.dtype) -> Tensor:
     color = torch.as_tensor(fill, dtype=dtype, device=image.device)
     return color.reshape(-1, *[1] * (image.ndim - 2))
-
-
-def _like(image: Tensor, values: Tensor) -> Tensor:
-    """`values` in the dtype and memory format of `image`."""
-    last = (0, *range(2, image.ndim), 1)  # channels last
-    if not image.is_contiguous() and image.permute(last).is_contiguous():
-        # with operations that torch.vmap supports
-        values = values.permute(last).contiguous().permute(0, image.ndim - 1, *range(1, image.ndim - 1))
-    return values.type_as(image)
 
 
 def _check_fill(padding_mode: str, fill: Fill, channels: int) -> None:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.grid import coordinate_dtype, has_values
+from ..geometry.reading import read_at
 from ..geometry.sampler import Sampling
 from ..geometry.shrink import shrink
 from ..geometry.sizes import Kind, is_number, plain, sides_of
-from ..geometry.transforms import matrix_grid
 from .evaluation import as_in_evaluation
 from .localization import Regressed
 from .poses import Poses, check_poses, matrices_of
@@ -84,7 +84,7 @@ def most_certain(
     certainty = []
     for some in torch.split(thetas, 1) if has_values(x) else [thetas]:
         pictures = [
-            shrink(sampling.read(x, matrix_grid(theta.expand(n, 2, 3), look_size)), size or look_size)
+            shrink(read_at(x, theta.expand(n, 2, 3), look_size, sampling), size or look_size)
             for theta in torch.split(some, 1)]  # (N, C, h, w) each
         logits = answer(torch.stack(pictures, 1).flatten(0, 1))  # (N * m, classes)
         certainty.append(logits.to(thetas.dtype).amax(-1).reshape(n, len(pictures)))
@@ -143,4 +143,4 @@ def canonicalize(
         return logits
 
     theta = most_certain(ask, images, poses, sampling, look_size, shown, prior)
-    return sampling.read(images, matrix_grid(theta, look_size)), theta
+    return read_at(images, theta, look_size, sampling), theta

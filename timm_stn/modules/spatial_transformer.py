@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..geometry.functional import unwarp
 from ..geometry.grid import coordinate_dtype, has_values
 from ..geometry.pose import Pose, as_scale_translation, family_of_theta, pose_at, pose_of
+from ..geometry.reading import read_at
 from ..geometry.sampler import Sampling
 from ..geometry.sizes import Kind, are_sides, as_sides, is_number, plain, sides_of
 from ..geometry.symbolic import Recorded, recorded_method
@@ -371,17 +372,9 @@ class SpatialTransformer(Recorded):
         return pose.then(self.transform, own), start, half
 
     def _sample(self, x: Tensor, pose: Pose) -> Tensor:
-        """What x (N, C, H, W) shows at a pose of N * G samples: (N, C, h, w), or (N, G, C, h, w) with G > 1.
-
-        One pass over x for all glimpses, whose grids lie side by side in the first spatial dimension.
-        """
+        """What x (N, C, H, W) shows at a pose of N * G samples: (N, C, h, w), or (N, G, C, h, w) with G > 1."""
         size = self.size or tuple(x.shape[2:])
-        grid = pose.grid(size)  # (N * G, h, w, 2)
-        if self.glimpses == 1:
-            return self.sampling.read(x, grid)
-        grid = grid.reshape(x.shape[0], self.glimpses * size[0], *size[1:], grid.shape[-1])
-        seen = self.sampling.read(x, grid)  # (N, C, G * h, w)
-        return seen.reshape(*x.shape[:2], self.glimpses, *size).transpose(1, 2)
+        return read_at(x, pose.at(size), size, self.sampling, self.glimpses)
 
     def _unflatten(self, theta: Tensor) -> Tensor:
         return theta if self.glimpses == 1 else theta.reshape(-1, self.glimpses, *theta.shape[1:])
