@@ -86,7 +86,7 @@ def footprint(grid: Tensor, size: Sequence[int]) -> Footprint:
     axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
     per_axis = min(MOST, max([1, *(round(int(size[axis - 1]) / int(grid.shape[axis])) for axis in axes)]))
     half = grid.new_tensor([n / 2 for n in reversed(size)]).view(-1, *[1] * (grid.ndim - 1))
-    places = grid.permute(-1, *range(grid.ndim - 1))
+    places = grid.permute(-1, *range(grid.ndim - 1)).contiguous()
     nearer = [_nearer(places.detach(), axis + 1, half) for axis in axes]
     return Footprint(per_axis, places, [step for step, _ in nearer], [square for _, square in nearer])
 
