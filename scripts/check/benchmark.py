@@ -24,6 +24,7 @@ from torch import Tensor
 
 from timm_stn.geometry.functional import warp
 from timm_stn.geometry.sampler import sample
+from timm_stn.geometry.transforms import matrix_grid
 
 
 class Case(NamedTuple):
@@ -113,6 +114,7 @@ def _transforms() -> dict[str, list[Tensor]]:
     return {
         'identity': [turned(0)], 'turned by 10 degrees': [turned(10)], 'turned by 30 degrees': [turned(30)],
         'turned by 45 degrees': [turned(45)], 'turned by 30, 0.7 x 0.7': [turned(30, 0.7, 0.7)],
+        'projective': [torch.tensor([[0.9, 0.1, 0.05], [-0.1, 0.8, 0], [0.15, -0.2, 1]])],
         'half of the view': [turned(0, 0.5, 0.5)], 'turned by 20, 0.9 x 0.3': [turned(20, 0.9, 0.3)],
         '4 glimpses, whole': [turned(angle) for angle in (0, 10, 20, 30)],
         '4 glimpses, half': [turned(angle, 0.5, 0.5) for angle in (0, 10, 20, 30)],
@@ -134,7 +136,7 @@ def _times(
     while time.perf_counter() < stop or len(times[True]) < 10:
         for on in (False, True):
             params.grad, start = None, clock()
-            grid = F.affine_grid(params, [len(params), 1, out, out], align_corners=False)
+            grid = matrix_grid(params, (out, out))
             values = sample(image, grid.reshape(len(image), -1, out, 2), antialias=on)
             if backward:
                 values.sum().backward()  # type: ignore[no-untyped-call]

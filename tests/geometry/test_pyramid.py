@@ -1,4 +1,4 @@
-"""Anti-aliased sampling: footprints, the levels of the pyramid, and what is read of them, against supersampling."""
+"""Anti-aliased sampling: the levels of the pyramid, and what is read of them, against supersampling."""
 import math
 
 import numpy as np
@@ -168,40 +168,6 @@ def test_a_frame_changes_nothing_inside(size):
     torch.testing.assert_close(inner, pyramid.halve(pyramid.halve(image)))
 
 
-def level_of(grid, size):
-    seen = footprint(grid, size)
-    return seen.level(seen.square)
-
-
-def test_levels_follow_the_scale():
-    """Of three points along each axis, APART pixels of a level are the most between two."""
-    cases = ((-0.1, 0), (BLEND / 2, 0.5), (BLEND + 0.01, 1), (0.99, 1), (1 + BLEND / 2, 1.5), (1.5, 2))
-    for octaves, expected in cases:
-        level = level_of(affine((16, 16), 3 * APART * 2 ** octaves * 16 / 128, 0.3), (128, 128))
-        torch.testing.assert_close(level, torch.full_like(level, expected), rtol=0, atol=1e-3)
-    assert not level_of(affine((16, 16), 1.0), (16, 16)).any()
-
-
-@pytest.mark.parametrize('size, out, expected', [
-    ((64, 64), (64, 64), 1), ((64, 64), (44, 44), 1), ((64, 64), (40, 64), 2), ((64, 64), (32, 16), 3),
-    ((64, 64), (8, 1), 3), ((64, 64), (256, 64), 1), ((16, 16, 16), (8, 8, 8), 2)])
-def test_points_follow_the_sizes(size, out, expected):
-    seen = footprint(lattice(out)[None], size)
-    assert seen.per_axis == expected and seen.points == expected ** sum(m > 1 for m in out)
-
-
-def test_points_are_spread_evenly_along_the_axes_of_the_grid():
-    """Over a footprint less that of a pixel, around its centre."""
-    grid = affine((10, 10), 0.9, 0.4).double()
-    points = footprint(grid, (90, 90)).spread(0)
-    step = affine((2, 2), 0.9, 0.4).double()[0] * 0.2
-    share = math.sqrt(1 - 1 / (0.9 * 9) ** 2)
-    expected = [[(i * (step[1, 0] - step[0, 0]) + j * (step[0, 1] - step[0, 0])) * share / 3
-                 for j in (-1, 0, 1)] for i in (-1, 0, 1)]
-    offsets = (points.reshape(3, 3, 10, 10, 2) - grid).flatten(2, 3)
-    torch.testing.assert_close(offsets.mean(2), torch.stack([torch.stack(row) for row in expected]), rtol=0, atol=1e-6)
-
-
 def test_antialias_blends_two_levels():
     """Between two levels, and a constant for the gradient."""
     image = torch.randn(1, 2, 64, 64, dtype=torch.float64)
@@ -226,12 +192,6 @@ def test_programs_read_the_same(scale, padding_mode, monkeypatch):
     monkeypatch.setattr(pyramid, 'has_values', lambda x: False)
     program = sample(image, grid, 'bilinear', padding_mode, fill_of(padding_mode), antialias=True)
     torch.testing.assert_close(program, found, rtol=0, atol=2e-6)
-
-
-def test_levels_end_where_one_glimpse_does():
-    """Two grids one below the other are two glimpses: the step between them is no scale."""
-    glimpses = torch.cat([affine((8, 8), 0.2, shift=-0.7), affine((8, 8), 0.2, shift=0.7)], 1)
-    assert not level_of(glimpses, (32, 32)).any()
 
 
 def test_glimpses_share_the_pyramid(monkeypatch):
