@@ -44,6 +44,17 @@ class Footprint(NamedTuple):
         whole = octaves.floor()
         return whole + ((octaves - whole) / (BLEND if self.per_axis > 1 else 1)).clamp(max=1)
 
+    def chosen(self, index: Tensor) -> 'Footprint':
+        """Those of the output pixels of `index` alone, in row-major order: (d, N, index, 1) in place of (d, N, *out)."""
+        first, last = self.places.ndim - len(self.places), [1] * (len(self.places) - 1)
+
+        def pick(x: Tensor) -> Tensor:
+            start = first + x.ndim - self.places.ndim
+            return x.flatten(start).index_select(start, index).reshape(*x.shape[:start], -1, *last)
+
+        return Footprint(self.per_axis, pick(self.places), [pick(x) for x in self.steps],
+                         [pick(x) for x in self.squares])
+
     def reach(self) -> Tensor:
         """How far from the centre points may be (d,), in coordinates of the grid."""
         outermost = 0.5 - 0.5 / self.per_axis  # steps from the middle of a footprint

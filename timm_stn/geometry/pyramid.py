@@ -29,7 +29,7 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
     first, last, framed = _extent(seen, size, padding_mode)
     if last < 0:
         return kernels.interpolate(image, grid, mode, padding_mode)
-    level = seen.level(seen.square).unsqueeze(1) if first < last else None
+    level = seen.level(seen.square).clamp(max=last) if first < last else None
     values = None
     for i in range(last + 1):
         if i > 0:
@@ -37,17 +37,24 @@ def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Te
         if i < first:
             continue
         scale = [1 - 2 / int(n) for n in reversed(image.shape[2:])] if framed and i > 0 else None
-        found = kernels.interpolate(image, seen.spread(i, scale), mode, padding_mode)
-        found = seen.mean(found, 2.0 ** (-i * len(size)))
-        values = found if values is None or level is None else _mix(values, found, (level - i + 1).clamp(0, 1))
+        share = None if level is None else (1 - (level - i).abs()).clamp(min=0)
+        index = None if share is None or not has_values(share) else share.flatten(1).amax(0).nonzero().squeeze(1)
+        chosen = seen if index is None else seen.chosen(index)
+        found = kernels.interpolate(image, chosen.spread(i, scale), mode, padding_mode)
+        found = chosen.mean(found, 2.0 ** (-i * len(size)))
+        values = found if share is None else _add(values, found, share.unsqueeze(1), index)
     assert values is not None
     return values
 
 
-def _mix(fine: Tensor, coarse: Tensor, share: Tensor) -> Tensor:
-    if is_exporting():  # to where torch.lerp is unknown
-        return fine + share * (coarse - fine)
-    return torch.lerp(fine, coarse, share)
+def _add(values: Tensor | None, found: Tensor, share: Tensor, index: Tensor | None) -> Tensor:
+    """`values` (N, C, *out) and, with its `share` (N, 1, *out), what a level has at the output pixels of `index`."""
+    if index is None:
+        return found * share if values is None else values + found * share
+    if values is None:
+        values = found.new_zeros(*found.shape[:2], *share.shape[2:])
+    found = found.flatten(2) * share.flatten(2).index_select(2, index)
+    return values.flatten(2).index_add(2, index, found).reshape(values.shape)
 
 
 def _extent(seen: Footprint, size: Sequence[int], padding_mode: str) -> tuple[int, int, bool]:
