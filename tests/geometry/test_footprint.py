@@ -104,6 +104,17 @@ def test_spread_in_a_frame_scales_coordinates_alone():
     torch.testing.assert_close(seen.spread(4), grid.repeat(1, 9, 1, 1))
 
 
+@pytest.mark.parametrize('size', [(36, 48), (12, 15, 18)])
+def test_chosen_pixels_have_the_points_that_they_have_among_all(size):
+    out = [n // 3 for n in size]
+    seen = footprint(lattice(out).expand(2, *out, -1) * torch.rand(2, *out, 1), size)
+    index = torch.tensor([0, 7, 11, len(lattice(out).flatten(0, -2)) - 1])
+    chosen = seen.chosen(index)
+    points = seen.spread(1).reshape(2, seen.points, -1, len(size))[:, :, index]
+    torch.testing.assert_close(chosen.spread(1).reshape(points.shape), points, rtol=0, atol=0)
+    torch.testing.assert_close(chosen.square.flatten(1), seen.square.flatten(1)[:, index], rtol=0, atol=0)
+
+
 def test_the_mean_is_over_the_points_of_each_pixel():
     seen = footprint(affine((4, 5), 0.9).expand(2, -1, -1, -1), (40, 50))
     values = torch.randn(2, 3, 4 * 9, 5)

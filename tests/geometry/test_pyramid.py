@@ -218,3 +218,18 @@ def test_gradients_with_antialias(padding_mode):
     shift = torch.tensor([0.0123, -0.0217], dtype=torch.float64, requires_grad=True)
     fill = fill_of(padding_mode)
     assert gradcheck(lambda image, t: sample(image, grid + t, 'bilinear', padding_mode, fill, True), (image, shift))
+
+
+def test_levels_are_read_only_where_they_are_needed(monkeypatch):
+    """By two glimpses, one ten times as large as the other: 9 points of each output pixel, none at the level between."""
+    read = []
+    interpolate = pyramid.kernels.interpolate
+    monkeypatch.setattr(pyramid.kernels, 'interpolate', lambda image, grid, *options: read.append(
+        grid.shape[1:-1].numel()) or interpolate(image, grid, *options))
+    image = torch.rand(2, 3, 128, 128)
+    glimpses = [affine((16, 16), scale, 0.1).repeat(2, 1, 1, 1).requires_grad_() for scale in (0.2, 2.0)]
+    together = sample(image, torch.cat(glimpses, 1), antialias=True)
+    assert len(read) == 3 and sum(read) == 2 * 9 * 256
+    torch.testing.assert_close(together, torch.cat([sample(image, grid, antialias=True) for grid in glimpses], 2),
+                               rtol=0, atol=2e-6)
+    assert all(x.isfinite().all() and x.any() for x in torch.autograd.grad(together.square().sum(), glimpses))

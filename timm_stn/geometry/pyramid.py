@@ -21,7 +21,10 @@ __all__ = ['halve', 'interpolate']
 
 
 def interpolate(image: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
-    """As `kernels.interpolate`, averaged over the footprint of each point, which is a constant for the gradient."""
+    """As `kernels.interpolate`, averaged over the footprint of each point, which is a constant for the gradient.
+
+    Of several levels, each is read only at the output pixels that have a share in it, in any image of the batch.
+    """
     if is_exporting():
         image = of_one_size(image, 'antialias=True')
     size = [int(n) for n in image.shape[2:]]
@@ -53,7 +56,7 @@ def _add(values: Tensor | None, found: Tensor, share: Tensor, index: Tensor | No
         return found * share if values is None else values + found * share
     if values is None:
         values = found.new_zeros(*found.shape[:2], *share.shape[2:])
-    found = found.flatten(2) * share.flatten(2).index_select(2, index)
+    found = found.flatten(2) * share.flatten(2).gather(2, index.expand(len(share), 1, -1))
     return values.flatten(2).index_add(2, index, found).reshape(values.shape)
 
 
@@ -72,7 +75,7 @@ def _extent(seen: Footprint, size: Sequence[int], padding_mode: str) -> tuple[in
     facts = [seen.level(torch.stack(seen.square.aminmax())), torch.stack([square.amax() for square in seen.squares])]
     if border:
         facts.append(seen.reach().flip(0))
-    low, high, *found = torch.cat(facts).tolist()  # the one time that a device is waited for
+    low, high, *found = torch.cat(facts).tolist()  # a device is waited for, once
     squares, reach = found[:len(seen.squares)], found[len(seen.squares):]
     first, last = min(int(low), top), min(math.ceil(high), top)
     return first, last if max(squares) > 1 else -1, any(x > 1 - 2 ** last / n for x, n in zip(reach, size))
