@@ -221,7 +221,7 @@ def test_gradients_with_antialias(padding_mode):
 
 
 def test_levels_are_read_only_where_they_are_needed(monkeypatch):
-    """By two glimpses, one ten times as large as the other: at 9 points of each output pixel, on two levels of three."""
+    """By two glimpses, one ten times as large as the other: 9 points for each pixel, on two levels of three."""
     read = []
     interpolate = pyramid.kernels.interpolate
     monkeypatch.setattr(pyramid.kernels, 'interpolate', lambda image, grid, *options: read.append(
