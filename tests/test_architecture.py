@@ -31,7 +31,7 @@ BELOW = {  # each folder or file, and what it may import beside itself and the l
 FOREIGN = {  # what else the lower ones may import, beside the standard library
     'geometry': {'torch'},
     **{f'geometry/kernels/fused/{name}.py': {'torch', 'triton'} for name in (
-        'coordinates', 'forward', 'image', 'theta')},
+        'coordinates', 'forward', 'image', 'launch', 'theta')},
     'modules': {'torch'},
     'modules/timm_body.py': {'torch', 'timm'},
     'data': {'torch'},

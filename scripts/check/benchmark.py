@@ -7,9 +7,11 @@ Times are CPU times, so waiting for other programs does not count; with --thread
 Only ratios are comparable between machines.
 
     python scripts/check/benchmark.py --check
+    python scripts/check/benchmark.py --antialias    # its quality and what it costs, 448 -> 64
     python scripts/check/benchmark.py --device cuda --output FILE    # on a GPU: what benchmark_gpu.py measures
 """
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -21,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timm_stn.geometry.functional import warp
+from timm_stn.geometry.sampler import sample
+from timm_stn.geometry.transforms import matrix_grid
 
 
 class Case(NamedTuple):
@@ -71,6 +75,75 @@ def measure(case: Case, padding_mode: str, seconds: float, clock: Callable[[], f
     return statistics.median(before), statistics.median(after), ratio
 
 
+def antialias(seconds: float, clock: Callable[[], float]) -> None:
+    """How near `warp(antialias=True)` is to supersampling, and its time, in times of `warp` without."""
+    side, out = 448, 64
+    patterns, image = torch.stack(list(_patterns(side).values()))[None], torch.rand(8, 3, side, side)
+    print(f'{side} -> {out}, PSNR in dB against 16 x 16 samples of each footprint, plain and anti-aliased; and the '
+          'time of anti-aliased in times of plain')
+    print(f'{"":<28}' + ''.join(f'{name:>16}' for name in _patterns(side)) + f'{"forward":>10}{"+ backward":>12}')
+    for label, matrices in _transforms().items():
+        theta = torch.stack(matrices)
+        errors = []
+        for on in (False, True):
+            exact = F.avg_pool2d(warp(patterns.double(), theta[:1].double(), size=16 * out), 16)
+            errors.append((warp(patterns, theta[:1], size=out, antialias=on) - exact).square().mean((0, 2, 3)).tolist())
+        quality = [f'{-10 * math.log10(plain):.1f}, {-10 * math.log10(ours):.1f}' for plain, ours in zip(*errors)]
+        ratios = [_times(image, theta, out, backward, seconds / 2, clock) for backward in (False, True)]
+        print(f'{label:<28}' + ''.join(f'{text:>16}' for text in quality) + f'{ratios[0]:>10.2f}{ratios[1]:>12.2f}',
+              flush=True)
+
+
+def _patterns(n: int) -> dict[str, Tensor]:
+    """Images (n, n) in [0, 1]: a chirp up to Nyquist, single pixels, noise of an amplitude of 1 / f."""
+    square, index = (torch.arange(n) - (n - 1) / 2) ** 2, torch.arange(n)
+    frequency = torch.fft.fftfreq(n)
+    radius = (frequency[:, None] ** 2 + frequency ** 2).sqrt().clamp(min=1 / n)
+    noise = torch.fft.ifft2(torch.fft.fft2(torch.randn(n, n, generator=torch.Generator().manual_seed(0))) / radius).real
+    return {'zone plate': 0.5 + 0.5 * torch.cos(math.pi * (square[:, None] + square) / n),
+            'checkerboard': (index[:, None] + index) % 2.0,
+            'pink noise': (noise - noise.amin()) / (noise.amax() - noise.amin())}
+
+
+def _transforms() -> dict[str, list[Tensor]]:
+    """Matrices of the glimpses that are read of each image; the first one's quality is measured."""
+    def turned(degrees: float, width: float = 1, height: float = 1) -> Tensor:
+        c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        return torch.tensor([[c * width, -s * height, 0], [s * width, c * height, 0]])
+
+    return {
+        'identity': [turned(0)], 'turned by 10 degrees': [turned(10)], 'turned by 30 degrees': [turned(30)],
+        'turned by 45 degrees': [turned(45)], 'turned by 30, 0.7 x 0.7': [turned(30, 0.7, 0.7)],
+        'projective': [torch.tensor([[0.9, 0.1, 0.05], [-0.1, 0.8, 0], [0.15, -0.2, 1]])],
+        'half of the view': [turned(0, 0.5, 0.5)], 'turned by 20, 0.9 x 0.3': [turned(20, 0.9, 0.3)],
+        '4 glimpses, whole': [turned(angle) for angle in (0, 10, 20, 30)],
+        '4 glimpses, half': [turned(angle, 0.5, 0.5) for angle in (0, 10, 20, 30)],
+        '4 glimpses, 1 to 0.5': [turned(0, scale, scale) for scale in (1, 0.8, 0.65, 0.5)]}
+
+
+def _times(
+        image: Tensor,
+        theta: Tensor,
+        out: int,
+        backward: bool,
+        seconds: float,
+        clock: Callable[[], float],
+) -> float:
+    """Median ratio of anti-aliased to plain, interleaved. Glimpses lie one below the other, as in the module."""
+    params = theta.repeat(len(image), 1, 1).requires_grad_(backward)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(times[True]) < 10:
+        for on in (False, True):
+            params.grad, start = None, clock()
+            grid = matrix_grid(params, (out, out))
+            values = sample(image, grid.reshape(len(image), -1, out, 2), antialias=on)
+            if backward:
+                values.sum().backward()  # type: ignore[no-untyped-call]
+            times[on].append(clock() - start)
+    return statistics.median(b / a for a, b in zip(times[False][3:], times[True][3:]))
+
+
 def main() -> int:
     if any(word.startswith('--device') for word in sys.argv[1:]):
         import benchmark_gpu  # has arguments of its own
@@ -82,9 +155,13 @@ def main() -> int:
     parser.add_argument('--padding-mode', choices=('border', 'zeros', 'reflection'), default='border')
     parser.add_argument('--seconds', type=float, default=5., help='for each case')
     parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--antialias', action='store_true', help='quality and cost of anti-aliasing instead')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.threads == 1 else time.perf_counter
+    if args.antialias:
+        antialias(args.seconds, clock)
+        return 0
     missed = 0
     print(f'{"case":<28}{"plain ms":>10}{"ours ms":>10}{"ratio":>8}{"goal":>8}  pass')
     for case in CASES:

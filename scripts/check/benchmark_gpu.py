@@ -12,6 +12,9 @@ For bfloat16 images there are two baselines. `plain` has coordinates rounded to 
 one dtype. `plain_float32` converts the image to float32 and back, as autocast does. Ours has float32 coordinates.
 `difference` is the relative norm of the difference to `plain_float32`; it shows that both compute the same.
 
+`goals` are what is wanted and what was found, by the medians of all rounds. The first call of `ours` compiles its
+kernels (`first_call_seconds`), where the machine has not done so before.
+
 Times are medians in milliseconds, on CUDA measured as by `triton.testing.do_bench`: with events and flushed caches.
 Each round measures all sides. A ratio to `plain` is the median over the rounds. The file is rewritten after each case;
 a failed case has an `error`, and cases beyond the budget are `skipped`.
@@ -47,14 +50,35 @@ from timm_stn.whole_file import place_of_file, write_text
 Side = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 Result = dict[str, Any]
 
+
+
+class Warp(NamedTuple):
+    """Images of a shape, warped to a size; `goals` are how many times as fast as torch, forward and to theta."""
+    shape: tuple[int, int, int, int]
+    size: tuple[int, int]
+    goals: tuple[float, ...] = ()
+    last: bool = False  # channels last
+
+    def label(self, dtype: torch.dtype) -> str:
+        sizes = f'{"x".join(map(str, self.shape))} -> {"x".join(map(str, self.size))}'
+        return f'{sizes} {str(dtype)[6:]}{" channels last" if self.last else ""}'
+
+
 WARPS = (
-    ((256, 3, 224, 224), (224, 224)),
-    ((256, 3, 448, 448), (224, 224)),
-    ((64, 64, 56, 56), (56, 56)),
-    ((256, 1, 42, 42), (42, 42)),
+    Warp((256, 3, 224, 224), (224, 224), (1.6, 1.7)),
+    Warp((256, 3, 448, 448), (224, 224), (1.25, 1.3)),
+    Warp((256, 64, 56, 56), (56, 56), (1.0, 1.0)),
+    Warp((256, 1, 42, 42), (42, 42), (2.5, 3.0)),
+    Warp((256, 1, 28, 28), (28, 28), (2.5, 3.0)),
+    Warp((256, 3, 224, 224), (224, 224), last=True),
+    Warp((256, 64, 56, 56), (56, 56), last=True),
 )
+HALF_GOAL = 1.8  # times `plain_float32`, forward
+SHARE_GOAL = 0.6  # of the copy, forward, for what has more bytes than caches hold
+LARGE = 2 ** 28  # bytes
+TRAINING_GOALS = {'resnet50': 1.02}  # of the plain step, at most
 # up to 256 pixels a side: beyond, torch's bfloat16 kernels for the CPU round coordinates out of the image
-SMOKE_WARPS = (((2, 3, 24, 24), (24, 24)), ((2, 3, 48, 48), (24, 24)))
+SMOKE_WARPS = (Warp((2, 3, 24, 24), (24, 24), (1.6, 1.7)), Warp((2, 3, 48, 48), (24, 24), last=True))
 PASSES = ('forward', 'to theta', 'to theta and image')  # by the number of gradients
 NETWORKS, SMOKE_NETWORKS = ('resnet50', 'convnext_tiny', 'vit_small_patch16_224'), ('test_resnet', 'test_vit')
 
@@ -85,7 +109,7 @@ class Case(NamedTuple):
 def cases(smoke: bool) -> Iterator[Case]:
     """The most important cases first. Compiled cases take long and come last."""
     warps = SMOKE_WARPS if smoke else WARPS
-    inputs = [(*warp, dtype) for dtype in (torch.float32, torch.bfloat16) for warp in warps]
+    inputs = [(warp, dtype) for dtype in (torch.float32, torch.bfloat16) for warp in warps]
     yield Case('copy', 'copy', measure_copy)
     yield from warp_cases('warp', inputs[:1])
     for name in SMOKE_NETWORKS if smoke else NETWORKS:
@@ -96,13 +120,12 @@ def cases(smoke: bool) -> Iterator[Case]:
 
 
 def warp_cases(
-        kind: str, inputs: Iterable[tuple[Any, Any, torch.dtype]], passes: Sequence[int] = range(3)) -> Iterator[Case]:
-    for shape, size, dtype in inputs:
+        kind: str, inputs: Iterable[tuple[Warp, torch.dtype]], passes: Sequence[int] = range(3)) -> Iterator[Case]:
+    for warp, dtype in inputs:
         for gradients in passes:
-            what = f'{"x".join(map(str, shape))} -> {"x".join(map(str, size))} {str(dtype)[6:]}'
-            label = f'{kind} {what} {PASSES[gradients]}'
+            label = f'{kind} {warp.label(dtype)} {PASSES[gradients]}'
             yield Case(kind, label, partial(
-                measure_warp, shape=shape, size=size, dtype=dtype, gradients=gradients, compiled=kind == 'compiled'))
+                measure_warp, warp=warp, dtype=dtype, gradients=gradients, compiled=kind == 'compiled'))
 
 
 def plain(image: Tensor, theta: Tensor, size: tuple[int, int]) -> Tensor:
@@ -129,16 +152,16 @@ def measure_copy(bench: Bench) -> Result:
 
 def measure_warp(
         bench: Bench,
-        shape: tuple[int, int, int, int],
-        size: tuple[int, int],
+        warp: Warp,
         dtype: torch.dtype,
         gradients: int,
         compiled: bool,
 ) -> Result:
     torch.manual_seed(0)
-    image = torch.randn(shape, dtype=dtype, device=bench.device)
+    (shape, size), form = warp[:2], torch.channels_last if warp.last else torch.contiguous_format
+    image = torch.randn(shape, dtype=dtype, device=bench.device).contiguous(memory_format=form)
     theta = torch.eye(2, 3, device=bench.device) + 0.1 * torch.randn(shape[0], 2, 3, device=bench.device)
-    grad = torch.randn(*shape[:2], *size, dtype=dtype, device=bench.device)
+    grad = torch.randn(*shape[:2], *size, dtype=dtype, device=bench.device).contiguous(memory_format=form)
     wanted = [x.requires_grad_() for x in (theta, image)[:gradients]]
 
     def call(side: Side) -> Sequence[Tensor]:
@@ -174,7 +197,21 @@ def measure_warp(
     if bench.bandwidth and not gradients:
         least = 1000 * (image.nbytes + grad.nbytes) / bench.bandwidth
         result['share_of_copy'] = {name: least / ms for name, ms in result['ms'].items()}
+    if not compiled and 'ours' in result['ms']:
+        result['goals'] = goals_of(warp, dtype, gradients, result, image.nbytes + grad.nbytes)
     return result
+
+
+def goals_of(warp: Warp, dtype: torch.dtype, gradients: int, result: Result, size: int) -> dict[str, list[float]]:
+    """What is wanted at least, and what was found."""
+    ms, goals = result['ms'], {}
+    if dtype == torch.float32 and gradients < len(warp.goals):
+        goals['times as fast'] = [warp.goals[gradients], ms['plain'] / ms['ours']]
+    elif 'plain_float32' in ms and gradients == 0:
+        goals['times as fast as in float32'] = [HALF_GOAL, ms['plain_float32'] / ms['ours']]
+    if 'share_of_copy' in result and size > LARGE:
+        goals['of the copy'] = [SHARE_GOAL, result['share_of_copy']['ours']]
+    return goals
 
 
 def compare(sides: Mapping[str, Callable[[], float]], rounds: int, seconds: float = 2.) -> Result:
@@ -249,7 +286,8 @@ def measure_training(bench: Bench, name: str) -> Result:
 
     sides = {key: partial(steps, training) for key, training in trainings.items()}
     result = compare(sides, rounds=2 if bench.smoke else 5, seconds=6)
-    return result | {'peak_bytes': peak, 'batch': list(images.shape)}
+    goals = {'of the step, at most': [TRAINING_GOALS[name], result['ratio']['ours']]} if name in TRAINING_GOALS else {}
+    return result | {'peak_bytes': peak, 'batch': list(images.shape), 'goals': goals}
 
 
 def choose_timer(device: torch.device) -> tuple[str, Callable[[Callable[[], Any]], float]]:
@@ -324,6 +362,9 @@ def summary(result: Result) -> str:
         ratio = result.get('ratio', {}).get(name)
         words.append(f'{name} {ms:.3f}' + (f' ({ratio:.2f})' if ratio else ''))
     words += [f'{name} failed' for name in result.get('errors', ())]
+    for name, (wanted, found) in result.get('goals', {}).items():
+        met = found <= wanted if name.endswith('most') else found >= wanted
+        words.append(f'goal {wanted} {name}: {"met" if met else "MISSED"}, {found:.2f}')
     if 'share_of_copy' in result:
         words.append('share of copy ' + ' '.join(f'{share:.2f}' for share in result['share_of_copy'].values()))
     if result.get('peak_bytes'):

@@ -40,8 +40,10 @@ from gpu_queue import Job, queue
 from records import Line, read, replace
 
 SECTIONS = ('checks', 'speed', 'queue')
-CHECKS = ('tests/test_gpu.py', 'tests/scripts/test_train_task.py')
-MOST_CHECKS, MOST_SPEED = 150.0, 80.0  # seconds
+CHECKS = ('tests/test_gpu.py', 'tests/geometry/test_fused.py', 'tests/scripts/test_train_task.py')
+SANITIZED = ('tests/geometry/test_fused.py', '-k', 'values_and_gradients and border')
+SANITIZERS = ('memcheck', 'racecheck')
+MOST_CHECKS, MOST_SANITIZER, MOST_SPEED = 150.0, 45.0, 80.0  # seconds
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -141,10 +143,28 @@ def checks(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Cl
     select = ['-k', 'identity'] if args.smoke else []
     spread = ['-n', '4'] if importlib.util.find_spec('xdist') and not args.smoke else []
     command = ['-m', 'pytest', '-q', '-m', 'gpu', '-p', 'no:cacheprovider', '--durations=8', *spread, *select, *CHECKS]
-    failed, said = section(args, 'checks', command, env, min(MOST_CHECKS, clock.left() - LAST))
+    failed, said = section(args, 'checks', [sys.executable, *command], env, min(MOST_CHECKS, clock.left() - LAST))
     if said:
-        write_text(args.output / 'checks.txt', f'{json.dumps(found)}\n{said}')
+        more, told = sanitized(args, env, clock)
+        failed |= more
+        write_text(args.output / 'checks.txt', f'{json.dumps(found)}\n{told}{said}')
     return failed
+
+
+def sanitized(args: argparse.Namespace, env: dict[str, str], clock: Clock) -> tuple[int, str]:
+    """What NVIDIA's compute-sanitizer says of the fused kernels, where it is installed."""
+    tool, said, failed = shutil.which('compute-sanitizer'), '', 0
+    if args.device != 'cuda' or tool is None:
+        return failed, said
+    env = env | {'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}  # or an access beyond a tensor is one within torch's memory
+    for name in SANITIZERS:
+        command = [tool, '--tool', name, '--error-exitcode', '3', sys.executable, '-m', 'pytest', '-q', '-p',
+                   'no:cacheprovider', *SANITIZED]
+        code, output = section(args, name, command, env, min(MOST_SANITIZER, clock.left() - LAST))
+        words = [line for line in output.splitlines() if 'SUMMARY' in line or ' passed' in line or ' failed' in line]
+        said += f'{name}: {"failed" if code else "passed"}: {" ".join(words) or "did not end"}\n'
+        failed |= code
+    return failed, said
 
 
 def speed(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Clock) -> int:
@@ -154,7 +174,7 @@ def speed(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Clo
     command = ['scripts/check/benchmark.py', '--device', args.device, '--output', str(file),
                '--budget', str(8 if args.smoke else max(1, most - 20)), *(['--smoke'] if args.smoke else []),
                *(['--after', str(record)] if record.is_file() else [])]
-    failed, _ = section(args, 'speed', command, env, most)
+    failed, _ = section(args, 'speed', [sys.executable, *command], env, most)
     if file.is_file():
         report = json.loads(file.read_text()) | {key: found[key] for key in ('revision', 'time')}
         write_text(file, json.dumps(report, indent=1) + '\n')
@@ -170,8 +190,8 @@ def section(
         return 1, ''
     start = time.monotonic()
     with tempfile.TemporaryFile('w+') as log:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         remember(process, args.places.running)
         try:
             code: int | str = process.wait(seconds)

@@ -42,10 +42,11 @@ def test_self_check(monkeypatch):
 
 
 def test_the_way_on_a_gpu_is_told_and_why(monkeypatch):
-    told = report()['kernels']['on a GPU']
-    assert told.startswith('timm_stn::warp by ') and (torch.cuda.is_available() or 'there is no CUDA device' in told)
+    found = report()['kernels']['on a GPU']
+    assert found.startswith('timm_stn::warp by ') and (torch.cuda.is_available() or 'there is no CUDA device' in found)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
-    for reason, word in (('', 'by the fused kernels (triton'), ('no C compiler', 'not by the fused kernels: no C comp')):
+    told = {'': 'by the fused kernels (triton', 'no C compiler': 'not by the fused kernels: no C compiler'}
+    for reason, word in told.items():
         monkeypatch.setattr(doctor.fused, 'why_not', lambda device, reason=reason: reason)
         assert word in report()['kernels']['on a GPU']

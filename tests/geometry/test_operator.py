@@ -73,6 +73,12 @@ def test_func_and_vmap(kind):
             torch.testing.assert_close(gradient[i], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_one_fill_for_all():
+    image, at, size, padding, fill = case(padding_mode='fill')
+    with pytest.raises(NotImplementedError, match='vmap over fill'):
+        torch.vmap(lambda f: warp_operator(image, at, size, padding, f))(torch.stack([fill, fill]))
+
+
 def test_no_second_derivatives():
     image, at, *where = case()
     at.requires_grad_()

@@ -34,7 +34,8 @@ def test_all_cases_run(run):
         assert result.get('difference', {'ours': 0})['ours'] < 1e-3
     assert set(results['compiled 2x3x24x24 -> 24x24 float32 to theta']['ms']) == {
         'plain', 'ours', 'plain_compiled', 'ours_compiled'}
-    assert set(results['warp 2x3x48x48 -> 24x24 bfloat16 forward']['ms']) == {'plain', 'ours', 'plain_float32'}
+    half = results['warp 2x3x48x48 -> 24x24 bfloat16 channels last forward']
+    assert set(half['ms']) == {'plain', 'ours', 'plain_float32'} and 'times as fast as in float32' in half['goals']
 
 
 def test_a_failure_does_not_stop_the_others(script, run, monkeypatch):
@@ -61,3 +62,15 @@ def test_what_a_record_has_comes_last(run, tmp_path):
     record.write_text(json.dumps({'results': [{'case': 'training test_resnet', 'ms': {}}, {'case': names[2]}]}))
     _, results, _ = run('--budget', '0', '--only', *names, '--after', str(record))
     assert list(results) == ['copy', 'training test_vit', 'training test_resnet']
+
+
+def test_goals(script):
+    warp = script.Warp((2, 3, 24, 24), (24, 24), (1.6, 1.7))
+    result = {'ms': {'plain': 3.4, 'ours': 2.0, 'plain_float32': 4.0}, 'share_of_copy': {'ours': 0.5}}
+    single, half = script.torch.float32, script.torch.bfloat16
+    assert script.goals_of(warp, single, 0, result, 0) == {'times as fast': [1.6, 1.7]}
+    assert script.goals_of(warp, single, 1, result, 2 ** 30)['of the copy'] == [0.6, 0.5]
+    assert script.goals_of(warp, half, 0, result, 0) == {'times as fast as in float32': [1.8, 2.0]}
+    assert not script.goals_of(warp, single, 2, result, 0) and not script.goals_of(warp, half, 1, result, 0)
+    printed = script.summary({'ms': {}, 'goals': {'times as fast': [1.6, 1.7], 'of the step, at most': [1.02, 1.03]}})
+    assert printed == 'goal 1.6 times as fast: met, 1.70, goal 1.02 of the step, at most: MISSED, 1.03'

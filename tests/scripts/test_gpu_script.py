@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import gpu_jobs
 import pytest
-from gpu import keep_measured
-from gpu_jobs import Places, started
+from gpu import keep_measured, sanitized
+from gpu_jobs import Clock, Places, started
 from gpu_queue import queue
 from records import read, replace
 
@@ -319,3 +320,22 @@ def test_a_record_of_speed_keeps_what_the_next_does_not_reach(tmp_path):
         {'revision': 'a', 'case': 'e', 'ms': 4, 'error': 'broken'}]
     keep_measured(new, tmp_path / 'none yet.json')
     assert json.loads((tmp_path / 'none yet.json').read_text()) == json.loads(new.read_text())
+
+
+@pytest.mark.parametrize('code', [0, 3])
+def test_what_a_sanitizer_says_is_kept(tmp_path, monkeypatch, capsys, code):
+    args = Namespace(device='cuda', places=Namespace(running=tmp_path))
+    monkeypatch.setattr('shutil.which', lambda name: None)
+    assert sanitized(args, dict(os.environ), Clock(200)) == (0, ''), 'where there is none'
+    tool = tmp_path / 'compute-sanitizer'
+    tool.write_text('#!/bin/sh\necho "$2 $PYTORCH_NO_CUDA_MEMORY_CACHING"\n'
+                    f'echo "==== ERROR SUMMARY: {code} errors"\nexit {code}\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr('shutil.which', lambda name: str(tool))
+    failed, said = sanitized(args, dict(os.environ), Clock(200))
+    word = 'failed' if code else 'passed'
+    assert failed == bool(code) and said.splitlines() == [
+        f'{name}: {word}: ==== ERROR SUMMARY: {code} errors' for name in ('memcheck', 'racecheck')]
+    assert 'memcheck 1' in capsys.readouterr().out
+    args.device = 'cpu'
+    assert sanitized(args, dict(os.environ), Clock(200)) == (0, '')

@@ -79,7 +79,8 @@ def _grid(at: Tensor, size: Sizes) -> Tensor:
 def _pixels(image: Tensor, at: Tensor, fill: Tensor | None = None) -> Tensor:
     """An image for each output, in float32, less the colour of what is outside."""
     pixels = image.float() if fill is None else image.float() - fill.view(-1, 1, 1)
-    return pixels.repeat_interleave(_maps(image, at), 0)
+    maps = _maps(image, at)
+    return pixels if maps == 1 else pixels.repeat_interleave(maps, 0)
 
 
 def _maps(image: Tensor, at: Tensor) -> int:
@@ -106,9 +107,11 @@ def _define(name: str, arguments: str, method: str, fake: Callable[..., Tensor])
     torch.library.register_vmap(name, partial(_batched, getattr(torch.ops.timm_stn, name[10:])))
 
 
-def _batched(operator: Any, info: Any, dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+def _batched(operator: Any, info: Any, dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
     """One call for a batch of calls: images and what belongs to them, one call after another."""
     tensors, count = [x for x in args[:3] if isinstance(x, Tensor)], info.batch_size
+    if isinstance(args[-1], Tensor) and dims[-1] is not None:
+        raise NotImplementedError('torch.vmap over fill: give one fill for all')
     moved = [x.expand(count, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims)]
     found = operator(*(x.flatten(0, 1) for x in moved), *args[len(tensors):])
     return found.unflatten(0, (count, -1)), 0

@@ -94,8 +94,9 @@ def sample(
         padding_mode: values outside the image: `'border'` the nearest edge pixel, `'zeros'`, `'reflection'` at the
             outer edges of the edge pixels, `'fill'` the colour `fill`.
         fill: one number, or one per channel; only for `padding_mode='fill'`.
-        antialias: where the grid shrinks the image, average over each output pixel's footprint, with an image pyramid
-            whose level follows the local scale of the grid. Elsewhere, plain sampling.
+        antialias: where the grid shrinks the image, average over each output pixel's footprint: up to 3 points along
+            each axis of the grid, read from a level of an image pyramid that follows the grid's local scale. Elsewhere,
+            plain sampling. The footprint is a constant for the gradient.
 
     Raises:
         ValueError: for shapes or options other than these.

@@ -54,7 +54,7 @@ class SpatialTransformer(Recorded):
         mode: ``bilinear``, ``bicubic``, ``nearest``.
         padding_mode: ``border``, ``zeros``, ``reflection``, ``fill``.
         fill: Value(s) outside the image, one or C, for ``padding_mode='fill'``.
-        antialias: Prefilter where the transform minifies.
+        antialias: Average over the footprint of each output pixel where the transform minifies.
         lr_scale: Learning rate of theta relative to the rest; see :class:`timm_stn.modules.regression.ThetaRegression`.
         penalty: Keeps glimpses inside the image and from collapsing, in training mode: adds to theta's gradient that of
             a penalty, over a batch at most this many times its usual norm, which the buffer ``usual_gradient`` holds

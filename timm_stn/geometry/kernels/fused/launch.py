@@ -1,10 +1,10 @@
 """Calls of the fused kernels: what they are given, and into how many programs the work is cut."""
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton import cdiv, next_power_of_2
 
 from ...layout import empty_like
 from .forward import warp_forward
@@ -35,15 +35,15 @@ class Cut(NamedTuple):
 def cut(image: Tensor, outputs: int, size: Sequence[int]) -> Cut:
     """Tiles of 128 values, one a thread; of 512 where 16 channels lie side by side, which a thread reads by four."""
     channels, side_by_side = image.shape[1], image.stride(1) == 1
-    together = 1 if not side_by_side else 16 if channels % 16 == 0 else min(power_of_2(channels), 4)
+    together = 1 if not side_by_side else 16 if channels % 16 == 0 else min(next_power_of_2(channels), 4)
     pixels = 32 if together == 16 else 128 // together
     width = 32 if size[1] > 64 and pixels > 32 else 16
     height = pixels // width
-    tiles = ceil(size[0], height) * ceil(size[1], width)
-    blocks = ceil(channels, together)
-    parts = min(blocks, ceil(PROGRAMS, outputs * tiles))
-    share = ceil(blocks, parts) * together
-    return Cut(height, width, together, tiles, ceil(channels, share), share)
+    tiles = cdiv(size[0], height) * cdiv(size[1], width)
+    blocks = cdiv(channels, together)
+    parts = min(blocks, cdiv(PROGRAMS, outputs * tiles))
+    share = cdiv(blocks, parts) * together
+    return Cut(height, width, together, tiles, cdiv(channels, share), share)
 
 
 def forward(image: Tensor, at: Tensor, size: Sequence[int], padding: int, fill: Tensor | None = None) -> Tensor:
@@ -51,7 +51,7 @@ def forward(image: Tensor, at: Tensor, size: Sequence[int], padding: int, fill: 
     out = empty_like(image, (at.shape[0], image.shape[1], *size))
     if out.numel():
         part = cut(image, len(at), size)
-        with on(image):
+        with torch.cuda.device_of(image):  # where Triton launches
             warp_forward[len(at) * part.tiles, part.parts](
                 image, at, image if fill is None else fill, out, *image.shape[1:], *size, len(at) // len(image),
                 part.tiles, part.share, *scales(image, size), *image.stride(), *strides(at), *out.stride(),
@@ -67,10 +67,10 @@ def theta_gradient(
         return torch.zeros_like(at)
     part = cut(image, len(at), size)
     steps = STEPS if len(at) * part.tiles >= STEPS * PROGRAMS and rows(at) else 1
-    groups = ceil(part.tiles, steps)
+    groups = cdiv(part.tiles, steps)
     shape = (len(at), groups * part.parts, 3 * rows(at)) if rows(at) else (part.parts, *at.shape)
     out = at.new_empty(shape)
-    with on(image):
+    with torch.cuda.device_of(image):  # where Triton launches
         warp_theta[len(at) * groups, part.parts](
             grad, image, at, image if fill is None else fill, out, *image.shape[1:], *size, len(at) // len(image),
             part.tiles, groups, part.share, *scales(image, size), *grad.stride(), *image.stride(), *strides(at),
@@ -87,15 +87,15 @@ def image_gradient(grad: Tensor, image: Tensor, at: Tensor, size: Sequence[int],
     outputs, nowhere = grad.numel() // channels, n * (height + 1) * (width + 1)
     cell = grad.new_empty(outputs, dtype=torch.int32 if nowhere < 2 ** 31 else torch.int64)
     places = dict(ROWS=rows(at), PADDING=padding)
-    pixels, together = 128, min(power_of_2(channels), 4)
-    with on(image):
-        cells[(ceil(outputs, pixels),)](
+    pixels, together = 128, min(next_power_of_2(channels), 4)
+    with torch.cuda.device_of(image):  # where Triton launches
+        cells[(cdiv(outputs, pixels),)](
             at, cell, height, width, *size, len(at) // n, outputs, nowhere, *scales(image, size), *strides(at),
             P=pixels, **places)
         cell, order = cell.sort(stable=True)
         starts = torch.searchsorted(cell, torch.arange(nowhere + 1, dtype=cell.dtype, device=cell.device))
         pixels = 128 // AT_ONCE
-        gather[ceil(n * height * width, pixels), ceil(channels, together)](
+        gather[cdiv(n * height * width, pixels), cdiv(channels, together)](
             grad, at, order, starts, out, n * height * width, channels, height, width, *size, *scales(image, size),
             *grad.stride(), *strides(at), *out.stride(), P=pixels, K=AT_ONCE, C=together, **places)
     return out
@@ -113,17 +113,3 @@ def strides(at: Tensor) -> tuple[int, ...]:
 def scales(image: Tensor, size: Sequence[int]) -> tuple[float, float, float, float]:
     (height, width), (out_height, out_width) = image.shape[2:], size
     return 1 / out_width, 1 / out_height, width / out_width, height / out_height
-
-
-def on(image: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(image.device) if image.is_cuda else nullcontext()
-
-
-def ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def power_of_2(n: int) -> int:
-    """The least that is not below n."""
-    return 1 << (n - 1).bit_length()
