@@ -90,10 +90,10 @@ def _maps(image: Tensor, at: Tensor) -> int:
 
 def _run(name: str, *args: Any) -> Tensor:
     """By the fused kernels if they can be used."""
-    image = next(x for x in args if isinstance(x, Tensor))
-    tensors = [x for x in args if isinstance(x, Tensor) and x.ndim == 4]
+    tensors = [x for x in args if isinstance(x, Tensor) and x.ndim == 4]  # of images, gradients and grids
+    image, size = tensors[0], next(x for x in args if isinstance(x, (list, tuple)))
     far = any(sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:])) >= REACH for x in tensors)
-    if far or fused.why_not(image.device):
+    if far or image.shape[1] * size[0] * size[1] >= REACH or fused.why_not(image.device):
         return getattr(Plain, name)(*args)  # type: ignore[no-any-return]
     from .kernels.fused import launch  # imports Triton
     return getattr(launch, name)(*args)  # type: ignore[no-any-return]

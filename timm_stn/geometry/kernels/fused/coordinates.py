@@ -7,13 +7,14 @@ the matrix moves it: nowhere, exactly, for the identity.
 import triton
 import triton.language as tl
 
-__all__ = ['GRID', 'ZEROS', 'away_from_zero', 'pixel_of', 'position', 'read', 'source', 'tap', 'usable']
+__all__ = ['GRID', 'SIZES', 'ZEROS', 'away_from_zero', 'pixel_of', 'position', 'read', 'source', 'tap', 'usable']
 
 ZEROS: tl.constexpr = tl.constexpr(0)  # torch's codes
 REFLECTION: tl.constexpr = tl.constexpr(2)
 GRID: tl.constexpr = tl.constexpr(0)  # in the place of a matrix's number of rows
 LIMIT: tl.constexpr = tl.constexpr(1e6)  # parameters of larger magnitude are treated as invalid
 LEAST: tl.constexpr = tl.constexpr(1e-6)  # magnitude of a denominator
+SIZES = ('height', 'width', 'out_h', 'out_w', 'glimpses', 'tiles', 'groups', 'outputs', 'count')  # no kernel for each
 
 
 @triton.jit

@@ -7,18 +7,20 @@ registers for all channels; of the image, a pixel is read by each tile that need
 import triton
 import triton.language as tl
 
-from .coordinates import pixel_of, position, read, source, tap
+from .coordinates import SIZES, pixel_of, position, read, source, tap
 
 __all__ = ['warp_forward']
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def warp_forward(
         image, theta, fill, out, channels, height, width, out_h, out_w, glimpses, tiles, share,
         to_x, to_y, scale_x, scale_y, i_n, i_c, i_y, i_x, t_m, t0, t1, t2, o_m, o_c, o_y, o_x,
         ROWS: tl.constexpr, PADDING: tl.constexpr, FILL: tl.constexpr,
         T_H: tl.constexpr, T_W: tl.constexpr, C: tl.constexpr):
-    m = (tl.program_id(0) // tiles).to(tl.int64)
+    m = tl.program_id(0) // tiles
+    source_of = image + (m // glimpses).to(tl.int64) * i_n
+    m = m.to(tl.int64)
     y, x, live = pixel_of(tl.program_id(0) % tiles, out_h, out_w, T_H, T_W)
     px, py, _, _, _ = source(
         theta + m * t_m, t0, t1, t2, x, y, width, height, to_x, to_y, scale_x, scale_y, ROWS)
@@ -30,7 +32,6 @@ def warp_forward(
     below, has_below = tap(y0 + 1, height, PADDING)
     exact = ((fx == 0) & (fy == 0))[:, None]
     fx, fy = fx[:, None], fy[:, None]
-    source_of = image + m // glimpses * i_n
     target = out + m * o_m + (y * o_y + x * o_x)[:, None]
     first = tl.program_id(1) * share
     for c in range(first, tl.minimum(first + share, channels), C):

@@ -10,12 +10,12 @@ its outputs are in one list, which takes as many steps as it has entries, by K.
 import triton
 import triton.language as tl
 
-from .coordinates import ZEROS, position, source, tap
+from .coordinates import SIZES, ZEROS, position, source, tap
 
 __all__ = ['cells', 'gather']
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def cells(
         theta, out, height, width, out_h, out_w, glimpses, outputs, nowhere, to_x, to_y, scale_x, scale_y,
         t_m, t0, t1, t2, ROWS: tl.constexpr, PADDING: tl.constexpr, P: tl.constexpr):
@@ -34,7 +34,7 @@ def cells(
     tl.store(out + q, tl.where(inside, cell, nowhere).to(out.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gather(
         grad, theta, order, starts, out, count, channels, height, width, out_h, out_w, to_x, to_y, scale_x, scale_y,
         g_m, g_c, g_y, g_x, t_m, t0, t1, t2, o_n, o_c, o_y, o_x,

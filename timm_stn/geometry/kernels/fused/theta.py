@@ -11,18 +11,20 @@ of those on both sides, the symmetric sub-gradient: tiles with a kink, and no ot
 import triton
 import triton.language as tl
 
-from .coordinates import GRID, away_from_zero, pixel_of, position, read, source, tap, usable
+from .coordinates import GRID, SIZES, away_from_zero, pixel_of, position, read, source, tap, usable
 
 __all__ = ['warp_theta']
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def warp_theta(
         grad, image, theta, fill, out, channels, height, width, out_h, out_w, glimpses, tiles, groups, share,
         to_x, to_y, scale_x, scale_y, g_m, g_c, g_y, g_x, i_n, i_c, i_y, i_x, t_m, t0, t1, t2,
         ROWS: tl.constexpr, PADDING: tl.constexpr, FILL: tl.constexpr,
         T_H: tl.constexpr, T_W: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr):
-    m, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
+    m, group = tl.program_id(0) // groups, tl.program_id(0) % groups
+    source_of = image + (m // glimpses).to(tl.int64) * i_n
+    m = m.to(tl.int64)
     at = theta + m * t_m
     first = tl.program_id(1) * share
     zero = tl.zeros([T_H * T_W], tl.float32)
@@ -33,7 +35,7 @@ def warp_theta(
         x0, fx = position(px, width, PADDING)
         y0, fy = position(py, height, PADDING)
         gx, gy = _slopes(
-            grad + m * g_m, y * g_y + x * g_x, image + m // glimpses * i_n, fill, first,
+            grad + m * g_m, y * g_y + x * g_x, source_of, fill, first,
             tl.minimum(first + share, channels), g_c, i_c, i_y, i_x, x0, y0, fx, fy, width, height, live,
             PADDING, FILL, C)
         gx, gy = gx * (0.5 * width), gy * (0.5 * height)
