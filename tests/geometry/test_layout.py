@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import randn
 
-from timm_stn.geometry.layout import Layout, infer_layout
+from timm_stn.geometry.layout import Layout, empty_like, infer_layout, like
 
 SIDE = st.integers(1, 6)
 
@@ -92,3 +92,13 @@ def test_features_among_other_things(kind):
     assert torch.equal(changed[1], x[1] * 2)
     assert layout.fits(x) and not layout.fits(x[1]) and not layout.fits(kind(x[:1])) and not layout.fits(kind(x[::2]))
     assert Layout('NCHW', 2, (3, 3)).fits(x[1]) and not Layout('NCHW', 2, (3, 3)).fits(x)
+
+
+@pytest.mark.parametrize('form', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_like_keeps_dtype_and_memory_format(form):
+    image = torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16).contiguous(memory_format=form)
+    values = torch.arange(2 * 3 * 6.0).view(2, 3, 2, 3)
+    found, empty = like(image, values), empty_like(image, (2, 3, 2, 3))
+    for x in (found, empty):
+        assert x.shape == values.shape and x.dtype == image.dtype and x.is_contiguous(memory_format=form)
+    assert torch.equal(found.float(), values) and found.stride() == empty.stride()

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .programs import is_exporting
+
 __all__ = ['Footprint', 'footprint', 'part']
 
 # Measured against supersampling, 448 -> 64, on the worst of zone plate, checkerboard and pink noise.
@@ -98,7 +100,9 @@ def footprint(grid: Tensor, size: Sequence[int]) -> Footprint:
     axes = [axis for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
     per_axis = min(MOST, max([1, *(round(int(size[axis - 1]) / int(grid.shape[axis])) for axis in axes)]))
     half = grid.new_tensor([n / 2 for n in reversed(size)]).view(-1, *[1] * (grid.ndim - 1))
-    places = grid.permute(-1, *range(grid.ndim - 1)).contiguous()
+    places = grid.permute(-1, *range(grid.ndim - 1))
+    if not is_exporting():
+        places = places.contiguous()  # twice as fast to step through
     nearer = [_nearer(places.detach(), axis + 1, half) for axis in axes]
     return Footprint(per_axis, places, [step for step, _ in nearer], [square for _, square in nearer])
 

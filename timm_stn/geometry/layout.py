@@ -77,8 +77,8 @@ class Layout:
 
 def like(image: Tensor, values: Tensor) -> Tensor:
     """`values` (M, C, *out) in the dtype and memory format of `image` (N, C, *size)."""
-    if _is_channels_last(image):  # with operations that torch.vmap supports
-        values = values.movedim(1, -1).contiguous().movedim(-1, 1)
+    if _is_channels_last(image):  # with operations that torch.vmap and exporters know
+        values = values.permute(_last(image)).contiguous().permute(0, image.ndim - 1, *range(1, image.ndim - 1))
     return values.type_as(image)
 
 
@@ -89,7 +89,12 @@ def empty_like(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _is_channels_last(image: Tensor) -> bool:
-    return not image.is_contiguous() and image.movedim(1, -1).is_contiguous()
+    return not image.is_contiguous() and image.permute(_last(image)).is_contiguous()
+
+
+def _last(image: Tensor) -> tuple[int, ...]:
+    """The order of its dimensions with the channels last."""
+    return 0, *range(2, image.ndim), 1
 
 
 def infer_layout(
