@@ -156,6 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if len(args.rounds) not in (1, len(args.batches)) or min(*args.rounds, *args.batches) < 1:
         parser.error('--rounds takes one positive number, or one for each of --batches')
+    unknown = [name for name in args.networks if not (timm.is_model(name) and timm.is_model(f'stn_{name}'))]
+    if unknown:
+        parser.error(f'--networks takes plain models that have a stn_ twin, got {" ".join(unknown)}')
     torch.set_num_threads(1)
     if args.start_up:
         print_start_up(args.networks, args.rounds[0])

@@ -42,3 +42,9 @@ def test_numbers_that_do_not_fit(capsys, arguments):
     with pytest.raises(SystemExit):
         step_time.main(arguments)
     assert '--rounds takes one positive number' in capsys.readouterr().err
+
+
+def test_networks_that_are_none(capsys):
+    with pytest.raises(SystemExit):
+        step_time.main(['--networks', 'resnet18', 'stn_resnet18', 'nosuch'])
+    assert 'that have a stn_ twin, got stn_resnet18 nosuch' in capsys.readouterr().err
