@@ -205,7 +205,7 @@ def measure_warp(
 def goals_of(warp: Warp, dtype: torch.dtype, gradients: int, result: Result, size: int) -> dict[str, list[float]]:
     """What is wanted at least, and what was found."""
     ms, goals = result['ms'], {}
-    if dtype == torch.float32 and gradients < len(warp.goals):
+    if dtype == torch.float32 and gradients < len(warp.goals) and 'plain' in ms:
         goals['times as fast'] = [warp.goals[gradients], ms['plain'] / ms['ours']]
     elif 'plain_float32' in ms and gradients == 0:
         goals['times as fast as in float32'] = [HALF_GOAL, ms['plain_float32'] / ms['ours']]

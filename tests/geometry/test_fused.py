@@ -177,6 +177,18 @@ def test_channels_are_shared_by_programs(kind):
 
 
 @runs
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('channels, last', [(5, False), (16, True), (6, True)])
+def test_programs_that_go_on(monkeypatch, kind, channels, last):
+    """As on large images: one program for several tiles, and for several channels after one another."""
+    from timm_stn.geometry.kernels.fused import launch
+    monkeypatch.setattr(launch, 'PROGRAMS', 1)
+    form = torch.channels_last if last else torch.contiguous_format
+    image = randn(1, 2 * channels, 12, 9).contiguous(memory_format=form)
+    check(image, at_of(kind, 1, (18, 35)), (18, 35), 'border', 5e-5)
+
+
+@runs
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_size_and_matrix(data):

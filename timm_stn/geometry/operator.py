@@ -92,8 +92,10 @@ def _run(name: str, *args: Any) -> Tensor:
     """By the fused kernels if they can be used."""
     tensors = [x for x in args if isinstance(x, Tensor) and x.ndim == 4]  # of images, gradients and grids
     image, size = tensors[0], next(x for x in args if isinstance(x, (list, tuple)))
-    far = any(sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:])) >= REACH for x in tensors)
-    if far or image.shape[1] * size[0] * size[1] >= REACH or fused.why_not(image.device):
+    far = any(max(sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:])), x.shape[1:].numel()) >= REACH
+              for x in tensors)
+    pixels = size[0] * size[1] * (len(image) if name == 'image_gradient' else image.shape[1])  # torch sorts that many
+    if far or pixels >= REACH or fused.why_not(image.device):
         return getattr(Plain, name)(*args)  # type: ignore[no-any-return]
     from .kernels.fused import launch  # imports Triton
     return getattr(launch, name)(*args)  # type: ignore[no-any-return]

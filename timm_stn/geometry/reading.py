@@ -1,5 +1,6 @@
 """What an image shows at matrices or on a grid: by one operator on a GPU, else by a grid and the sampler."""
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,5 +52,7 @@ def is_fused(image: Tensor, sampling: Sampling) -> bool:
 
 
 def _colors(fill: Fill, image: Tensor) -> Tensor:
-    color = torch.as_tensor(fill, dtype=torch.float32, device=image.device)
-    return color.expand(image.shape[1]).contiguous()
+    """(C,), made on the device: a copy from the host would be waited for."""
+    values: list[Any] = [fill] if isinstance(fill, (int, float)) else list(fill or ())
+    values = values * image.shape[1] if len(values) == 1 else values
+    return torch.cat([image.new_full((1,), float(value), dtype=torch.float32) for value in values])

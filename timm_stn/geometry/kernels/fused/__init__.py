@@ -1,5 +1,6 @@
 """The fused kernels, in Triton: `why_not` tells where they cannot be used, `launch` has their calls."""
 import os
+import warnings
 
 import torch
 
@@ -18,6 +19,8 @@ def why_not(device: torch.device) -> str:
         if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
             return 'they were not tried before a CUDA graph was captured'
         _found[device] = _try(device)
+        if _found[device]:
+            warnings.warn(f'timm_stn warps by torch, not by its fused kernels: {_found[device]}', stacklevel=2)
     return _found[device]
 
 
@@ -29,6 +32,9 @@ def _try(device: torch.device) -> str:
         same = torch.equal(launch.forward(image, *where, None), image)
         launch.theta_gradient(image, image, *where, None)
         launch.image_gradient(image, image, *where)
+    except torch.OutOfMemoryError:  # says nothing of the kernels
+        raise
     except Exception as error:
-        return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else "no message"}'
+        lines = str(error).strip().splitlines() or ['no message']
+        return f'{type(error).__name__}: {lines[0]}'
     return '' if same else 'an identity warp came out wrong'

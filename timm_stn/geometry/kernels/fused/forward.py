@@ -2,7 +2,7 @@
 
 A program makes one tile of one output, for a share of the channels. Positions, four offsets and four weights stay in
 registers for all channels; of the image, a pixel is read by each tile that needs it, mostly from the cache: tiles are
-32 pixels wide, so that also a turned one reads whole sectors. The output is written once.
+16 or 32 pixels wide, so that also a turned one reads whole sectors. The output is written once.
 """
 import triton
 import triton.language as tl

@@ -22,8 +22,9 @@ def cells(
     q = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
     live = q < outputs
     q = tl.minimum(q, outputs - 1)
-    m, x0, _, y0, _ = _positions(
-        theta, q, height, width, out_h, out_w, to_x, to_y, scale_x, scale_y, t_m, t0, t1, t2, ROWS, PADDING)
+    m, y, x = _place(q, out_h, out_w)
+    x0, _, y0, _ = _positions(
+        theta + m * t_m, y, x, height, width, to_x, to_y, scale_x, scale_y, t0, t1, t2, ROWS, PADDING)
     if PADDING == ZEROS:
         inside = (x0 >= -1) & (x0 < width) & (y0 >= -1) & (y0 < height)
     else:
@@ -42,7 +43,7 @@ def gather(
     i = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P * K) // K  # K places for each pixel
     place, live = tl.arange(0, P * K) % K, i < count
     i = tl.minimum(i, count - 1)
-    n, y, x = i // (height * width), (i // width) % height, i % width
+    n, y, x = _place(i, height, width)
     each = (tl.program_id(1) * C + tl.arange(0, C))[None, :]
     total = tl.zeros([P, C], tl.float32)
     for below in tl.static_range(2):
@@ -53,28 +54,35 @@ def gather(
             entry = first + k + place
             on = entry < last
             q = tl.load(order + entry, mask=on, other=0)
-            m, x0, fx, y0, fy = _positions(
-                theta, q, height, width, out_h, out_w, to_x, to_y, scale_x, scale_y, t_m, t0, t1, t2, ROWS, PADDING)
+            m, row, column = _place(q, out_h, out_w)
+            x0, fx, y0, fy = _positions(
+                theta + m * t_m, row, column, height, width, to_x, to_y, scale_x, scale_y, t0, t1, t2, ROWS, PADDING)
             weight = _weight(x, x0, fx, width, PADDING) * _weight(y, y0, fy, height, PADDING)
-            pixel = m * g_m + (q // out_w) % out_h * g_y + q % out_w * g_x
+            pixel = m * g_m + (row * g_y + column * g_x)
             g = tl.load(grad + pixel[:, None] + each * g_c, mask=on[:, None] & (each < channels), other=0.0)
             total += tl.sum(tl.reshape(weight[:, None] * g.to(tl.float32), (P, K, C)), 1)
     i = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
-    n, y, x = i // (height * width), (i // width) % height, i % width
+    n, y, x = _place(i, height, width)
     target = out + (n * o_n + y * o_y + x * o_x)[:, None] + each * o_c
     tl.store(target, total.to(out.dtype.element_ty), mask=(i < count)[:, None] & (each < channels))
 
 
 @triton.jit
+def _place(i, height, width):
+    """Number of the image, row and column of pixel i of all images; one division in 64 bits, which are slow."""
+    n = i // (height * width)
+    rest = (i - n * (height * width)).to(tl.int32)
+    return n, rest // width, rest % width
+
+
+@triton.jit
 def _positions(
-        theta, q, height, width, out_h, out_w, to_x, to_y, scale_x, scale_y, t_m, t0, t1, t2,
-        ROWS: tl.constexpr, PADDING: tl.constexpr):
-    """The output that pixel q of all outputs belongs to, and what it reads."""
-    m, y, x = q // (out_h * out_w), ((q // out_w) % out_h).to(tl.int32), (q % out_w).to(tl.int32)
-    px, py, _, _, _ = source(theta + m * t_m, t0, t1, t2, x, y, width, height, to_x, to_y, scale_x, scale_y, ROWS)
+        at, y, x, height, width, to_x, to_y, scale_x, scale_y, t0, t1, t2, ROWS: tl.constexpr, PADDING: tl.constexpr):
+    """What output pixels read."""
+    px, py, _, _, _ = source(at, t0, t1, t2, x, y, width, height, to_x, to_y, scale_x, scale_y, ROWS)
     x0, fx = position(px, width, PADDING)
     y0, fy = position(py, height, PADDING)
-    return m, x0, fx, y0, fy
+    return x0, fx, y0, fy
 
 
 @triton.jit

@@ -64,7 +64,7 @@ def theta_gradient(
 ) -> Tensor:
     """The gradient of `forward` to `at`, of its shape."""
     if not grad.numel():
-        return torch.zeros_like(at)
+        return at.new_zeros(at.shape)
     part = cut(image, len(at), size)
     steps = STEPS if len(at) * part.tiles >= STEPS * PROGRAMS and rows(at) else 1
     groups = cdiv(part.tiles, steps)
