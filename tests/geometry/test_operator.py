@@ -116,3 +116,10 @@ def test_what_kernels_cannot_reach_is_left_to_torch(monkeypatch):
     monkeypatch.setattr(operator, 'REACH', 100)
     torch.testing.assert_close(warp_operator(image, at, *where), expected)
     assert len(asked) == 1
+
+
+def test_a_fill_that_is_expanded():
+    image, at, size, padding, fill = case(padding_mode='fill')
+    expanded = fill[:1].expand(3)
+    torch.testing.assert_close(
+        warp_operator(image, at, size, padding, expanded), warp_operator(image, at, size, padding, expanded.clone()))

@@ -68,3 +68,8 @@ def test_compiled_it_is_one_operator(anywhere):
     found = torch.compile(lambda x, t: warp(x, t), backend=backend, fullgraph=True)(image, theta)
     assert len(graphs) == 1 and 'timm_stn.warp' in graphs[0] and 'grid_sampler' not in graphs[0]
     torch.testing.assert_close(found, warp(image, theta))
+
+
+def test_fill_of_no_channels(anywhere):
+    seen = read_at(randn(2, 0, 4, 4), at_of('affine', 2, None), (3, 3), Sampling(padding_mode='fill', fill=0.5))
+    assert seen.shape == (2, 0, 3, 3)

@@ -27,6 +27,7 @@ __all__ = ['DTYPES', 'PADDINGS', 'warp_operator']
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PADDINGS = {'zeros': 0, 'border': 1, 'reflection': 2, 'fill': 0}
 REACH = 2 ** 31  # offsets within an image are 32-bit integers
+MOST_CHANNELS = 2 ** 17  # 4 to a program of the second axis of a launch, which has up to 65,535
 
 Sizes = Sequence[int]
 
@@ -95,7 +96,7 @@ def _run(name: str, *args: Any) -> Tensor:
     far = any(max(sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:])), x.shape[1:].numel()) >= REACH
               for x in tensors)
     pixels = size[0] * size[1] * (len(image) if name == 'image_gradient' else image.shape[1])  # torch sorts that many
-    if far or pixels >= REACH or fused.why_not(image.device):
+    if far or pixels >= REACH or image.shape[1] > MOST_CHANNELS or fused.why_not(image.device):
         return getattr(Plain, name)(*args)  # type: ignore[no-any-return]
     from .kernels.fused import launch  # imports Triton
     return getattr(launch, name)(*args)  # type: ignore[no-any-return]

@@ -55,4 +55,5 @@ def _colors(fill: Fill, image: Tensor) -> Tensor:
     """(C,), made on the device: a copy from the host would be waited for."""
     values: list[Any] = [fill] if isinstance(fill, (int, float)) else list(fill or ())
     values = values * image.shape[1] if len(values) == 1 else values
-    return torch.cat([image.new_full((1,), float(value), dtype=torch.float32) for value in values])
+    parts = [image.new_full((1,), float(value), dtype=torch.float32) for value in values]
+    return torch.cat(parts) if parts else image.new_empty(0, dtype=torch.float32)

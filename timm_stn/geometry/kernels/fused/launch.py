@@ -53,7 +53,7 @@ def forward(image: Tensor, at: Tensor, size: Sequence[int], padding: int, fill: 
         part = cut(image, len(at), size)
         with torch.cuda.device_of(image):  # where Triton launches
             warp_forward[len(at) * part.tiles, part.parts](
-                image, at, image if fill is None else fill, out, *image.shape[1:], *size, len(at) // len(image),
+                image, at, colors(image, fill), out, *image.shape[1:], *size, len(at) // len(image),
                 part.tiles, part.share, *scales(image, size), *image.stride(), *strides(at), *out.stride(),
                 ROWS=rows(at), PADDING=padding, FILL=fill is not None, **part.constants)
     return out
@@ -72,7 +72,7 @@ def theta_gradient(
     out = at.new_empty(shape)
     with torch.cuda.device_of(image):  # where Triton launches
         warp_theta[len(at) * groups, part.parts](
-            grad, image, at, image if fill is None else fill, out, *image.shape[1:], *size, len(at) // len(image),
+            grad, image, at, colors(image, fill), out, *image.shape[1:], *size, len(at) // len(image),
             part.tiles, groups, part.share, *scales(image, size), *grad.stride(), *image.stride(), *strides(at),
             ROWS=rows(at), PADDING=padding, FILL=fill is not None, STEPS=steps, **part.constants)
     return out.sum(1 if rows(at) else 0).view_as(at)
@@ -99,6 +99,11 @@ def image_gradient(grad: Tensor, image: Tensor, at: Tensor, size: Sequence[int],
             grad, at, order, starts, out, n * height * width, channels, height, width, *size, *scales(image, size),
             *grad.stride(), *strides(at), *out.stride(), P=pixels, K=AT_ONCE, C=together, **places)
     return out
+
+
+def colors(image: Tensor, fill: Tensor | None) -> Tensor:
+    """`fill` side by side in memory; where there is none, anything, for no program reads it."""
+    return image if fill is None else fill.contiguous()
 
 
 def rows(at: Tensor) -> int:
