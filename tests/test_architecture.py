@@ -15,7 +15,7 @@ import timm_stn
 from timm_stn._renamed import RENAMED
 
 PACKAGE = Path(timm_stn.__file__).parent
-LEAVES = {'_ending', '_timm', '_torch', 'version', 'whole_file'}  # which import nothing of ours
+LEAVES = {'_ending', '_progress', '_timm', '_torch', 'version', 'whole_file'}  # which import nothing of ours
 BELOW = {  # each folder or file, and what it may import beside itself and the leaves
     'geometry': set(),
     'modules': {'geometry'},

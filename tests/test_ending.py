@@ -11,6 +11,7 @@ from makers import ROOT
 
 pytestmark = pytest.mark.usefixtures('heeding_signals')
 
+LINE = 'timm-stn: interrupted\n'
 STOPPED = 'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n'
 WORKERS = '''
 import time
@@ -56,7 +57,7 @@ def test_while_it_loads(script, tmp_path):
     for argv in (['-m', 'timm_stn', 'list'], ['-u', '-m', 'timm_stn.run', 'train.py', '-m'], ['-mtimm_stn.cli'],
                  [command, 'train', '--model', 'x']):
         status, _, err = end(*argv, path=tmp_path)
-        assert (status, err) == (130, ''), argv
+        assert (status, err) == (130, LINE), argv
     script('import timm_stn')
     for argv in (['-c', 'import timm_stn'], ['-m', 'script']):  # not ours to end
         status, _, err = end(*argv, path=tmp_path)
@@ -69,7 +70,7 @@ def test_while_it_loads(script, tmp_path):
 def test_while_a_script_runs(script, then):
     text = STOPPED.replace('\n', '\n    ')
     status, out, err = end('-m', 'timm_stn.run', script(f'try:\n    {text}\nexcept KeyboardInterrupt:\n    {then}'))
-    assert status == 130 and 'Traceback' not in err
+    assert status == 130 and 'Traceback' not in err and err.endswith(LINE) and err.count(LINE) == 1
     assert ('saved' in out) == ('saved' in then) and ('OSError: no space left' in err) == ('OSError' in then)
 
 
@@ -81,7 +82,7 @@ def test_children_end_with_it(script):
     assert len(children) == 2
     process.send_signal(signal.SIGINT)  # to it alone, as from a supervisor
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and 'Traceback' not in err
+    assert process.returncode == 130 and 'Traceback' not in err and err.endswith(LINE)
     deadline = time.monotonic() + 20
     while any(Path(f'/proc/{pid}').exists() for pid in children) and time.monotonic() < deadline:
         time.sleep(0.1)

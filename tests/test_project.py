@@ -69,7 +69,7 @@ def test_imports_are_declared(path):
 
 def test_what_is_imported_but_only_an_extra_comes_with_timm():
     """Else `import timm_stn.view` would fail after a plain `pip install timm-stn`."""
-    there, pending = set(), ['timm']
+    there, pending = set(), ['timm', 'huggingface-hub']
     for name in pending:  # grows
         for requirement in metadata.requires(name) or ():
             if 'extra ==' not in requirement and normal(requirement) not in there:

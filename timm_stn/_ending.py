@@ -8,13 +8,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 __all__ = ['ends_quietly']
 
+STOPPED = b'timm-stn: interrupted\n'
 INTERRUPTED, CLOSED = 130, 141  # exit statuses as shells have them: 128 + the number of SIGINT, of SIGPIPE
 
 
@@ -22,7 +23,7 @@ INTERRUPTED, CLOSED = 130, 141  # exit statuses as shells have them: 128 + the n
 def ends_quietly() -> Iterator[None]:
     """A command runs within. It exits with 130 after Ctrl-C, and with 141 where nobody reads its output to the end.
 
-    There is no traceback then. Child processes end as at any exit.
+    After Ctrl-C there is one line on stderr, and no traceback. Child processes end as at any exit.
     """
     try:
         with _interruptible():
@@ -75,14 +76,23 @@ def _interruptible() -> Iterator[None]:
             raise
         if not isinstance(error, (KeyboardInterrupt, SystemExit)):  # as of a worker that was interrupted first
             print(f'{type(error).__name__}: {error}', file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        _end_interrupted()
     finally:
         signal.signal(signal.SIGINT, _leave)
     if times:
-        raise SystemExit(INTERRUPTED)
+        _end_interrupted()
+
+
+def _end_interrupted() -> NoReturn:
+    if os.environ.get('RANK', '0') == '0':  # once in a distributed run
+        with suppress(OSError):  # stderr may be closed
+            os.write(2, STOPPED)
+    raise SystemExit(INTERRUPTED) from None
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, STOPPED)
     os._exit(INTERRUPTED)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import NoReturn
 
 from .._ending import ends_quietly
+from .._progress import quiet
 from ..version import __version__
 from . import digits, doctor, models, push, show
 from .common import Refused
@@ -42,7 +43,8 @@ def _run(argv: list[str]) -> int:
         args.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # names of files that a terminal has no letters for
-    return _try(args.parser, partial(args.run, args))
+    with quiet(getattr(args, 'quiet', False)):
+        return _try(args.parser, partial(args.run, args))
 
 
 def _try(parser: Parser, run: Callable[[], int]) -> int:

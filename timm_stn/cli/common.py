@@ -9,7 +9,7 @@ from ..names.hub_token import token_fault
 from ..view.draw import picture_format
 from ..whole_file import check_place
 
-__all__ = ['Refused', 'attempt', 'check_output', 'positive', 'refusal']
+__all__ = ['Refused', 'attempt', 'check_output', 'positive', 'quiet_argument', 'refusal']
 
 
 class Refused(Exception):
@@ -36,6 +36,10 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'takes a positive integer, got {text!r}')
     return int(text)
+
+
+def quiet_argument(add: Callable[..., Any]) -> None:
+    add('--quiet', action='store_true', help='no progress bars (where stderr is no terminal, there are none anyway)')
 
 
 def check_output(path: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .._progress import progress
 from ..data import TASKS, load_mnist, test_set
 from ..data.mnist import DATA_VARIABLE
 from ..data.tasks import are_wrong, batches_of
@@ -20,7 +21,7 @@ from ..view.dependence import tell, witnessing
 from ..view.draw import Caption, draw_look, save_picture
 from ..view.observe import observe
 from ..view.sheet import best_answers
-from .common import Refused, attempt, check_output, positive
+from .common import Refused, attempt, check_output, positive, quiet_argument
 from .models import FROM_CONFIG, check_known, create_model, described, kwargs_argument, load_model, model_arguments
 
 __all__ = ['demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
@@ -37,6 +38,7 @@ def demo_arguments(add: Callable[..., Any]) -> None:
     add('--download', action='store_true', help='download MNIST to --data if it is not there')
     add('--count', type=positive, default=12, help='digits in the picture (default: %(default)s)')
     add('--output', default='demo.png', metavar='FILE', help='(default: %(default)s)')
+    quiet_argument(add)
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -104,6 +106,7 @@ def eval_arguments(add: Callable[..., Any]) -> None:
         help=f'what to measure on, with the image side of each: {sizes}; default: what a network of ours is for')
     add('--data', help=f'folder with MNIST, or what --set is made of (default: the variable {DATA_VARIABLE})')
     add('--download', action='store_true', help='download MNIST to --data if it is not there')
+    quiet_argument(add)
 
 
 def _set(text: str) -> str:
@@ -139,7 +142,8 @@ def evaluate(args: argparse.Namespace) -> int:
     with witnessing() as witness:
         what = f'{described(args)} (on --set {args.set}: images of {task.size} x {task.size})'
         parts = batches_of(args.set, digits, labels, batch_size=task.at_once(500))
-        wrong = sum(attempt(what, wrong_answers, model, *part, args.device) for part in parts)
+        wrong = sum(attempt(what, wrong_answers, model, *part, args.device)
+                    for part in progress(parts, 'eval', -(-len(labels) // task.at_once(500)), 'batch'))
     seconds = time.perf_counter() - start
     print(f'weights   {args.checkpoint or (None if args.no_pretrained else weights_of(model)) or "random"}')
     print(f'{args.model} on {args.set}: {_error(wrong, len(labels))}, {seconds:.1f} s')

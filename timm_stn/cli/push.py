@@ -7,7 +7,7 @@ from typing import Any
 from ..names.zoo import card_folder
 from ..publish.push import PICTURE, Pushed, PushError, push_to_hub
 from ..view.dependence import tell
-from .common import Refused
+from .common import Refused, quiet_argument
 from .digits import DEMO
 
 __all__ = ['push', 'push_arguments']
@@ -29,6 +29,7 @@ def push_arguments(add: Callable[..., Any]) -> None:
     add('--no-picture', action='store_true', help='no picture')
     add('--license', metavar='ID', help='license of the weights (default: that of pretrained weights it started from)')
     add('--dry-run', action='store_true', help='write and test the files, print the card, send nothing')
+    quiet_argument(add)
 
 
 def push(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from ..view.draw import save_picture
 from ..view.images import find_images, folder_name, in_turn, natural
 from ..view.observe import observe
 from ..view.sheet import captions, data_config, draw, read_images
-from .common import Refused, attempt, check_output, positive
+from .common import Refused, attempt, check_output, positive, quiet_argument
 from .models import check_transformers, described, load_model, model_arguments
 
 __all__ = ['show', 'show_arguments']
@@ -33,6 +33,7 @@ def show_arguments(add: Callable[..., Any]) -> None:
              'classes)')
     add('--count', type=positive, default=24, help='largest number of images (default: %(default)s)')
     add('--output', default='look.png', metavar='FILE', help='(default: %(default)s)')
+    quiet_argument(add)
 
 
 class File(NamedTuple):

@@ -3,6 +3,7 @@ import gzip
 import math
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.hub import download_url_to_file
 
+from .._progress import is_quiet
 from ..whole_file import write_files
 
 __all__ = ['DATA_VARIABLE', 'load_mnist', 'read_idx']
@@ -143,6 +145,7 @@ def _download(folder: Path) -> None:
 
 def _fetch(url: str, path: Path, digest: str) -> None:
     try:
-        download_url_to_file(url, str(path), digest)  # type: ignore[no-untyped-call]
+        shown = sys.stderr.isatty() and not is_quiet()
+        download_url_to_file(url, str(path), digest, progress=shown)  # type: ignore[no-untyped-call]
     except Exception as error:  # of many types: urllib's, http.client's, the file system's, torch's of another digest
         raise RuntimeError(f'{url} cannot be downloaded: {error}') from error

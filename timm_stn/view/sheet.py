@@ -8,6 +8,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
+from .._progress import progress
 from ..geometry.layout import size_that_enters
 from .classes import Classes, classes_of
 from .draw import Caption, draw_look, heat
@@ -116,7 +117,7 @@ def read_images(
     pixels: dict[int, Tensor] = {}
     bad: list[str] = []
     notes: dict[str, list[str]] = {}
-    for i in range(len(paths)) if order is None else order:
+    for i in progress(list(range(len(paths)) if order is None else order), 'reading', unit='image'):
         if len(pixels) == count:
             break
         try:
