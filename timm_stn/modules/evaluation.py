@@ -22,17 +22,17 @@ def as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], T]) -> T:
     """
     training = [m for m in module.modules() if m.training]
     glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if has_values(x) else []
-    kept = [(m.recorder, m.last_theta) for m in glancing]
+    kept = [(m.recorder, m.editor, m.last_theta) for m in glancing]
     for m in training:
         m.training = False
     for m in glancing:  # who sees their thetas would take this for a look
-        m.recorder = m.witness = None
+        m.recorder = m.editor = m.witness = None
     try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
         with torch.no_grad(), uncached(x):
             return ask()
     finally:
         for m in training:
             m.training = True
-        for m, (recorder, theta) in zip(glancing, kept):
-            m.recorder, m.last_theta = recorder, theta
+        for m, (recorder, editor, theta) in zip(glancing, kept):
+            m.recorder, m.editor, m.last_theta = recorder, editor, theta
             del m.witness

@@ -80,6 +80,7 @@ class SpatialTransformer(Recorded):
     of_network: Mapping[str, object] = MappingProxyType({})  # what that knows of them
     recorder: Callable[[Tensor], object] | None = None  # gets every theta, with its graph
     witness: Callable[['SpatialTransformer', Tensor], object] | None = None  # of all transformers; gets every theta
+    editor: Callable[[Tensor], Tensor] | None = None  # from theta (N * G, ...) to what takes its place
     stage: int | str = 'input'  # as in ``stn_stages`` of the network around it
     rows: int = 1  # of its batch, for each image
     doubts: Doubts | None = None  # while weights are loaded
@@ -293,7 +294,8 @@ class SpatialTransformer(Recorded):
         half = base[:, :1, 0]  # (N * G, 1)
         for _ in range(self.iterations - 1):
             pose, start, half = self._look_again(x, pose, start, half, localize)
-        return self._penalised(self._keep_inside(pose, start))
+        pose = self._penalised(self._keep_inside(pose, start))
+        return pose if self.editor is None else pose.replace(self.editor(pose.theta))
 
     def _regress(self, x: Tensor, localize: Localize) -> Regressed:
         """Parameters (N, G, P) for N images, and where there is something to look at."""

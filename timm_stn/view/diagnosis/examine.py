@@ -1,0 +1,307 @@
+"""Passes of a network over images: what each of its transformers does, and what that does to the answers."""
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..._progress import progress
+from ..geometry_of_looks import looks
+from .watch import Watch, watched
+
+__all__ = ['Batch', 'Examined', 'IsRight', 'answered_right', 'batches_of', 'examine']
+
+NOISE = 0.1  # of the images' standard deviation, added to see how much theta follows it
+GRADIENTS = 64  # images of which gradients are taken
+
+Batch = tuple[Tensor, Tensor | None, Tensor | None]  # images (n, C, H, W), targets, boxes (n, B, 4)
+IsRight = Callable[[Tensor, Tensor], Tensor]
+
+
+class Examined:
+    """What one transformer did with N images, part by part, on the CPU.
+
+    | part | what | shape |
+    | --- | --- | --- |
+    | points | where a lattice of K points of each of the V views of an image lay | (N, V, K, d) |
+    | start, noisy | the same, with nothing regressed, and of noisy images | (N, V, K, d) |
+    | scale, angle, shear, center, outside | :class:`timm_stn.view.geometry_of_looks.Looks` of views | (N, V, ...) |
+    | start_scale | the scale, with nothing regressed | (N * V,) |
+    | finite | whether all parameters were finite | (N,) |
+    | contrast | standard deviation of what was seen, in that of the input | (N, V) |
+    | right, right_start, right_shuffled | whether answers were right, where targets are known | (N,) |
+    | answer, answer_shuffled | classes | (N,) |
+    | boxes | true boxes | (N, B, 4) |
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.parts: dict[str, list[Tensor]] = defaultdict(list)
+        self.thetas: list[Tensor] = []  # (n, V, ...) of each batch
+        self.gradient: float | None = None  # norm of the loss's to theta, in that to the parameters of the backbone
+        self.size: tuple[int, ...] = ()  # of its input, (H, W) or (D, H, W)
+        self.seen_size: tuple[int, ...] = ()  # of its output
+        self.sum_input = self.sum_seen = torch.zeros(())  # of all images, (C, *size) and (G, C, *seen_size)
+
+    def all(self, part: str) -> Tensor:
+        """A part, of all images; empty where it is not known."""
+        return torch.cat(self.parts[part]) if self.parts[part] else torch.empty(0)
+
+    def take(self, images: Tensor, theta: Tensor, found: dict[str, Any]) -> None:
+        """What it did with a batch (n, C, H, W), and what it saw."""
+        n, watch = len(images), self.watch
+        before, seen = watch.pictures(images, found, theta)
+        self.thetas.append(watch.flat(theta).reshape(n, -1, *watch.flat(theta).shape[1:]).cpu())
+        self.parts['points'].append(watch.points(theta, n).cpu())
+        for part, values in looks(watch.stn, theta, before.shape[2:])._asdict().items():
+            self.parts[part] += [] if values is None else [values.flatten(0, 1).reshape(n, -1, *values.shape[2:]).cpu()]
+        self.parts['finite'].append(found['params'].reshape(n, -1).isfinite().all(1).cpu())
+        contrast = _contrast(seen).reshape(n, -1) / _contrast(before).reshape(n, -1)[:, :1].clamp_min(1e-12)
+        self.parts['contrast'].append(contrast.cpu())
+        self.size, self.seen_size = tuple(before.shape[2:]), tuple(seen.shape[2:])
+        rows = len(before) // n
+        views = seen.reshape(n * rows, -1, *seen.shape[1:])  # (n * rows, G, C, h, w)
+        self.sum_input = _added(self.sum_input, before.float().mean(0).cpu() * n)
+        self.sum_seen = _added(self.sum_seen, views.float().mean(0).cpu() * n)
+
+
+def answered_right(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.argmax(1) == targets
+
+
+def batches_of(loader: Iterable[Any], most: int) -> list[Batch]:
+    """The first ``most`` images of a loader, batch by batch, on the CPU.
+
+    Raises:
+        TypeError: What it gives is not images, with targets or without.
+        ValueError: There are fewer than two images.
+    """
+    found: list[Batch] = []
+    count = 0
+    for given in loader:
+        images, targets, boxes = _batch(given)
+        keep = most - count
+        targets, boxes = (None if x is None else x[:keep] for x in (targets, boxes))
+        found.append((images[:keep], targets, boxes))
+        count += len(found[-1][0])
+        if count >= most:
+            break
+    if count < 2:
+        raise ValueError(f'loader must give at least 2 images, got {count}.')
+    return found
+
+
+def _batch(given: Any) -> Batch:
+    parts = list(given) if isinstance(given, (list, tuple)) else [given]
+    fits = 1 <= len(parts) <= 3 and all(isinstance(part, Tensor) for part in parts) and parts[0].ndim >= 4
+    if not fits:
+        raise TypeError('loader must give (images (N, C, H, W), targets), (images, targets, boxes) or images alone, '
+                        f'as tensors; got {_what(given)}.')
+    images, targets, boxes = [part.detach().cpu() for part in parts] + [None] * (3 - len(parts))
+    return images, targets, None if boxes is None else boxes.reshape(len(images), -1, 4).float()
+
+
+def _what(given: Any) -> str:
+    parts = given if isinstance(given, (list, tuple)) else [given]
+    return ', '.join(str(tuple(p.shape)) if isinstance(p, Tensor) else f'a {type(p).__name__}' for p in parts)
+
+
+def examine(
+        model: nn.Module,
+        batches: list[Batch],
+        is_right: IsRight = answered_right,
+        seed: int = 0,
+) -> list[Examined]:
+    """What each transformer of a network does with images, in the order of the first passes.
+
+    The network runs over the images as it is and with noise, then for each transformer at its start and with thetas
+    shuffled between images; and once backwards. Its mode, parameters, buffers and gradients are left as they are.
+
+    Args:
+        model: The network.
+        batches: Of :func:`batches_of`.
+        is_right: From logits and targets to (n,).
+        seed: Of the noise and of the shuffling.
+
+    Raises:
+        ValueError: There is no spatial transformer in it, or none that a forward pass runs, as in compiled code.
+    """
+    found = [Examined(watch) for watch in watched(model)]
+    if not found:
+        raise ValueError(f'model must have a spatial transformer; there is none in this {type(model).__name__}.')
+    generator = torch.Generator().manual_seed(seed)
+    total = len(batches) * (2 + 2 * len(found)) + 1
+    with _in_evaluation(model):
+        for _ in progress(_passes(model, found, batches, is_right, generator), 'diagnosing', total, 'pass'):
+            pass
+    ran = [each for each in found if each.thetas]
+    if not ran:
+        raise ValueError('no forward pass of model ran a spatial transformer; compiled code is not seen.')
+    return ran
+
+
+def _passes(
+        model: nn.Module,
+        found: list[Examined],
+        batches: list[Batch],
+        is_right: IsRight,
+        generator: torch.Generator,
+) -> Iterator[None]:
+    order = _deranged(sum(len(images) for images, *_ in batches), generator)
+    with torch.no_grad():
+        yield from _as_it_is(model, found, batches, is_right)
+        yield from _with_noise(model, found, batches, generator)
+        for each in found:
+            yield from _at_start(model, each, batches, is_right)
+            yield from _shuffled(model, each, batches, is_right, order)
+    _take_gradients(model, found, batches)
+    yield
+
+
+def _as_it_is(model: nn.Module, found: list[Examined], batches: list[Batch], is_right: IsRight) -> Iterator[None]:
+    with ExitStack() as stack:
+        thetas = [stack.enter_context(each.watch.recorded()) for each in found]
+        hooks = [stack.enter_context(each.watch.hooked()) for each in found]
+        for images, targets, boxes in batches:
+            here = images.to(_device(model))
+            logits = model(here)
+            for each, theta, hook in zip(found, thetas, hooks):
+                if theta:
+                    each.take(here, theta[-1], hook)
+                    _answer(each, '', logits, targets, is_right)
+                    each.parts['boxes'] += [] if boxes is None else [boxes]
+                theta.clear()
+                hook.clear()
+            yield
+
+
+def _with_noise(
+        model: nn.Module,
+        found: list[Examined],
+        batches: list[Batch],
+        generator: torch.Generator,
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        thetas = [stack.enter_context(each.watch.recorded()) for each in found]
+        for images, *_ in batches:
+            noise = torch.randn(images.shape, generator=generator) * (NOISE * images.float().std())
+            model((images + noise.to(images.dtype)).to(_device(model)))
+            for each, theta in zip(found, thetas):
+                if theta:
+                    each.parts['noisy'].append(each.watch.points(theta[-1], len(images)).cpu())
+                theta.clear()
+            yield
+
+
+def _at_start(model: nn.Module, each: Examined, batches: list[Batch], is_right: IsRight) -> Iterator[None]:
+    with each.watch.recorded() as thetas, each.watch.at_start():
+        for images, targets, _ in batches:
+            logits = model(images.to(_device(model)))
+            if thetas:
+                each.parts['start'].append(each.watch.points(thetas[-1], len(images)).cpu())
+                each.parts['start_scale'].append(looks(each.watch.stn, thetas[-1], each.size).scale.flatten().cpu())
+                _answer(each, '_start', logits, targets, is_right)
+            thetas.clear()
+            yield
+
+
+def _shuffled(
+        model: nn.Module,
+        each: Examined,
+        batches: list[Batch],
+        is_right: IsRight,
+        order: Tensor,
+) -> Iterator[None]:
+    """Each image gets theta of another one, whatever batch that was in."""
+    if not each.thetas:
+        yield from (None for _ in batches)
+        return
+    others = torch.cat(each.thetas)[order]
+    for (images, targets, _), theirs in zip(batches, torch.split(others, [len(images) for images, *_ in batches])):
+        with each.watch.edited(lambda theta, theirs=theirs: theirs.flatten(0, 1).to(theta)):  # type: ignore[misc]
+            logits = model(images.to(_device(model)))
+        _answer(each, '_shuffled', logits, targets, is_right)
+        yield
+
+
+def _answer(each: Examined, when: str, logits: Any, targets: Tensor | None, is_right: IsRight) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != 2:  # features
+        return
+    logits = logits.float().cpu()
+    each.parts['answer' + when].append(logits.argmax(1))
+    if targets is not None:
+        known = targets.reshape(len(targets), -1).amin(1) >= 0
+        each.parts['right' + when].append(is_right(logits, targets)[known])
+
+
+def _take_gradients(model: nn.Module, found: list[Examined], batches: list[Batch]) -> None:
+    """The norm of the gradient of the mean cross-entropy to theta, in that to the parameters of all but localization.
+
+    Where targets are not known, the network's own answers are taken for them.
+    """
+    images, targets, _ = batches[0]
+    images, targets = images[:GRADIENTS].to(_device(model)), None if targets is None else targets[:GRADIENTS]
+    thetas: dict[int, Tensor] = {}
+
+    def leaf(index: int, theta: Tensor) -> Tensor:
+        thetas[index] = theta.detach().requires_grad_()
+        return thetas[index]
+
+    own = {id(p) for each in found for p in each.watch.stn.parameters()}
+    weights = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
+    with torch.enable_grad(), ExitStack() as stack:
+        for i, each in enumerate(found):
+            stack.enter_context(each.watch.edited(partial(leaf, i)))
+        logits = model(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or not thetas or not weights:
+            return
+        if targets is None or targets.ndim > 1 or int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
+            targets = logits.detach().argmax(1)
+        loss = F.cross_entropy(logits.float(), targets.to(logits.device))
+        gradients = torch.autograd.grad(loss, [*thetas.values(), *weights], allow_unused=True)
+    backbone = _norm(gradients[len(thetas):])
+    for i, gradient in zip(thetas, gradients):
+        found[i].gradient = _norm([gradient]) / backbone if backbone > 0 else None
+
+
+def _norm(tensors: Iterable[Tensor | None]) -> float:
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors if t is not None))
+
+
+def _contrast(images: Tensor) -> Tensor:
+    """Largest standard deviation of a channel of each image (M, C, *size): (M,)."""
+    return images.float().flatten(2).std(2, unbiased=False).amax(1)
+
+
+def _added(total: Tensor, batch: Tensor) -> Tensor:
+    """Their sum; images of another size than the first ones are left out."""
+    return batch if not total.ndim else total + batch if total.shape == batch.shape else total
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _deranged(count: int, generator: torch.Generator) -> Tensor:
+    """For each image another one, at random: (N,)."""
+    chosen = torch.randperm(count, generator=generator)
+    other = torch.empty_like(chosen)
+    other[chosen] = chosen.roll(1)
+    return other
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    training = [m for m in model.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

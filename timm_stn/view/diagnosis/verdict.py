@@ -1,0 +1,170 @@
+"""What is wrong with a transformer, in plain words, and which knob to turn."""
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ...geometry.transforms import get_transform
+from ...modules.spatial_transformer import SpatialTransformer
+from .figures import Figures, Share
+from .watch import Watch
+
+__all__ = ['Fault', 'faults_of', 'healthy']
+
+FAR = 4.0  # half-widths from the centre: a view whose farthest point is beyond shows sixteen times the image
+STILL = 1e-6  # half-widths by which nothing has moved
+ALIKE = 0.005  # half-widths: below, theta does not depend on the image
+SMALL = 0.2  # of the scale at its start, below which a view has collapsed
+MOSTLY = 0.5  # share of views, or of a view
+TOGETHER = 0.8  # overlap of glimpses that look at the same place
+ERRORS = 2.0  # standard errors from which a difference counts
+LITTLE = 0.01  # share of answers
+SIMPLER = ('affine', 'similarity', 'attention', 'translation')
+
+
+class Fault(NamedTuple):
+    """``kind`` in one word; ``text`` says what is wrong, and which knob to turn."""
+    kind: str
+    text: str
+
+
+def faults_of(figures: Figures, watch: Watch) -> list[Fault]:
+    """The faults of a transformer, the worst first: none that only follows from another."""
+    found: list[Fault] = []
+    hidden: set[str] = set()
+    for kind, (rule, hides) in RULES.items():
+        text = rule(figures, watch.stn) if watch.learns or kind in OF_ALL else None
+        if text and kind not in hidden:
+            found.append(Fault(kind, text))
+            hidden |= hides
+    return found
+
+
+def healthy(figures: Figures) -> str:
+    """One line on a transformer without a fault."""
+    parts = [f'healthy: what it looks at differs from image to image (by {figures.between:.2f} half-widths)']
+    if figures.gain_from_looking is not None and figures.accuracy is not None:
+        parts.append(f'and accounts for {_points(figures.gain_from_looking)} of {100 * figures.accuracy.value:.1f} % '
+                     'accuracy')
+    return ' '.join(parts)
+
+
+def _exploding(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.infinite > 0:
+        what = f'its parameters are not finite for {_percent(f.infinite)} of the images'
+    elif f.reach > FAR:
+        what = f'views reach {f.reach:.1f} half-widths from the centre'
+    else:
+        return None
+    return f'exploding: {what}. Lower stn_lr_scale or the learning rate{_bound(stn)}{_fewer(stn)}'
+
+
+def _frozen(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.moved > STILL or f.infinite > 0:
+        return None
+    if stn.freeze_steps and int(stn.backward_passes) < stn.freeze_steps:
+        return (f'frozen: it is still where it started, for stn_freeze_steps={stn.freeze_steps} and there were '
+                f'{int(stn.backward_passes)} backward passes. Lower stn_freeze_steps, or train longer')
+    if not any(p.requires_grad for p in stn.parameters()):
+        return ('frozen: it is still where it started, and its parameters do not require gradients. Call '
+                'requires_grad_() on it, and give its parameters to the optimizer')
+    return ('frozen: it is still where it started. Were it trained, theta would have moved: are its parameters in the '
+            'optimizer, with a learning rate? Then raise stn_lr_scale')
+
+
+def _black(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.blank <= MOSTLY:
+        return None
+    return (f'black: {_percent(f.blank)} of the views show one colour alone, and no gradient leads back from there. '
+            f'Train anew with stn_penalty=0.1{_bound(stn)} or a lower stn_lr_scale')
+
+
+def _collapsed(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.scale.middle >= SMALL * f.start_scale:
+        return None
+    return (f"collapsed: views have shrunk to {f.scale.middle:.2f} of the image's side, from {f.start_scale:.2f}. "
+            f'Set stn_penalty=0.1, or use a family that cannot shrink (translation, rotation), or lower stn_lr_scale')
+
+
+def _outside(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.outside <= MOSTLY:
+        return None
+    zooms = f"it zooms out, to {f.scale.middle:.2f} of the image's side" if f.scale.middle > 1.2 else 'it looks away'
+    return (f'outside: {_percent(f.outside)} of what it shows lies outside the image: {zooms}. Set '
+            f'stn_penalty=0.1{_bound(stn)}{_zoom(stn)}{_fewer(stn)}')
+
+
+def _constant(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.between >= ALIKE:
+        return None
+    return (f'constant: it does the same for every image (to {f.between:.4f} half-widths): a fixed crop. Train longer, '
+            f'raise stn_lr_scale (now {_lr_scale(stn)}), or leave it out: there may be nothing to find')
+
+
+def _alike(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.overlap is None or f.overlap <= TOGETHER:
+        return None
+    return (f'alike: its {f.glimpses} glimpses look at the same place (they overlap by {_percent(f.overlap)}). Set '
+            "stn_penalty=0.1, which pushes them apart, a smaller stn_scale, or stn_localization='saliency:<stage>'")
+
+
+def _unused(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.gain_from_looking is not None:
+        value, error = f.gain_from_looking
+        if value > max(ERRORS * error, LITTLE):
+            return None
+        shown = f'accuracy is {_points(Share(abs(value), error))} {"lower" if value < 0 else "higher"} with its own'
+    elif f.changed is not None and f.changed <= LITTLE:
+        shown = f'{_percent(f.changed)} of the answers change'
+    else:
+        return None
+    return (f'unused: the classifier does not use where it looks: with thetas of other images, {shown}. There may be '
+            'nothing to find in these images; else give it more to find (a smaller stn_scale, or stn_size), or train '
+            'the backbone with it for longer')
+
+
+def _harmful(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.gain is None or -f.gain.value <= max(ERRORS * f.gain.error, LITTLE):
+        return None
+    return (f'harmful: accuracy is {_points(Share(-f.gain.value, f.gain.error))} lower than with the transformer at '
+            'its start. Lower stn_lr_scale, or start it later (stn_freeze_steps)')
+
+
+Rule = Callable[[Figures, SpatialTransformer], str | None]
+
+RULES: dict[str, tuple[Rule, frozenset[str]]] = {  # the worst first, each with those that follow from it
+    'exploding': (_exploding, frozenset({'black', 'collapsed', 'outside', 'constant', 'alike', 'unused', 'harmful'})),
+    'frozen': (_frozen, frozenset({'constant', 'alike', 'unused'})),
+    'black': (_black, frozenset({'collapsed', 'outside', 'constant', 'unused'})),
+    'collapsed': (_collapsed, frozenset({'unused'})),
+    'outside': (_outside, frozenset({'unused'})),
+    'constant': (_constant, frozenset({'unused'})),
+    'alike': (_alike, frozenset()),
+    'unused': (_unused, frozenset()),
+    'harmful': (_harmful, frozenset()),
+}
+OF_ALL = {'harmful'}  # also of what does not learn
+
+
+def _bound(stn: SpatialTransformer) -> str:
+    return ', stn_bound=True' if stn.transform.linear and not stn.bound else ''
+
+
+def _zoom(stn: SpatialTransformer) -> str:
+    return '' if stn.transform.has_density else ', or stn_transform=zoom, which keeps all of the image in view'
+
+
+def _fewer(stn: SpatialTransformer) -> str:
+    """A family of fewer parameters, where there is one."""
+    fewer = [name for name in SIMPLER if get_transform(name).num_params < stn.transform.num_params]
+    return f', or fewer parameters (stn_transform={fewer[0]})' if fewer and stn.transform.ndim == 2 else ''
+
+
+def _lr_scale(stn: SpatialTransformer) -> str:
+    return f"{getattr(getattr(stn.localization, 'regression', None), 'lr_scale', 'unknown')}"
+
+
+def _percent(share: float) -> str:
+    return f'{100 * share:.0f} %'
+
+
+def _points(share: Share) -> str:
+    return f'{100 * share.value:.1f} ± {100 * share.error:.1f} points'
