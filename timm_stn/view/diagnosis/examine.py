@@ -35,7 +35,8 @@ class Examined:
     | finite | whether all parameters were finite | (N,) |
     | contrast | standard deviation of what was seen, in that of the input | (N, V) |
     | right, right_start, right_shuffled | whether answers were right, where targets are known | (N,) |
-    | answer, answer_shuffled | classes | (N,) |
+    | loss, loss_start, loss_shuffled | cross-entropy of answers, where targets are classes | (N,) |
+    | answer, answer_start, answer_shuffled | classes | (N,) |
     | boxes | true boxes | (N, B, 4) |
     """
 
@@ -237,6 +238,8 @@ def _answer(each: Examined, when: str, logits: Any, targets: Tensor | None, is_r
     if targets is not None:
         known = targets.reshape(len(targets), -1).amin(1) >= 0
         each.parts['right' + when].append(is_right(logits, targets)[known])
+        if targets.ndim == 1 and not targets.is_floating_point() and int(targets.max()) < logits.shape[1]:
+            each.parts['loss' + when].append(F.cross_entropy(logits[known], targets[known], reduction='none'))
 
 
 def _take_gradients(model: nn.Module, found: list[Examined], batches: list[Batch]) -> None:

@@ -33,17 +33,34 @@ class Share(NamedTuple):
 class Figures:
     """What one transformer did with images. Lengths are in half-widths of its input, whose edges are at -1 and 1.
 
-    ``scale`` of a view is the square root of its area's share of the input (a cube root of volumes), ``angle`` in
-    degrees, clockwise, of pixels, ``shear`` that by which its sides are not at right angles. ``reach`` is how far the
-    farthest point of a view is from the centre of the image (median). ``moved`` is how far points of views are from
-    where they would be with nothing regressed, ``between`` how far they are from their mean over images, ``within`` how far
-    they move with noise on the image (root mean squares over points and axes). ``overlap`` is that of two glimpses
-    (intersection over union of the boxes around them, mean over pairs). ``blank`` is the share of views that show one
-    colour, ``infinite`` that of images for which parameters were not finite. ``gradient`` is the norm of the loss's
-    gradient to theta in that to the backbone's parameters. Accuracies are those with the transformer, with it at its
-    start, and with thetas shuffled between images; None where targets are not known. ``changed`` is the share of
-    answers that shuffling changes. Of true boxes: mean overlap with the best view, and how often the box's centre
-    is in a view.
+    Attributes:
+        stage: As in ``stn_stages``.
+        name: In ``named_modules``.
+        images: How many.
+        glimpses: How many views of each.
+        scale: Of views, the root of their share of the input's area, or the cube root of that of its volume.
+        start_scale: The same with nothing regressed, the median.
+        angle: Degrees, clockwise, in pixels; None of volumes.
+        shear: Degrees by which sides are not at right angles; None of volumes.
+        center_x: Of the centres of views; so is ``center_y``.
+        outside: Share of the views' area outside the image.
+        reach: How far the farthest point of a view is from the image's centre, along an axis, the median.
+        moved: How far points of views are from where they would be with nothing regressed (root mean square).
+        between: How far they are from their mean over the images (the same).
+        within: How far they move with noise of a tenth of the images' standard deviation (the same).
+        overlap: Of two glimpses: intersection over union of the boxes around them, the mean over pairs and images.
+        blank: Share of the views that show one colour.
+        infinite: Share of the images for which parameters were not finite.
+        gradient: Norm of the loss's gradient to theta, in that to the parameters of the backbone.
+        accuracy: With the transformer; None where targets are not known.
+        accuracy_at_start: With nothing regressed.
+        accuracy_shuffled: With thetas shuffled between images.
+        gain: The first less the second.
+        gain_from_looking: The first less the third.
+        loss_from_looking: The same of the cross-entropy; below zero, looking helps.
+        changed: Share of the answers that shuffling changes.
+        box_overlap: Of true boxes with the view that meets each best, intersection over union, the mean.
+        box_found: Share of true boxes whose centre is in (the box around) a view.
     """
     stage: int | str
     name: str
@@ -69,6 +86,7 @@ class Figures:
     accuracy_shuffled: Share | None = None
     gain: Share | None = None
     gain_from_looking: Share | None = None
+    loss_from_looking: Share | None = None
     changed: float | None = None
     box_overlap: float | None = None
     box_found: float | None = None
@@ -111,7 +129,7 @@ def figures_of(each: Examined) -> Figures:
     right, at_start, shuffled = (each.all(part).double() for part in ('right', 'right_start', 'right_shuffled'))
     known = len(right) > 0
     answers = each.all('answer')
-    boxes = each.all('boxes')
+    boxes, loss = each.all('boxes'), each.all('loss').double()
     return Figures(
         stn.stage, each.watch.name, len(points), stn.glimpses,
         scale=_range(each.all('scale')), start_scale=float(each.all('start_scale').median()),
@@ -126,6 +144,7 @@ def figures_of(each: Examined) -> Figures:
         accuracy_shuffled=_share(shuffled) if known else None,
         gain=_share(right - at_start) if known else None,
         gain_from_looking=_share(right - shuffled) if known else None,
+        loss_from_looking=_share(loss - each.all('loss_shuffled').double()) if len(loss) else None,
         changed=float((answers != each.all('answer_shuffled')).double().mean()) if len(answers) else None,
         **_agreement(points, boxes))
 

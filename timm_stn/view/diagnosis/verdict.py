@@ -40,11 +40,12 @@ def faults_of(figures: Figures, watch: Watch) -> list[Fault]:
 
 def healthy(figures: Figures) -> str:
     """One line on a transformer without a fault."""
-    parts = [f'healthy: what it looks at differs from image to image (by {figures.between:.2f} half-widths)']
-    if figures.gain_from_looking is not None and figures.accuracy is not None:
-        parts.append(f'and accounts for {_points(figures.gain_from_looking)} of {100 * figures.accuracy.value:.1f} % '
-                     'accuracy')
-    return ' '.join(parts)
+    text = f'healthy: what it looks at differs from image to image (by {figures.between:.2f} half-widths)'
+    gain, loss, accuracy = figures.gain_from_looking, figures.loss_from_looking, figures.accuracy
+    if gain is None or accuracy is None:
+        return text
+    text += f', and that gives {_points(gain)} of {100 * accuracy.value:.1f} % accuracy'
+    return text if loss is None or _counts(gain) else f'{text} (of the loss, {-loss.value:.2g} ± {loss.error:.1g})'
 
 
 def _exploding(f: Figures, stn: SpatialTransformer) -> str | None:
@@ -108,21 +109,21 @@ def _alike(f: Figures, stn: SpatialTransformer) -> str | None:
 
 def _unused(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.gain_from_looking is not None:
-        value, error = f.gain_from_looking
-        if value > max(ERRORS * error, LITTLE):
+        loss = f.loss_from_looking
+        if _counts(f.gain_from_looking) or (loss is not None and _counts(Share(-loss.value, loss.error))):
             return None
-        shown = f'accuracy is {_points(Share(abs(value), error))} {"lower" if value < 0 else "higher"} with its own'
+        shown = f'accuracy falls by {_points(f.gain_from_looking)}, and the loss does not rise'
     elif f.changed is not None and f.changed <= LITTLE:
         shown = f'{_percent(f.changed)} of the answers change'
     else:
         return None
-    return (f'unused: the classifier does not use where it looks: with thetas of other images, {shown}. There may be '
-            'nothing to find in these images; else give it more to find (a smaller stn_scale, or stn_size), or train '
-            'the backbone with it for longer')
+    return (f'unused: it does not matter to the answers which image its theta is of: with thetas of other images, '
+            f'{shown}. A fixed crop does as well, or there is nothing to find in these images; else give it more to '
+            'find (a smaller stn_scale, or stn_size), or train the backbone with it for longer')
 
 
 def _harmful(f: Figures, stn: SpatialTransformer) -> str | None:
-    if f.gain is None or -f.gain.value <= max(ERRORS * f.gain.error, LITTLE):
+    if f.gain is None or not _counts(Share(-f.gain.value, f.gain.error)) or -f.gain.value < LITTLE:
         return None
     return (f'harmful: accuracy is {_points(Share(-f.gain.value, f.gain.error))} lower than with the transformer at '
             'its start. Lower stn_lr_scale, or start it later (stn_freeze_steps)')
@@ -142,6 +143,11 @@ RULES: dict[str, tuple[Rule, frozenset[str]]] = {  # the worst first, each with 
     'harmful': (_harmful, frozenset()),
 }
 OF_ALL = {'harmful'}  # also of what does not learn
+
+
+def _counts(share: Share) -> bool:
+    """Whether it is above zero, beyond its error."""
+    return share.value > ERRORS * share.error
 
 
 def _bound(stn: SpatialTransformer) -> str:
