@@ -10,6 +10,7 @@
     canonicalize         images in the pose in which a classifier is most certain
     base_name            timm's own name of a parameter
     register_twin        the stn_ name of an architecture of your own
+    diagnose             what is wrong with the transformers of a trained network
     push_to_hub          a trained network to the Hugging Face Hub
     timm_stn.data        the paper's data sets, and others
 
@@ -35,15 +36,17 @@ if TYPE_CHECKING:
     from .network.keys import base_name
     from .network.model import SpatialTransformerNetwork
     from .publish.push import push_to_hub
+    from .view.diagnosis import diagnose
 
 __all__ = [
-    'SpatialTransformer', 'SpatialTransformerNetwork', '__version__', 'base_name', 'canonicalize', 'map_points',
-    'push_to_hub', 'register_twin', 'sample', 'unwarp', 'warp', 'wrap',
+    'SpatialTransformer', 'SpatialTransformerNetwork', '__version__', 'base_name', 'canonicalize', 'diagnose',
+    'map_points', 'push_to_hub', 'register_twin', 'sample', 'unwarp', 'warp', 'wrap',
 ]
 
 _PLACES = dict(
     SpatialTransformer='modules.spatial_transformer', SpatialTransformerNetwork='network.model',
-    base_name='network.keys', canonicalize='modules.orbit', map_points='geometry.functional',
+    base_name='network.keys', canonicalize='modules.orbit', diagnose='view.diagnosis',
+    map_points='geometry.functional',
     push_to_hub='publish.push', register_twin='names.registry', sample='geometry.sampler',
     unwarp='geometry.functional', warp='geometry.functional', wrap='names.build',
 )

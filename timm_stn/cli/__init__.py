@@ -9,7 +9,7 @@ from typing import NoReturn
 from .._ending import ends_quietly
 from .._progress import quiet
 from ..version import __version__
-from . import digits, doctor, models, push, show
+from . import diagnose, digits, doctor, models, push, show
 from .common import Refused
 from .scripts import SCRIPTS, run_timm_script
 
@@ -63,6 +63,8 @@ def _parser() -> Parser:
              digits.demo_arguments),
             ('show', show.show, 'draw where a transformer of any stn_ model looks in images; a line of JSON for each',
              show.show_arguments),
+            ('diagnose', diagnose.diagnose, 'say what is wrong with the transformers of a trained network, and which '
+             'knob to turn: docs/diagnosis.md', diagnose.diagnose_arguments),
             ('eval', digits.evaluate, 'test error on 10,000 distorted digits (your own images: timm-stn validate)',
              digits.eval_arguments),
             ('push', push.push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', push.push_arguments),

@@ -24,7 +24,8 @@ from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive, quiet_argument
 from .models import FROM_CONFIG, check_known, create_model, described, kwargs_argument, load_model, model_arguments
 
-__all__ = ['demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'read_sheet', 'wrong_answers']
+__all__ = ['demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'normalized', 'read_sheet',
+    'set_argument', 'wrong_answers']
 
 DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
 FOOTER = (f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
@@ -101,12 +102,16 @@ def _digits(kind: str, data: str | None, download: bool) -> tuple[Tensor, Tensor
 def eval_arguments(add: Callable[..., Any]) -> None:
     add('name', nargs='?', metavar='NAME', help='the same as --model NAME')
     model_arguments(add)
-    sizes = ', '.join(f'{kind} {TASKS[kind].size}' for kind in SETS)
-    add('--set', type=_set, choices=SETS,
-        help=f'what to measure on, with the image side of each: {sizes}; default: what a network of ours is for')
+    set_argument(add)
     add('--data', help=f'folder with MNIST, or what --set is made of (default: the variable {DATA_VARIABLE})')
     add('--download', action='store_true', help='download MNIST to --data if it is not there')
     quiet_argument(add)
+
+
+def set_argument(add: Callable[..., Any]) -> None:
+    sizes = ', '.join(f'{kind} {TASKS[kind].size}' for kind in SETS)
+    add('--set', type=_set, choices=SETS,
+        help=f'what to measure on, with the image side of each: {sizes}; default: what a network of ours is for')
 
 
 def _set(text: str) -> str:
@@ -172,6 +177,12 @@ def _error(wrong: int, count: int) -> str:
     return f'test error {100 * wrong / count:.2f} % ({wrong} of {count:,} wrong)'
 
 
+def normalized(model: nn.Module, images: Tensor) -> Tensor:
+    """Pixels in [0, 1] less the mean of a network's configuration, in its standard deviation."""
+    mean, std = (_channels(model, name, images) for name in ('mean', 'std'))
+    return (images - mean) / std
+
+
 def _channels(model: nn.Module, name: str, images: Tensor) -> Tensor:
     """`mean` or `std` of a network's configuration, (1 or C, 1, 1); 0 and 1 where it has none for these channels."""
     values = getattr(model, 'pretrained_cfg', {}).get(name) or ()
@@ -187,6 +198,5 @@ def wrong_answers(model: nn.Module, images: Tensor, labels: Tensor, device: str 
     The network's own mean and standard deviation, of its configuration, are taken from pixels in [0, 1].
     """
     model.eval()
-    mean, std = (_channels(model, name, images) for name in ('mean', 'std'))
     batches = zip(torch.split(images, 500), torch.split(labels, 500))
-    return sum(int(are_wrong(model(((x - mean) / std).to(device)).cpu(), y).sum()) for x, y in batches)
+    return sum(int(are_wrong(model(normalized(model, x).to(device)).cpu(), y).sum()) for x, y in batches)

@@ -11,7 +11,7 @@ from .figures import Figures, Range, Share, figures_of
 from .picture import draw_diagnosis
 from .verdict import Fault, faults_of, healthy
 
-__all__ = ['Diagnosis', 'Fault', 'Figures', 'Finding', 'Range', 'Share', 'diagnose']
+__all__ = ['Diagnosis', 'Fault', 'Figures', 'Finding', 'Range', 'Share', 'answered_right', 'diagnose']
 
 MOST = 500  # images
 
@@ -27,6 +27,11 @@ class Finding:
         """One line for each fault, or one that says it is healthy; they begin with the stage."""
         texts = [fault.text for fault in self.faults] or [healthy(self.figures)]
         return [f'{self.figures.name or self.figures.stage}: {text}' for text in texts]
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Plain values: the faults, each with kind and text, and the figures."""
+        return {'faults': [fault._asdict() for fault in self.faults], **self.figures.json}
 
     def __str__(self) -> str:
         return '\n'.join([*self.lines, *(f'    {line}' for line in self.figures.lines)])

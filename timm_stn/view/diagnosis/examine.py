@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..._progress import progress
 from ..geometry_of_looks import looks
-from .watch import Watch, watched
+from .watch import Passed, Watch, watched
 
 __all__ = ['Batch', 'Examined', 'IsRight', 'answered_right', 'batches_of', 'examine']
 
@@ -43,7 +43,9 @@ class Examined:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
+        self.calls: dict[str, list[Tensor]] = defaultdict(list)  # parts of a batch, of each call of a forward pass
         self.thetas: list[Tensor] = []  # (n, V, ...) of each batch
+        self.views: list[int] = []  # of each image, in each call
         self.gradient: float | None = None  # norm of the loss's to theta, in that to the parameters of the backbone
         self.size: tuple[int, ...] = ()  # of its input, (H, W) or (D, H, W)
         self.seen_size: tuple[int, ...] = ()  # of its output
@@ -53,22 +55,30 @@ class Examined:
         """A part, of all images; empty where it is not known."""
         return torch.cat(self.parts[part]) if self.parts[part] else torch.empty(0)
 
-    def take(self, images: Tensor, theta: Tensor, found: dict[str, Any]) -> None:
-        """What it did with a batch (n, C, H, W), and what it saw."""
+    def take(self, images: Tensor, thetas: list[Tensor], found: Passed) -> None:
+        """What it did with a batch (n, C, H, W), and what it saw, in the calls of one forward pass."""
         n, watch = len(images), self.watch
-        before, seen = watch.pictures(images, found, theta)
-        self.thetas.append(watch.flat(theta).reshape(n, -1, *watch.flat(theta).shape[1:]).cpu())
-        self.parts['points'].append(watch.points(theta, n).cpu())
-        for part, values in looks(watch.stn, theta, before.shape[2:])._asdict().items():
-            self.parts[part] += [] if values is None else [values.flatten(0, 1).reshape(n, -1, *values.shape[2:]).cpu()]
-        self.parts['finite'].append(found['params'].reshape(n, -1).isfinite().all(1).cpu())
-        contrast = _contrast(seen).reshape(n, -1) / _contrast(before).reshape(n, -1)[:, :1].clamp_min(1e-12)
-        self.parts['contrast'].append(contrast.cpu())
-        self.size, self.seen_size = tuple(before.shape[2:]), tuple(seen.shape[2:])
-        rows = len(before) // n
-        views = seen.reshape(n * rows, -1, *seen.shape[1:])  # (n * rows, G, C, h, w)
+        pictures = watch.pictures(images, found, thetas)
+        self.views = [watch.flat(theta).shape[0] // n for theta in thetas]
+        self.thetas.append(watch.views(thetas, n).cpu())
+        self.size, self.seen_size = (tuple(picture.shape[2:]) for picture in pictures[-1])
+        for theta in thetas:
+            for part, values in looks(watch.stn, theta, self.size)._asdict().items():
+                if values is not None:
+                    self.calls[part].append(values.flatten(0, 1).reshape(n, -1, *values.shape[2:]).cpu())
+        for before, seen in pictures:
+            contrast = _contrast(seen).reshape(n, -1) / _contrast(before).reshape(n, -1)[:, :1].clamp_min(1e-12)
+            self.calls['contrast'].append(contrast.cpu())
+        for part, values in self.calls.items():
+            self.parts[part].append(torch.cat(values, 1))
+        self.calls.clear()
+        self.parts['points'].append(watch.points(thetas, n).cpu())
+        finite = torch.cat([params.reshape(n, -1) for params in found.params], 1).isfinite().all(1)
+        self.parts['finite'].append(finite.cpu())
+        before, seen = pictures[-1]
+        glimpses = seen.reshape(len(before), -1, *seen.shape[1:])  # (n * rows, G, C, h, w)
         self.sum_input = _added(self.sum_input, before.float().mean(0).cpu() * n)
-        self.sum_seen = _added(self.sum_seen, views.float().mean(0).cpu() * n)
+        self.sum_seen = _added(self.sum_seen, glimpses.float().mean(0).cpu() * n)
 
 
 def answered_right(logits: Tensor, targets: Tensor) -> Tensor:
@@ -173,11 +183,11 @@ def _as_it_is(model: nn.Module, found: list[Examined], batches: list[Batch], is_
             logits = model(here)
             for each, theta, hook in zip(found, thetas, hooks):
                 if theta:
-                    each.take(here, theta[-1], hook)
+                    each.take(here, theta, hook)
                     _answer(each, '', logits, targets, is_right)
                     each.parts['boxes'] += [] if boxes is None else [boxes]
-                theta.clear()
-                hook.clear()
+                for left in (theta, *hook):
+                    left.clear()
             yield
 
 
@@ -194,7 +204,7 @@ def _with_noise(
             model((images + noise.to(images.dtype)).to(_device(model)))
             for each, theta in zip(found, thetas):
                 if theta:
-                    each.parts['noisy'].append(each.watch.points(theta[-1], len(images)).cpu())
+                    each.parts['noisy'].append(each.watch.points(theta, len(images)).cpu())
                 theta.clear()
             yield
 
@@ -204,8 +214,8 @@ def _at_start(model: nn.Module, each: Examined, batches: list[Batch], is_right: 
         for images, targets, _ in batches:
             logits = model(images.to(_device(model)))
             if thetas:
-                each.parts['start'].append(each.watch.points(thetas[-1], len(images)).cpu())
-                each.parts['start_scale'].append(looks(each.watch.stn, thetas[-1], each.size).scale.flatten().cpu())
+                each.parts['start'].append(each.watch.points(thetas, len(images)).cpu())
+                each.parts['start_scale'] += [looks(each.watch.stn, t, each.size).scale.flatten().cpu() for t in thetas]
                 _answer(each, '_start', logits, targets, is_right)
             thetas.clear()
             yield
@@ -224,7 +234,8 @@ def _shuffled(
         return
     others = torch.cat(each.thetas)[order]
     for (images, targets, _), theirs in zip(batches, torch.split(others, [len(images) for images, *_ in batches])):
-        with each.watch.edited(lambda theta, theirs=theirs: theirs.flatten(0, 1).to(theta)):  # type: ignore[misc]
+        calls = iter(torch.split(theirs, each.views, 1))
+        with each.watch.edited(lambda theta, calls=calls: next(calls).flatten(0, 1).to(theta)):  # type: ignore[misc]
             logits = model(images.to(_device(model)))
         _answer(each, '_shuffled', logits, targets, is_right)
         yield

@@ -17,6 +17,7 @@ MOSTLY = 0.5  # share of views, or of a view
 TOGETHER = 0.8  # overlap of glimpses that look at the same place
 ERRORS = 2.0  # standard errors from which a difference counts
 LITTLE = 0.01  # share of answers
+TRACE = 0.005  # of cross-entropy
 SIMPLER = ('affine', 'similarity', 'attention', 'translation')
 
 
@@ -59,7 +60,7 @@ def _exploding(f: Figures, stn: SpatialTransformer) -> str | None:
 
 
 def _frozen(f: Figures, stn: SpatialTransformer) -> str | None:
-    if f.moved > STILL or f.infinite > 0:
+    if f.moved > STILL or f.between > ALIKE:  # some start where the backbone's features respond
         return None
     if stn.freeze_steps and int(stn.backward_passes) < stn.freeze_steps:
         return (f'frozen: it is still where it started, for stn_freeze_steps={stn.freeze_steps} and there were '
@@ -110,9 +111,12 @@ def _alike(f: Figures, stn: SpatialTransformer) -> str | None:
 def _unused(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.gain_from_looking is not None:
         loss = f.loss_from_looking
-        if _counts(f.gain_from_looking) or (loss is not None and _counts(Share(-loss.value, loss.error))):
+        if _counts(f.gain_from_looking):
             return None
-        shown = f'accuracy falls by {_points(f.gain_from_looking)}, and the loss does not rise'
+        if loss is not None and _counts(Share(-loss.value, loss.error)) and -loss.value > TRACE:
+            return None
+        accuracy = f.accuracy.value - f.gain_from_looking.value if f.accuracy else 0.0
+        shown = f'accuracy is {100 * accuracy:.1f} in place of {100 * (accuracy + f.gain_from_looking.value):.1f} %'
     elif f.changed is not None and f.changed <= LITTLE:
         shown = f'{_percent(f.changed)} of the answers change'
     else:
@@ -131,16 +135,16 @@ def _harmful(f: Figures, stn: SpatialTransformer) -> str | None:
 
 Rule = Callable[[Figures, SpatialTransformer], str | None]
 
-RULES: dict[str, tuple[Rule, frozenset[str]]] = {  # the worst first, each with those that follow from it
-    'exploding': (_exploding, frozenset({'black', 'collapsed', 'outside', 'constant', 'alike', 'unused', 'harmful'})),
-    'frozen': (_frozen, frozenset({'constant', 'alike', 'unused'})),
-    'black': (_black, frozenset({'collapsed', 'outside', 'constant', 'unused'})),
-    'collapsed': (_collapsed, frozenset({'unused'})),
-    'outside': (_outside, frozenset({'unused'})),
-    'constant': (_constant, frozenset({'unused'})),
-    'alike': (_alike, frozenset()),
-    'unused': (_unused, frozenset()),
-    'harmful': (_harmful, frozenset()),
+RULES: dict[str, tuple[Rule, set[str]]] = {  # the worst first, each with those that follow from it
+    'exploding': (_exploding, {'frozen', 'black', 'collapsed', 'outside', 'constant', 'alike', 'unused', 'harmful'}),
+    'frozen': (_frozen, {'constant', 'alike', 'unused'}),
+    'black': (_black, {'collapsed', 'outside', 'constant', 'alike', 'unused', 'harmful'}),
+    'collapsed': (_collapsed, {'unused', 'harmful'}),
+    'outside': (_outside, {'unused', 'harmful'}),
+    'constant': (_constant, {'unused'}),
+    'alike': (_alike, set()),
+    'unused': (_unused, set()),
+    'harmful': (_harmful, set()),
 }
 OF_ALL = {'harmful'}  # also of what does not learn
 

@@ -1,18 +1,25 @@
 """One transformer of a network under examination: what it does, and what is done to it, in forward passes."""
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...geometry.pose import pose_of
 from ...geometry.reading import read_at
 from ...modules.gradients import lattice_of_glimpse
 from ...modules.localization import Regressed
 from ...modules.orbit import Orbit
 from ...modules.spatial_transformer import SpatialTransformer
 
-__all__ = ['Watch', 'watched']
+__all__ = ['Passed', 'Watch', 'watched']
+
+
+class Passed(NamedTuple):
+    """What forward passes left."""
+    params: list[Tensor]
+    pictures: list[tuple[Tensor, Tensor]]  # input and output
 
 
 class Watch:
@@ -52,15 +59,16 @@ class Watch:
             handle.remove()
 
     @contextmanager
-    def hooked(self) -> Iterator[dict[str, Any]]:
-        """The last forward pass puts its parameters (``params``), and its input and output if it saw them."""
-        found: dict[str, Any] = {}
+    def hooked(self) -> Iterator['Passed']:
+        """Forward passes add what was regressed, and what came in and out where it was called itself."""
+        found = Passed([], [])
 
         def regressed(module: nn.Module, args: Any, out: Any) -> None:
-            found.setdefault('params', out.params if isinstance(out, Regressed) else out)
+            found.params.append(out.params if isinstance(out, Regressed) else out)
 
         def passed(module: nn.Module, args: Any, out: Tensor) -> None:
-            found.update(before=args[0], seen=out)
+            if self.stn.recorder is not None:  # not in a glance, of which theta is not recorded either
+                found.pictures.append((args[0], out))
 
         handles = [self.stn.localization.register_forward_hook(regressed), self.stn.register_forward_hook(passed)]
         try:
@@ -73,22 +81,27 @@ class Watch:
         """theta of all views, (N * V, ...)."""
         return theta.flatten(0, 1) if self.stn.glimpses > 1 else theta
 
-    def points(self, theta: Tensor, images: int) -> Tensor:
-        """Where the lattice of each view lies in the input: (N, V, 25, 2), or 125 points of volumes."""
-        points = self.stn.pose_of(theta).map_points(lattice_of_glimpse(self.stn.transform.ndim, theta))
-        return points.reshape(images, -1, *points.shape[1:])
+    def views(self, thetas: list[Tensor], images: int) -> Tensor:
+        """theta (N, V, ...) of all views of N images, over the calls of one forward pass."""
+        return torch.cat([self.flat(theta).reshape(images, -1, *self.flat(theta).shape[1:]) for theta in thetas], 1)
 
-    def pictures(self, images: Tensor, found: dict[str, Any], theta: Tensor) -> tuple[Tensor, Tensor]:
-        """What it looked at, (N * rows, C, H, W), and what each view showed, (N * V, C, h, w)."""
+    def points(self, thetas: list[Tensor], images: int) -> Tensor:
+        """Where the lattice of each view lies in the input: (N, V, 25, 2), or 125 points of volumes."""
+        theta = self.views(thetas, images)
+        lattice = lattice_of_glimpse(self.stn.transform.ndim, theta)
+        points = pose_of(theta.flatten(0, 1), self.stn.theta_transform).map_points(lattice)
+        return points.reshape(*theta.shape[:2], *points.shape[1:])
+
+    def pictures(self, images: Tensor, found: 'Passed', thetas: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Of each call what it looked at, (N * rows, C, H, W), and what each view showed, (N * V, C, h, w)."""
         layout = getattr(self.stn, 'layout', None)
-        if 'seen' in found and layout is not None:
-            return layout.maps(found['before']), layout.maps(found['seen'])
-        if 'seen' in found:
-            seen = found['seen']
-            return found['before'], seen.flatten(0, 1) if self.stn.glimpses > 1 else seen
+        if found.pictures and layout is not None:
+            return [(layout.maps(before), layout.maps(seen)) for before, seen in found.pictures]
+        if found.pictures:
+            return [(before, self.flat(seen)) for before, seen in found.pictures]
         size = self.stn.size or tuple(images.shape[2:])  # the network called `look`
-        seen = read_at(images, self.stn.pose_of(theta).at(size), size, self.stn.sampling, self.stn.glimpses)
-        return images, seen.flatten(0, 1) if self.stn.glimpses > 1 else seen
+        return [(images, self.flat(read_at(
+            images, self.stn.pose_of(theta).at(size), size, self.stn.sampling, self.stn.glimpses))) for theta in thetas]
 
 
 def watched(model: nn.Module) -> list[Watch]:
