@@ -10,7 +10,7 @@ from timm_stn.network.arguments import DEFAULTS  # and registers the names
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
-PAGES = ('README.md', 'docs/surgery.md', 'docs/tools.md')
+PAGES = ('README.md', 'docs/diagnosis.md', 'docs/surgery.md', 'docs/tools.md')
 EXAMPLES = [
     (page, code) for page in PAGES for code in re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)]
 

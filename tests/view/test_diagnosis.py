@@ -2,18 +2,20 @@
 import copy
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import timm
 import torch
-from makers import create, generator, images, move_theta, rand, randn, transformer
+from makers import ROOT, create, generator, images, move_theta, rand, randn, transformer
 from torch import nn
 from torch.nn import functional as F
 
 import timm_stn
 from timm_stn import diagnose
 from timm_stn.view.diagnosis.examine import batches_of, examine
+from timm_stn.view.diagnosis.verdict import RULES
 
 SIDE, GLYPH, CLASSES = 32, 12, 6
 
@@ -365,3 +367,8 @@ def test_networks_without_transformers_are_refused():
         model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
         model[0].aside = transformer()
         diagnose(model, [rand(4, 3, 4, 4)])
+
+
+def test_every_fault_is_in_the_docs():
+    text = (ROOT / 'docs' / 'diagnosis.md').read_text()
+    assert re.findall(r'^\| `(\w+)` \|', text, re.MULTILINE) == list(RULES)

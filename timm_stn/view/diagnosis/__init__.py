@@ -6,7 +6,8 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from .examine import Examined, IsRight, answered_right, batches_of, examine
+from .examine import IsRight, answered_right, batches_of, examine
+from .examined import Examined
 from .figures import Figures, Range, Share, figures_of
 from .picture import draw_diagnosis
 from .verdict import Fault, faults_of, healthy

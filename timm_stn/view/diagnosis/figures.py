@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..geometry_of_looks import wrapped
-from .examine import Examined
+from .examined import Examined
 
 __all__ = ['Figures', 'Range', 'Share', 'figures_of']
 

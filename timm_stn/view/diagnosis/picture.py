@@ -9,7 +9,7 @@ from torch import Tensor
 from ...modules.gradients import lattice_of_glimpse
 from ..caption import FAINT, GOOD, INK, RULE, SCALE, WRONG, wrap, write
 from ..draw import COLORS, heat
-from .examine import Examined
+from .examined import Examined
 from .verdict import Fault
 
 __all__ = ['draw_diagnosis']
