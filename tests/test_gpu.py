@@ -19,6 +19,7 @@ from timm_stn.geometry.kernels.fused import why_not
 from timm_stn.geometry.sampler import sample
 from timm_stn.geometry.transforms import get_transform, transform_names
 from timm_stn.modules.spatial_transformer import SpatialTransformer
+from timm_stn.view.diagnosis import diagnose
 
 CUDA = torch.cuda.is_available()
 FAMILIES = ['2 x 3', '3 x 3', *transform_names(), 'rotation+tps']
@@ -766,6 +767,21 @@ def test_deterministic_algorithms(device, wanted):
     finally:
         torch.use_deterministic_algorithms(before)
     assert torch.equal(*runs), float((runs[0] - runs[1]).abs().max())
+
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(stn_stages=('input', 1), stn_glimpses=2, stn_scale=0.5)], ids=str)
+def test_a_diagnosis_is_that_of_the_cpu(device, kwargs):
+    torch.manual_seed(0)
+    model = timm.create_model('stn_test_resnet', img_size=64, num_classes=3, **kwargs).eval()
+    for name, p in model.named_parameters():
+        if 'regression' in name:
+            p.data = 0.1 * randn(*p.shape)
+    data = [(smooth(6, 3, 64, 64) * randn(6, 1, 1, 1), torch.tensor([0, 1, 2, 0, 1, -1]))]
+    expected = [finding.json for finding in diagnose(model, data).findings]
+    found = [finding.json for finding in diagnose(model.to(device), data).findings]
+    for one, other in zip(found, expected, strict=True):
+        for name in ('images', 'scale', 'center_x', 'between', 'moved', 'outside', 'gradient'):
+            assert one[name] == pytest.approx(other[name], rel=1e-2, abs=1e-3), name
 
 
 @pytest.fixture
