@@ -111,12 +111,15 @@ def watched(model: nn.Module) -> list[Watch]:
 
 @contextmanager
 def _set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
+    """An attribute of its own, which afterwards is what it was, or the class's again."""
+    own = vars(module)
+    before = {name: own[name]} if name in own else {}
+    own[name] = value
     try:
         yield
     finally:
-        setattr(module, name, before)
+        del own[name]
+        own.update(before)
 
 
 def _nothing(module: nn.Module, args: Any, out: Any) -> Any:
