@@ -9,7 +9,7 @@ from typing import NoReturn
 from .._ending import ends_quietly
 from .._progress import quiet
 from ..version import __version__
-from . import digits, doctor, models, push, show
+from . import app, digits, doctor, models, push, show
 from .common import Refused
 from .scripts import SCRIPTS, run_timm_script
 
@@ -63,6 +63,8 @@ def _parser() -> Parser:
              digits.demo_arguments),
             ('show', show.show, 'draw where a transformer of any stn_ model looks in images; a line of JSON for each',
              show.show_arguments),
+            ('app', app.app, 'a page in the browser: pictures, drawn digits, sliders that distort them, and where a '
+             'network looks; docs/app.md', app.app_arguments),
             ('eval', digits.evaluate, 'test error on 10,000 distorted digits (your own images: timm-stn validate)',
              digits.eval_arguments),
             ('push', push.push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', push.push_arguments),

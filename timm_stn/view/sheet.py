@@ -16,7 +16,8 @@ from .images import BadImage, folder_name, natural, open_image
 from .observe import Look, observe
 
 __all__ = [
-    'Pictures', 'best_answers', 'captions', 'data_config', 'denormalize', 'draw', 'read_images', 'sheet_of', 'short_name', 'some']
+    'Pictures', 'best_answers', 'captions', 'data_config', 'denormalize', 'draw', 'read_images', 'sheet_of',
+    'short_name', 'some']
 
 FEW = 10  # with at most this many classes, only the best answer is shown
 
@@ -148,7 +149,7 @@ def denormalize(x: Tensor, config: dict[str, Any]) -> Tensor:
 
 
 def best_answers(logits: Tensor, names: Sequence[str], count: int | None = None) -> list[list[tuple[str, float]]]:
-    """Names and probabilities of each image's ``count`` best answers, best first: by default 3 of many classes, else 1."""
+    """Names and probabilities of each image's ``count`` best answers, best first; by default 3 of many, else 1."""
     if not logits.isfinite().all():
         raise ValueError("the network's logits are not finite numbers")
     count = (3 if logits.shape[1] > FEW else 1) if count is None else min(count, logits.shape[1])
