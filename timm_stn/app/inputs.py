@@ -15,7 +15,7 @@ from ..view.images import read_sheet
 from ..view.sheet import denormalize
 from .limits import open_limited
 
-__all__ = ['as_digit', 'digit_pieces', 'example_digits', 'is_blank', 'pixels_of', 'save_examples', 'takes_digits']
+__all__ = ['as_digit', 'digit_pieces', 'example_digits', 'pixels_of', 'save_examples', 'takes_digits']
 
 DIGIT, INK = 28, 20  # sides of MNIST's images, and of the box that the ink of each fills
 FAINT = 0.25  # less ink than this share of the darkest is none
@@ -88,12 +88,6 @@ def _center(box: Tensor) -> Sequence[float]:
     """Centre of mass, (row, column)."""
     shares = box / box.sum()
     return [float((shares.sum(1 - axis) * torch.arange(box.shape[axis])).sum()) for axis in (0, 1)]
-
-
-def is_blank(picture: Image.Image) -> bool:
-    """Whether nothing is drawn."""
-    low, high = picture.convert('L').getextrema()
-    return bool(low == high)
 
 
 def example_digits() -> Tensor:

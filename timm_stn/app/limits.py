@@ -3,6 +3,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -15,14 +16,14 @@ MOST_BYTES = 64_000_000  # of an uploaded file
 AT_ONCE, MOST_WAITING = 4, 64  # requests that are worked on, and that wait
 
 
-def open_limited(path: Path, mode: str) -> Image.Image:
+def open_limited(file: Path | IO[bytes], mode: str) -> Image.Image:
     """The picture in a file, upright, in mode ``L`` or ``RGB``; nothing of one that is too large is decoded.
 
     Raises:
         BadImage: It is no image, damaged, or has more than MOST_PIXELS pixels.
     """
     try:
-        return open_image(path, mode, MOST_PIXELS)[0]
+        return open_image(file, mode, MOST_PIXELS)[0]
     except BadImage as error:
         if isinstance(error.__cause__, Image.DecompressionBombError):  # Pillow's, of what its header says
             raise BadImage(f'an image of more than {MOST_PIXELS:,} pixels') from error

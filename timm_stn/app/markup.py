@@ -8,31 +8,29 @@ from PIL import Image
 from ..view.caption import percent
 from .answers import Answers, Ranking
 
-__all__ = ['CSS', 'SHOWN', 'escaped', 'hint', 'refusal', 'shown']
+__all__ = ['CSS', 'answers_of', 'escaped', 'hint', 'pictures_of', 'refusal']
 
-SHOWN = 'stn-shown'  # class of the element with pictures and answers
 ABOUT = 'The outline is where the transformer looked. The dot marks the top left corner of what it saw.'
 CSS = '''
-.gradio-container { max-width: 1180px !important; }
+.gradio-container { max-width: 1200px !important; width: 100%; margin: 0 auto !important; }
 .stn-title h1 { margin: 0 0 2px; font-size: 26px; }
-.stn-title p { margin: 0; color: var(--body-text-color-subdued); }
-.stn-pictures { display: flex; flex-wrap: wrap; gap: 16px; }
-.stn-pictures figure { margin: 0; flex: 1 1 200px; max-width: 330px; }
-.stn-pictures img { width: 100%; border-radius: 8px; display: block; }
-.stn-pictures figcaption, .stn-answers h3 { margin: 0 0 6px !important; font-size: 15px; font-weight: 600; }
-.stn-about { margin: 10px 0 18px !important; font-size: 13px; color: var(--body-text-color-subdued); }
-.stn-answers { display: flex; flex-wrap: wrap; gap: 12px 28px; }
-.stn-answers section { flex: 1 1 220px; min-width: 0; }
-.stn-answers table { width: 100%; border-collapse: collapse; table-layout: fixed; margin: 0; }
-.stn-answers td { padding: 3px 0; border: 0; font-size: 14px; vertical-align: middle; }
-.stn-answers td.name { width: 45%; padding-right: 8px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.stn-title p, .stn-about { margin: 0; opacity: 0.75; }
+.stn-pictures { display: flex; flex-wrap: wrap; gap: 12px; }
+.stn-pictures figure { margin: 0; flex: 1 1 140px; max-width: 340px; }
+.stn-pictures img { width: 100%; border-radius: 8px; display: block; margin: 0; }
+.stn-pictures figcaption, .stn-answers h3 { margin: 0 0 6px; font-size: 15px; font-weight: 600; }
+.stn-about { margin-top: 8px; font-size: 13px; }
+.stn-answers { display: flex; flex-wrap: wrap; gap: 12px 24px; }
+.stn-answers section { flex: 1 1 240px; min-width: 0; max-width: 480px; }
+.stn-answers table { width: 100%; border-collapse: collapse; table-layout: fixed; }
+.stn-answers td { padding: 3px 0; font-size: 14px; vertical-align: middle; }
+.stn-answers td.name { width: 42%; padding-right: 8px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .stn-answers td.share { width: 62px; text-align: right; font-variant-numeric: tabular-nums; }
-.stn-answers .bar { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
+.stn-answers .bar { height: 8px; border-radius: 4px; background: rgba(128, 136, 150, 0.25); overflow: hidden; }
 .stn-answers .bar div { height: 100%; background: #FFB000; }
 .stn-answers .plain .bar div { background: #8A93A6; }
 .stn-answers tr:first-child td { font-weight: 600; }
-.stn-hint { padding: 48px 16px; text-align: center; border-radius: 8px;
-            border: 1px dashed var(--border-color-primary); }
+.stn-hint { padding: 64px 16px; text-align: center; border: 1px dashed rgba(128, 136, 150, 0.6); border-radius: 8px; }
 .stn-refusal { padding: 14px 16px; border: 1px solid #D0312D; border-left-width: 6px; border-radius: 8px; }
 '''
 
@@ -45,17 +43,20 @@ def escaped(text: str) -> str:
     return text
 
 
-def shown(found: Answers, notes: list[str]) -> str:
-    """Pictures and answers."""
+def pictures_of(found: Answers, notes: list[str]) -> str:
+    """Where it looked, and what it saw."""
     pictures = ''.join(
         f'<figure><figcaption>{escaped(title)}</figcaption><img src="{_data(picture)}" alt="{escaped(title)}"></figure>'
         for title, picture in found.pictures)
+    return f'<div class="stn-pictures">{pictures}</div><p class="stn-about">{escaped(" ".join([ABOUT, *notes]))}</p>'
+
+
+def answers_of(found: Answers) -> str:
+    """The best answers, beside those of the backbone alone."""
     plain = f'<p>{escaped(found.reason)}</p>' if found.plain is None else _table(found.plain)
     return (
-        f'<div class="{SHOWN}"><div class="stn-pictures">{pictures}</div>'
-        f'<p class="stn-about">{escaped(" ".join([ABOUT, *notes]))}</p><div class="stn-answers">'
-        f'<section><h3>Answer with the transformer</h3>{_table(found.ranking)}</section>'
-        f'<section class="plain"><h3>Answer of the backbone alone</h3>{plain}</section></div></div>')
+        f'<div class="stn-answers"><section><h3>Answer with the transformer</h3>{_table(found.ranking)}</section>'
+        f'<section class="plain"><h3>Answer of the backbone alone</h3>{plain}</section></div>')
 
 
 def hint(text: str) -> str:

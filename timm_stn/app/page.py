@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from ..names.zoo import zoo_names
 from ..view.images import BadImage
 from .answers import answers
+from .canvas import SCRIPT, TEMPLATE, drawing_of
 from .distort import MOST_CLUTTER, Distortion, distort
-from .inputs import as_digit, is_blank, pixels_of, save_examples
+from .inputs import as_digit, pixels_of, save_examples
 from .limits import AT_ONCE, MOST_WAITING
-from .markup import hint, refusal, shown
+from .markup import answers_of, hint, pictures_of, refusal
 from .shelf import Network, Shelf
 
 __all__ = ['EXAMPLES', 'Show', 'build_page', 'theme']
 
-EXAMPLES = 16  # digits
+EXAMPLES = 12  # digits
 KEPT = 32  # inputs that are read from a file once, while sliders move
 TITLE = 'Where does the network look?'
 INTRODUCTION = (
@@ -30,7 +30,7 @@ PICTURE, DRAWING = 'picture', 'drawing'
 
 
 class Show:
-    """What a network makes of the picture or drawing on the page, as HTML. Several threads may call it at once."""
+    """What a network makes of the picture or drawing on the page, as HTML: pictures, answers. Threads may share it."""
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
@@ -40,34 +40,33 @@ class Show:
             self,
             name: str,
             file: str | None,
-            drawing: dict[str, Any] | None,
+            drawing: str | None,
             source: str,
             turn: float,
             scale: float,
             right: float,
             down: float,
             clutter: float,
-    ) -> str:
+    ) -> tuple[str, str]:
         try:
             network = self.shelf.get(name)
-            pixels = self._input(network, file, drawing if source == DRAWING else None, source)
+            pixels = self._input(network, file, drawing, source)
         except BadImage as error:
-            return refusal(f'This file cannot be used: {error}.')
+            return refusal(f'This file cannot be used: {error}.'), ''
         if isinstance(pixels, str):
-            return hint(pixels)
+            return hint(pixels), ''
         by = Distortion(turn, scale, right, down, int(clutter))
         pieces = pixels[None] if network.pieces is None else network.pieces
         distorted = distort(pixels, by, network.config['mean'], pieces)
-        return shown(answers(network, distorted), self._notes(network))
+        found = answers(network, distorted)
+        return pictures_of(found, self._notes(network)), answers_of(found)
 
-    def _input(self, network: Network, file: str | None, drawing: dict[str, Any] | None, source: str) -> Tensor | str:
+    def _input(self, network: Network, file: str | None, drawing: str | None, source: str) -> Tensor | str:
         """The input in [0, 1], or what is to be done before there is one."""
         if source == PICTURE or not network.digits:
             return self._read(file, network.name) if file else DROP
-        picture: Image.Image | None = (drawing or {}).get('composite')
-        if picture is None or is_blank(picture):
-            return DRAW
-        return as_digit(picture, network.config['input_size'][1])
+        picture = drawing_of(drawing)
+        return DRAW if picture is None else as_digit(picture, network.config['input_size'][1])
 
     def _pixels(self, file: str, name: str) -> Tensor:
         network = self.shelf.get(name)
@@ -100,25 +99,18 @@ def build_page(shelf: Shelf, folder: Path) -> Any:
                         file = gr.File(
                             examples[0] if digits and examples else None, height=120, elem_id='file',
                             label='Drop a picture here, or click to pick one')
-                        gallery = gr.Gallery(
-                            examples, label='Or take a held-out digit', columns=8, allow_preview=False, height='auto',
-                            buttons=[], interactive=False, visible=digits, elem_id='examples')
+                        gallery = gr.Dataset(
+                            components=[gr.Image(visible=False)], samples=[[path] for path in examples], type='index',
+                            label='Or take a held-out digit', layout='gallery', samples_per_page=EXAMPLES,
+                            visible=digits, elem_id='examples')
                     with gr.Tab('Draw a digit', id=DRAWING, visible=digits) as drawing_tab:
-                        drawing = gr.Sketchpad(
-                            type='pil', image_mode='L', canvas_size=(280, 280), fixed_canvas=True, layers=False,
-                            transforms=(), brush=gr.Brush(18, ['#000000'], color_mode='fixed'), show_label=False,
-                            buttons=[], elem_id='drawing')
-                sliders = [
-                    gr.Slider(-90, 90, 0, step=1, label='Turn (degrees)', elem_id='turn'),
-                    gr.Slider(0.5, 1.5, 1, step=0.05, label='Scale', elem_id='scale'),
-                    gr.Slider(-0.4, 0.4, 0, step=0.01, label='Shift right (widths)', elem_id='right'),
-                    gr.Slider(-0.4, 0.4, 0, step=0.01, label='Shift down (heights)', elem_id='down'),
-                    gr.Slider(0, MOST_CLUTTER, 0, step=1, label='Clutter (patches)', elem_id='clutter')]
-                reset = gr.Button('Undo all distortions', size='sm', elem_id='reset')
+                        drawing = gr.HTML('', html_template=TEMPLATE, js_on_load=SCRIPT, elem_id='drawing')
             with gr.Column(scale=7, min_width=300):
-                result = gr.HTML(elem_id='result', min_height=420)
-        _connect(gr, page, show, [name, file, drawing, source, *sliders], result, reset)
-        gallery.select(_chosen(gr, examples), None, file, show_progress='hidden', api_visibility='private')
+                pictures = gr.HTML(elem_id='pictures')
+                sliders, reset = _sliders(gr)
+                ranking = gr.HTML(elem_id='answers')
+        _connect(gr, page, show, [name, file, drawing, source, *sliders], [pictures, ranking], reset)
+        gallery.click(lambda i: examples[i], gallery, file, show_progress='hidden', api_visibility='private')
         for tab, which in ((picture_tab, PICTURE), (drawing_tab, DRAWING)):
             tab.select(functools.partial(str, which), None, source, show_progress='hidden', api_visibility='private')
         name.change(
@@ -127,33 +119,39 @@ def build_page(shelf: Shelf, folder: Path) -> Any:
     return page.queue(max_size=MOST_WAITING, default_concurrency_limit=AT_ONCE)
 
 
-def _connect(gr: Any, page: Any, show: Show, inputs: Sequence[Any], result: Any, reset: Any) -> None:
+def _sliders(gr: Any) -> tuple[list[Any], Any]:
+    """Sliders in the order of `Distortion`, and the button that undoes them."""
+    with gr.Row():
+        turn = gr.Slider(-90, 90, 0, step=1, label='Turn (degrees)', elem_id='turn')
+        scale = gr.Slider(0.5, 1.5, 1, step=0.05, label='Scale', elem_id='scale')
+    with gr.Row():
+        right = gr.Slider(-0.4, 0.4, 0, step=0.01, label='Shift right (widths)', elem_id='right')
+        down = gr.Slider(-0.4, 0.4, 0, step=0.01, label='Shift down (heights)', elem_id='down')
+    with gr.Row():
+        clutter = gr.Slider(0, MOST_CLUTTER, 0, step=1, label='Clutter (patches)', elem_id='clutter')
+        reset = gr.Button('Undo all distortions', elem_id='reset')
+    return [turn, scale, right, down, clutter], reset
+
+
+def _connect(gr: Any, page: Any, show: Show, inputs: Sequence[Any], shown: Sequence[Any], reset: Any) -> None:
     """All that changes the result: while a request runs, only the last of those behind it is kept."""
     name, file, drawing, source, *sliders = inputs
     gr.on(
         [page.load, name.change, file.change, drawing.change, source.change, *(slider.input for slider in sliders)],
-        show.__call__, inputs, result, trigger_mode='always_last', show_progress='hidden', api_name='look')
+        show.__call__, inputs, shown, trigger_mode='always_last', show_progress='hidden', api_name='look')
     reset.click(
         lambda: [slider.value for slider in sliders], None, sliders, show_progress='hidden', api_visibility='private',
-    ).then(show.__call__, inputs, result, show_progress='hidden', api_visibility='private')
+    ).then(show.__call__, inputs, shown, show_progress='hidden', api_visibility='private')
 
 
 def _takes_digits(shelf: Shelf, name: str) -> bool:
     return shelf.get(name).digits
 
 
-def _chosen(gr: Any, examples: Sequence[str]) -> Any:
-    def chosen(event: Any) -> str:
-        return examples[event.index]
-
-    chosen.__annotations__['event'] = gr.SelectData  # by which Gradio knows what to hand over
-    return chosen
-
-
 def _parts_for(gr: Any, digits: bool) -> list[Any]:
     """What is shown for networks of digits only."""
     back = {} if digits else {'selected': PICTURE}
-    return [gr.Tabs(**back), gr.Gallery(visible=digits), gr.Tab(visible=digits),
+    return [gr.Tabs(**back), gr.Dataset(visible=digits), gr.Tab(visible=digits),
             gr.skip() if digits else PICTURE]
 
 
