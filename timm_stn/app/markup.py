@@ -13,16 +13,18 @@ __all__ = ['CSS', 'answers_of', 'escaped', 'hint', 'pictures_of', 'refusal']
 ABOUT = 'The outline is where the transformer looked. The dot marks the top left corner of what it saw.'
 CSS = '''
 .gradio-container { max-width: 1200px !important; width: 100%; margin: 0 auto !important; }
+#examples .container { width: 54px; height: 54px; }
 .stn-title h1 { margin: 0 0 2px; font-size: 26px; }
 .stn-title p, .stn-about { margin: 0; opacity: 0.75; }
 .stn-pictures { display: flex; flex-wrap: wrap; gap: 12px; }
-.stn-pictures figure { margin: 0; flex: 1 1 140px; max-width: 340px; }
+.stn-pictures figure { margin: 0; flex: 1 1 140px; max-width: 310px; }
 .stn-pictures img { width: 100%; border-radius: 8px; display: block; margin: 0; }
 .stn-pictures figcaption, .stn-answers h3 { margin: 0 0 6px; font-size: 15px; font-weight: 600; }
 .stn-about { margin-top: 8px; font-size: 13px; }
 .stn-answers { display: flex; flex-wrap: wrap; gap: 12px 24px; }
 .stn-answers section { flex: 1 1 240px; min-width: 0; max-width: 480px; }
 .stn-answers table { width: 100%; border-collapse: collapse; table-layout: fixed; }
+.stn-answers :is(table, tbody, tr, td) { border: 0 !important; background: none !important; }
 .stn-answers td { padding: 3px 0; font-size: 14px; vertical-align: middle; }
 .stn-answers td.name { width: 42%; padding-right: 8px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .stn-answers td.share { width: 62px; text-align: right; font-variant-numeric: tabular-nums; }

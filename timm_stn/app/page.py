@@ -86,50 +86,46 @@ def build_page(shelf: Shelf, folder: Path) -> Any:
     """
     import gradio as gr
     show, first = Show(shelf), shelf.names[0]
-    digits = _takes_digits(shelf, first)
+    digits = shelf.get(first).digits
     examples = [str(path) for path in save_examples(folder, EXAMPLES)]
     with gr.Blocks(title=f'timm-stn: {TITLE}', analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(f'<div class="stn-title"><h1>{TITLE}</h1><p>{INTRODUCTION}</p></div>')
-        source = gr.State(PICTURE)
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 name = gr.Dropdown(shelf.names, value=first, label='Network', elem_id='network')
-                with gr.Tabs(selected=PICTURE) as tabs:
-                    with gr.Tab('Picture', id=PICTURE) as picture_tab:
-                        file = gr.File(
-                            examples[0] if digits and examples else None, height=120, elem_id='file',
-                            label='Drop a picture here, or click to pick one')
-                        gallery = gr.Dataset(
-                            components=[gr.Image(visible=False)], samples=[[path] for path in examples], type='index',
-                            label='Or take a held-out digit', layout='gallery', samples_per_page=EXAMPLES,
-                            visible=digits, elem_id='examples')
-                    with gr.Tab('Draw a digit', id=DRAWING, visible=digits) as drawing_tab:
-                        drawing = gr.HTML('', html_template=TEMPLATE, js_on_load=SCRIPT, elem_id='drawing')
+                source = gr.Radio(
+                    [('A picture', PICTURE), ('Draw a digit', DRAWING)], value=PICTURE, label='Its input',
+                    visible=digits, elem_id='source')
+                file = gr.File(
+                    examples[0] if digits and examples else None, height=170, label='Your picture', elem_id='file')
+                gallery = gr.Dataset(
+                    components=[gr.Image(visible=False)], samples=[[path] for path in examples], type='index',
+                    label='Or a held-out digit', layout='gallery', samples_per_page=EXAMPLES,
+                    visible=digits and bool(examples), elem_id='examples')
+                drawing = gr.HTML(
+                    '', html_template=TEMPLATE, js_on_load=SCRIPT, visible='hidden', elem_id='drawing')
             with gr.Column(scale=7, min_width=300):
                 pictures = gr.HTML(elem_id='pictures')
                 sliders, reset = _sliders(gr)
                 ranking = gr.HTML(elem_id='answers')
         _connect(gr, page, show, [name, file, drawing, source, *sliders], [pictures, ranking], reset)
         gallery.click(lambda i: examples[i], gallery, file, show_progress='hidden', api_visibility='private')
-        for tab, which in ((picture_tab, PICTURE), (drawing_tab, DRAWING)):
-            tab.select(functools.partial(str, which), None, source, show_progress='hidden', api_visibility='private')
-        name.change(
-            lambda chosen: _parts_for(gr, _takes_digits(shelf, chosen)), name, [tabs, gallery, drawing_tab, source],
-            show_progress='hidden', api_visibility='private')
+        gr.on(
+            [name.change, source.change], lambda name, source: _inputs_for(gr, shelf.get(name).digits, source),
+            [name, source], [source, file, gallery, drawing], show_progress='hidden', api_visibility='private')
     return page.queue(max_size=MOST_WAITING, default_concurrency_limit=AT_ONCE)
 
 
 def _sliders(gr: Any) -> tuple[list[Any], Any]:
     """Sliders in the order of `Distortion`, and the button that undoes them."""
     with gr.Row():
-        turn = gr.Slider(-90, 90, 0, step=1, label='Turn (degrees)', elem_id='turn')
-        scale = gr.Slider(0.5, 1.5, 1, step=0.05, label='Scale', elem_id='scale')
+        turn = gr.Slider(-90, 90, 0, step=1, label='Turn', min_width=140, elem_id='turn')
+        scale = gr.Slider(0.5, 1.5, 1, step=0.05, label='Scale', min_width=140, elem_id='scale')
+        clutter = gr.Slider(0, MOST_CLUTTER, 0, step=1, label='Clutter', min_width=140, elem_id='clutter')
     with gr.Row():
-        right = gr.Slider(-0.4, 0.4, 0, step=0.01, label='Shift right (widths)', elem_id='right')
-        down = gr.Slider(-0.4, 0.4, 0, step=0.01, label='Shift down (heights)', elem_id='down')
-    with gr.Row():
-        clutter = gr.Slider(0, MOST_CLUTTER, 0, step=1, label='Clutter (patches)', elem_id='clutter')
-        reset = gr.Button('Undo all distortions', elem_id='reset')
+        right = gr.Slider(-0.4, 0.4, 0, step=0.01, label='Shift right', min_width=140, elem_id='right')
+        down = gr.Slider(-0.4, 0.4, 0, step=0.01, label='Shift down', min_width=140, elem_id='down')
+        reset = gr.Button('Undo all', min_width=140, elem_id='reset')
     return [turn, scale, right, down, clutter], reset
 
 
@@ -144,15 +140,11 @@ def _connect(gr: Any, page: Any, show: Show, inputs: Sequence[Any], shown: Seque
     ).then(show.__call__, inputs, shown, show_progress='hidden', api_visibility='private')
 
 
-def _takes_digits(shelf: Shelf, name: str) -> bool:
-    return shelf.get(name).digits
-
-
-def _parts_for(gr: Any, digits: bool) -> list[Any]:
-    """What is shown for networks of digits only."""
-    back = {} if digits else {'selected': PICTURE}
-    return [gr.Tabs(**back), gr.Dataset(visible=digits), gr.Tab(visible=digits),
-            gr.skip() if digits else PICTURE]
+def _inputs_for(gr: Any, digits: bool, source: str) -> list[Any]:
+    """What is shown: files for all networks, examples and the canvas for those of digits."""
+    draws = digits and source == DRAWING
+    return [gr.Radio(visible=digits), gr.File(visible=not draws), gr.Dataset(visible=digits and not draws),
+            gr.HTML(visible=True if draws else 'hidden')]
 
 
 def theme() -> Any:
