@@ -115,10 +115,22 @@ def result(driver: Any) -> tuple[list[str], list[str]] | None:
 
 
 def move(driver: Any, slider: str, value: float) -> None:
-    """Set a slider by its number field, as somebody who types."""
+    """Set a slider, by its id, as a hand that moves it."""
     driver.execute_script('''
-        const field = document.querySelector(`#${arguments[0]} input[type=range]`);
-        const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set;
-        set.call(field, arguments[1]);
-        field.dispatchEvent(new Event('input', {bubbles: true}));
-        field.dispatchEvent(new Event('change', {bubbles: true}));''', slider, value)
+        const slider = document.querySelector(`#${arguments[0]} input[type=range]`);
+        slider.value = arguments[1];
+        slider.dispatchEvent(new Event('input', {bubbles: true}));''', slider, value)
+
+
+def upload(driver: Any, file: Path) -> None:
+    """Take away the picture of the page, and give it another."""
+    driver.execute_script('document.querySelector("#file button[aria-label=Clear]")?.click()')
+    until(lambda: driver.find_elements('css selector', '#file input[type=file]'), 'the place for a file')
+    driver.find_element('css selector', '#file input[type=file]').send_keys(str(file))
+
+
+def choose(driver: Any, network: str) -> None:
+    """Choose a network by its name."""
+    driver.find_element('css selector', '#network input').click()
+    until(lambda: [o for o in driver.find_elements('css selector', '[role=option]') if network in o.text],
+          'the network in the list')[0].click()

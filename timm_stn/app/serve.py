@@ -18,7 +18,8 @@ __all__ = ['PORT', 'free_port', 'running', 'serve']
 
 PORT, PORTS = 7860, 100  # the first that is tried, and how many
 QUIET = dict(  # as Gradio and huggingface-hub read them
-    GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_UPDATE_CHECK='1')
+    GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_UPDATE_CHECK='1',
+    GRADIO_ANALYTICS_MAX_EVENTS='1', GRADIO_ANALYTICS_CACHE_FREQUENCY='1000000000')  # statistics of requests, here
 
 
 def serve(shelf: Shelf | None = None, host: str = '127.0.0.1', port: int = PORT) -> None:
@@ -40,12 +41,12 @@ def running(shelf: Shelf, host: str, port: int) -> Iterator[str]:
     with TemporaryDirectory(prefix='timm-stn-app-') as folder, _environment(folder, host), guarded_pillow():
         page = build_page(shelf, Path(folder))
         try:
-            yield launch(page, host, port)
+            yield _launch(page, host, port)
         finally:
             page.close(verbose=False)
 
 
-def launch(page: Any, host: str, port: int) -> str:
+def _launch(page: Any, host: str, port: int) -> str:
     """Start the server, in a thread of its own. All of Gradio that speaks to others, or keeps what is done, is off."""
     _, url, _ = page.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, inbrowser=False, share=False,
