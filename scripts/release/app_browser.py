@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAGS = (
     '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--hide-scrollbars',
     '--disable-background-networking', '--disable-component-update', '--disable-sync', '--force-color-profile=srgb')
-PATIENCE = 60  # seconds
+PATIENCE = 30  # seconds
 
 
 def missing() -> str:
@@ -93,16 +93,16 @@ def requests(driver: Any) -> list[str]:
 
 def until(found: Callable[[], Any], what: str) -> Any:
     """The first value of `found` that is true."""
-    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
             value = found()
-        except StaleElementReferenceException:  # the page has just changed
+        except (NoSuchElementException, StaleElementReferenceException):  # the page is changing
             value = None
         if value:
             return value
-        time.sleep(0.05)
+        time.sleep(0.01)
     raise TimeoutError(f'waited {PATIENCE} s for {what}')
 
 

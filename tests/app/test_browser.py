@@ -19,7 +19,7 @@ pytestmark = [
 RTS, SIGNS = 'stn_mnist_cnn_rts', 'stn_gtsrb'
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def driver():
     with browser() as driver:
         yield driver
@@ -41,7 +41,7 @@ def changed(driver, before, what):
 
 
 def test_from_start_to_ctrl_c(driver, photos):
-    """It opens, a slider is moved, a picture uploaded, one refused, a digit drawn; all is local; it ends."""
+    """It opens, a slider is moved, a picture uploaded, one refused, a digit drawn; all is local; it fits; it ends."""
     with app('--port', str(free_port('127.0.0.1'))) as running:
         requests(driver)  # those of the browser's own first page
         driver.get(running.url)
@@ -81,9 +81,21 @@ def test_from_start_to_ctrl_c(driver, photos):
         errors = [entry['message'] for entry in driver.get_log('browser') if entry['level'] == 'SEVERE']
         assert errors == []
 
+        check_narrow(driver)
         port = int(running.url.rstrip('/').rpartition(':')[2])
         assert running.interrupt() == (130, 'timm-stn: interrupted\n')
         assert free_port('127.0.0.1', port) == port
+
+
+def check_narrow(driver):
+    """A telephone's screen needs no scrolling to the side."""
+    driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(
+        width=400, height=900, deviceScaleFactor=1, mobile=True))
+    assert driver.execute_script('return document.documentElement.scrollWidth') <= 400
+    shown = [driver.find_element('id', name) for name in ('network', 'pictures', 'turn', 'answers')]
+    assert all(part.is_displayed() and part.rect['width'] > 140 for part in shown)
+    tops = [part.rect['y'] for part in shown]
+    assert tops == sorted(tops), 'pictures are beside the sliders'
 
 
 def draw_a_bar(driver):
@@ -94,14 +106,3 @@ def draw_a_bar(driver):
     for _ in range(4):
         hand.move_by_offset(-10, 45)
     hand.release().perform()
-
-
-def test_a_narrow_screen_needs_no_scrolling_to_the_side(driver):
-    with app('--port', str(free_port('127.0.0.1')), '--model', SIGNS) as running:
-        driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(
-            width=400, height=900, deviceScaleFactor=1, mobile=True))
-        driver.get(running.url)
-        until(lambda: 'Drop a picture' in driver.find_element('tag name', 'body').text, 'what to do first')
-        assert driver.execute_script('return document.documentElement.scrollWidth') <= 400
-        assert driver.find_element('id', 'turn').is_displayed()
-        assert not driver.find_elements('css selector', '#examples button, #source input')
