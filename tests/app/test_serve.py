@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from timm_stn.app import page
-from timm_stn.app.limits import AT_ONCE
+from timm_stn.app.limits import AT_ONCE, MOST_BYTES
 from timm_stn.app.serve import PORT, free_port, running
 from timm_stn.app.shelf import Shelf
 
@@ -65,6 +65,13 @@ def test_what_is_no_image_is_refused_and_the_page_goes_on(client, photos, tmp_pa
     Image.new('1', (5001, 4000)).save(tmp_path / 'b.png')
     assert 'an image of more than 20,000,000 pixels' in look(client, name, tmp_path / 'b.png')[0]
     assert '<img' in look(client, name, photos / 'a.png')[0]
+
+
+def test_a_large_file_is_refused(client, tmp_path):
+    with (tmp_path / 'a.png').open('wb') as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(Exception, match='413|too large|exceeds'):
+        look(client, SIGNS, tmp_path / 'a.png')
 
 
 def test_wrong_values_are_refused(client, photos):

@@ -8,7 +8,7 @@ import timm
 
 from timm_stn.app import shelf as shelves
 from timm_stn.app.shelf import MOST_LOADED, Network, Shelf, load_network, names_at_hand
-from timm_stn.names.zoo import zoo_names
+from timm_stn.names.zoo import card_folder, zoo_names
 
 
 def test_trained_networks_come_first(monkeypatch):
@@ -83,6 +83,11 @@ def test_a_given_network_comes_first_and_stays():
     given = Network(timm.create_model('stn_test_vit', img_size=64), 'stn_test_vit')
     shelf = Shelf(['a', 'stn_test_vit'], given, load=lambda name: name)
     assert shelf.names == ['stn_test_vit', 'a'] and shelf.get('stn_test_vit') is given
+
+
+def test_a_network_of_a_folder_takes_digits_too():
+    name = f'local-dir:{card_folder("stn_mnist_cnn_rts")}'
+    assert load_network(name).digits
 
 
 def test_digits_have_digits_for_clutter():

@@ -35,7 +35,8 @@ class Network:
             raise ValueError(f'{name} has no classifier (num_classes=0)')
         self.model, self.name = model.eval(), name
         self.config = data_config(model)
-        self.digits = takes_digits(name) and self.config['input_size'][0] == 1
+        architecture = model.pretrained_cfg.get('architecture') or name  # which a folder or a Hub repository tells
+        self.digits = takes_digits(architecture) and self.config['input_size'][0] == 1
         self.classes = classes_of(model).names
         self.pieces: Tensor | None = digit_pieces() if self.digits else None  # of clutter; None: cut from the image
         self.lock = threading.Lock()
