@@ -26,7 +26,7 @@ CSS = '''
 .stn-answers table { width: 100%; border-collapse: collapse; table-layout: fixed; }
 .stn-answers :is(table, tbody, tr, td) { border: 0 !important; background: none !important; }
 .stn-answers td { padding: 3px 0; font-size: 14px; vertical-align: middle; }
-.stn-answers td.name { width: 42%; padding-right: 8px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.stn-answers td.name { width: 52%; padding-right: 8px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .stn-answers td.share { width: 62px; text-align: right; font-variant-numeric: tabular-nums; }
 .stn-answers .bar { height: 8px; border-radius: 4px; background: rgba(128, 136, 150, 0.25); overflow: hidden; }
 .stn-answers .bar div { height: 100%; background: #FFB000; }

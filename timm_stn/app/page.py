@@ -23,7 +23,7 @@ KEPT = 32  # inputs that are read from a file once, while sliders move
 TITLE = 'Where does the network look?'
 INTRODUCTION = (
     'A spatial transformer chooses the part of an image that its network sees. '
-    'Move the sliders: the input is distorted, and the transformer undoes it.')
+    'Distort the input with the sliders, and watch what the transformer makes of it.')
 UNTRAINED = "Its transformer is untrained and looks at the whole image: only the backbone's weights are timm's."
 DROP, DRAW = 'Drop a picture, to see where the network looks in it.', 'Draw a digit.'
 PICTURE, DRAWING = 'picture', 'drawing'
