@@ -5,6 +5,7 @@ import queue
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,14 +28,21 @@ def missing() -> str:
     return ', '.join(name for name in ('chromium', 'chromedriver') if shutil.which(name) is None)
 
 
+def any_port() -> int:
+    """One that nobody uses: several of these may run side by side."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return int(free.getsockname()[1])
+
+
 class App:
-    """The command in a process of its own, on a port that is free."""
+    """The command in a process of its own, on a port of its own."""
 
     def __init__(self, *argv: str) -> None:
         env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'timm_stn', 'app', *argv], env=env, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True)
+            [sys.executable, '-m', 'timm_stn', 'app', '--port', str(any_port()), *argv], env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         self.url = self._address()
 
     def _address(self) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from app_browser import app, browser, missing, move, result, until
 from PIL import Image
 
-from timm_stn.app.serve import free_port
 from timm_stn.whole_file import place_of_file, write_whole
 
 PICTURE = Path(__file__).resolve().parents[2] / 'docs' / 'app.png'
@@ -22,7 +21,7 @@ COLORS = 128
 
 def picture() -> Image.Image:
     """The page with a distorted digit."""
-    with app('--port', str(free_port('127.0.0.1'))) as running, browser() as driver:
+    with app() as running, browser() as driver:
         driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(
             width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False))
         driver.get(running.url)

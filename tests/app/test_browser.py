@@ -42,7 +42,7 @@ def changed(driver, before, what):
 
 def test_from_start_to_ctrl_c(driver, photos):
     """It opens, a slider is moved, a picture uploaded, one refused, a digit drawn; all is local; it fits; it ends."""
-    with app('--port', str(free_port('127.0.0.1'))) as running:
+    with app() as running:
         requests(driver)  # those of the browser's own first page
         driver.get(running.url)
         first = until(lambda: result(driver), 'the first answer')

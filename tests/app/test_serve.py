@@ -8,11 +8,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from app_browser import any_port
 from PIL import Image
 
-from timm_stn.app import page
+from timm_stn.app import page, serve
 from timm_stn.app.limits import AT_ONCE, MOST_BYTES
-from timm_stn.app.serve import PORT, free_port, running
+from timm_stn.app.serve import free_port, running
 from timm_stn.app.shelf import Shelf
 
 gradio_client = pytest.importorskip('gradio_client', reason='needs gradio')
@@ -37,7 +38,7 @@ def asked(monkeypatch):
 
 @pytest.fixture(scope='module')
 def url():
-    with running(Shelf([RTS, SIGNS]), HERE, free_port(HERE)) as address:
+    with running(Shelf([RTS, SIGNS]), HERE, any_port()) as address:
         yield address
 
 
@@ -121,7 +122,7 @@ def test_requests_at_once_get_their_own_answers(client, photos):
 
 def test_no_other_host_is_asked(asked):
     """While it starts, while the page is opened and while it answers (Gradio's client asks huggingface.co)."""
-    with running(Shelf([RTS]), HERE, free_port(HERE)) as address:
+    with running(Shelf([RTS]), HERE, any_port()) as address:
         page, style = (read(address + path) for path in ('', 'theme.css'))
         example = {'path': re.search(r'/[^"\s]*timm-stn-app-[^/"]+/digit-1.png', page)[0],
                    'meta': {'_type': 'gradio.FileData'}}
@@ -141,7 +142,7 @@ def read(address, content=None):
 
 
 def test_port_and_files_are_free_afterwards(photos):
-    port = free_port(HERE)
+    port = any_port()
     with running(Shelf([SIGNS]), HERE, port) as address:
         assert address == f'http://{HERE}:{port}/'
         other = gradio_client.Client(address, verbose=False, analytics_enabled=False)
@@ -153,15 +154,16 @@ def test_port_and_files_are_free_afterwards(photos):
     assert free_port(HERE, port) == port and not folder.exists()
 
 
-def test_the_next_port_is_taken_where_the_first_is_not_free():
+def test_the_next_port_is_taken_where_the_first_is_not_free(monkeypatch):
     with socket.socket() as taken:
         taken.bind((HERE, 0))
         taken.listen()
+        port = taken.getsockname()[1]
         with pytest.raises(OSError):
-            free_port(HERE, taken.getsockname()[1])
-    first = free_port(HERE)
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # it may have been in use a moment ago
-        taken.bind((HERE, first))
-        taken.listen()
-        assert PORT <= first < free_port(HERE)
+            free_port(HERE, port)
+        monkeypatch.setattr(serve, 'PORT', port)
+        assert port < free_port(HERE) < port + serve.PORTS
+        monkeypatch.setattr(serve, 'PORTS', 1)
+        with pytest.raises(OSError, match='all ports'):
+            free_port(HERE)
+    assert free_port(HERE) == port

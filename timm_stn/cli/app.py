@@ -32,7 +32,10 @@ def app(args: argparse.Namespace) -> int:
     names = names_at_hand()
     if not names and given is None:
         raise Refused('argument --model: no network with trained weights is at hand; name one')
-    serve(Shelf(names, given, partial(load_network, device=args.device)), args.host, port)
+    try:
+        serve(Shelf(names, given, partial(load_network, device=args.device)), args.host, port)
+    except OSError as error:  # somebody was quicker
+        raise Refused(f'argument --port: {error}') from error
     return 0
 
 
