@@ -78,6 +78,7 @@ def test_what_is_imported_but_only_an_extra_comes_with_timm():
     every = set().union(*map(imported, (ROOT / 'timm_stn').rglob('*.py')))
     late = {'h5py'}  # only where SVHN's files are read, with a message that names the extra
     late.add('triton')  # only on a GPU, where it is there
+    late.add('gradio')  # only where a page is made, and the command names the extra
     assert every - DEPENDENCIES - late <= there
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 from .._ending import ends_quietly
 from .._progress import quiet
 from ..version import __version__
-from . import diagnose, digits, doctor, models, push, show
+from . import app, diagnose, digits, doctor, models, push, show
 from .common import Refused
 from .scripts import SCRIPTS, run_timm_script
 
@@ -65,6 +65,8 @@ def _parser() -> Parser:
              show.show_arguments),
             ('diagnose', diagnose.diagnose, 'say what is wrong with the transformers of a trained network, and which '
              'knob to turn: docs/diagnosis.md', diagnose.diagnose_arguments),
+            ('app', app.app, 'a page in the browser: pictures, drawn digits, sliders that distort them, and where a '
+             'network looks; docs/app.md', app.app_arguments),
             ('eval', digits.evaluate, 'test error on 10,000 distorted digits (your own images: timm-stn validate)',
              digits.eval_arguments),
             ('push', push.push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', push.push_arguments),

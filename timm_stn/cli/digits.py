@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,22 +15,23 @@ from .._progress import progress
 from ..data import TASKS, load_mnist, test_set
 from ..data.mnist import DATA_VARIABLE
 from ..data.tasks import are_wrong, batches_of
-from ..names.zoo import card_folder, set_of, weights_of, zoo_names
+from ..names.zoo import EXAMPLES, card_folder, set_of, weights_of, zoo_names
 from ..view.dependence import tell, witnessing
 from ..view.draw import Caption, draw_look, save_picture
+from ..view.images import read_sheet
 from ..view.observe import observe
 from ..view.sheet import best_answers
 from .common import Refused, attempt, check_output, positive, quiet_argument
 from .models import FROM_CONFIG, check_known, create_model, described, kwargs_argument, load_model, model_arguments
 
-__all__ = ['demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'normalized', 'read_sheet',
+__all__ = [
+    'EXAMPLES', 'demo', 'demo_arguments', 'draw_digits', 'eval_arguments', 'evaluate', 'normalized', 'read_sheet',
     'set_argument', 'wrong_answers']
 
 DEMO, DEMO_SET = 'stn_mnist_cnn_rts', 'RTS'
 FOOTER = (f'{DEMO} on held-out digits of MNIST, rotated, scaled and moved. The outline is where the transformer '
           'looked, the dot the top left corner of what it saw.')
 SETS = [kind for kind, task in TASKS.items() if task.dims == 2]  # those of images
-EXAMPLES = 'examples.png'  # in the card's folder: held-out digits, as scripts/release/make_examples.py writes them
 
 
 def demo_arguments(add: Callable[..., Any]) -> None:
@@ -80,17 +80,6 @@ def _demo_digits(data: str | None, download: bool) -> tuple[Tensor, Tensor, str]
         raise Refused(f'argument --data: {sheet} is missing; name a folder with MNIST, or add --download')
     images, labels = read_sheet(sheet)
     return images, labels, f'{sheet}, the first {len(labels)} of the test set'
-
-
-def read_sheet(path: Path) -> tuple[Tensor, Tensor]:
-    """Digits (N, 1, S, S) in [0, 1] and classes (N,) from a square sheet; its PNG text `labels` has the classes."""
-    with Image.open(path) as image:
-        labels = [int(c) for c in image.info['labels']]
-        pixels = torch.frombuffer(bytearray(image.convert('L').tobytes()), dtype=torch.uint8)
-        side = round(len(labels) ** 0.5)
-        size = image.width // side
-    tiles = pixels.reshape(side, size, side, size).transpose(1, 2).reshape(-1, 1, size, size)
-    return tiles.float() / 255, torch.tensor(labels)
 
 
 def _digits(kind: str, data: str | None, download: bool) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ from .registry import whole_network_cfg
 from .untrusted import config_location
 from .weights import WEIGHTS, MissingWeights
 
-__all__ = ['HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'set_of', 'weights_of', 'zoo_names']
+__all__ = ['EXAMPLES', 'HUB_ORG', 'card_folder', 'hub_id', 'is_published', 'set_of', 'weights_of', 'zoo_names']
 
 HUB_ORG = 'timm-stn'  # default Hub organisation of these networks; the variable TIMM_STN_HUB_ORG overrides it
+EXAMPLES = 'examples.png'  # in a card's folder: held-out digits, as scripts/release/make_examples.py writes them
 NO_WEIGHTS = '{name} has no trained weights yet: {folder} does not hold any{where}. To train it: {recipe}.'
 
 

@@ -20,7 +20,7 @@ from ..whole_file import write_whole
 from .caption import FAINT, RULE, SCALE, Caption, draw_caption, width_of, wrap, write
 
 __all__ = [
-    'COLORS', 'Caption', 'draw_look', 'draw_outlines', 'heat', 'outline', 'picture_format', 'save_picture']
+    'COLORS', 'Caption', 'draw_look', 'draw_outlines', 'draw_seen', 'heat', 'outline', 'picture_format', 'save_picture']
 
 COLORS = ('#FFB000', '#22B8F0', '#F0529C', '#7BD651', '#A78BFA', '#FF7A45')  # colours of the glimpses, in turn
 TRUTH, PAPER = '#FFFFFF', '#FFFFFF'
@@ -142,7 +142,7 @@ def draw_look(
         picture.paste(shown, (x * SCALE, y * SCALE))
         _arrow(draw, x + tile, y + tile // 2)
         for k, g in enumerate(framed):
-            picture.paste(_framed(seen[i, k], tile * SCALE, g), ((x + frame.tile_x(k)) * SCALE, y * SCALE))
+            picture.paste(draw_seen(seen[i, k], tile * SCALE, g), ((x + frame.tile_x(k)) * SCALE, y * SCALE))
         draw_caption(draw, x + frame.tile_x(t) + 6, y, frame.answer, frame.tile, captions[i])
     return picture
 
@@ -238,8 +238,8 @@ def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
     draw.polygon([(SCALE * a, SCALE * b) for a, b in points], fill='#B4BAC6')
 
 
-def _framed(image: Tensor, side: int, glimpse: int | None) -> Image.Image:
-    """What was seen, framed in the colour of its outline, with a dot at the top left corner."""
+def draw_seen(image: Tensor, side: int, glimpse: int | None) -> Image.Image:
+    """What was seen, (C, H, W), framed in the colour of its outline, with a dot at the top left corner."""
     fine = 2 * side
     width = max(fine // 80, 8)
     canvas = Image.new('RGB', (fine, fine), PAPER)

@@ -8,8 +8,9 @@ from typing import IO
 
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-__all__ = ['BadImage', 'find_images', 'folder_name', 'in_turn', 'natural', 'open_image']
+__all__ = ['BadImage', 'find_images', 'folder_name', 'in_turn', 'natural', 'open_image', 'read_sheet']
 
 # Pillow's formats of photographs: no documents (PDF, and EPS, for which it runs Ghostscript), films, icons, data
 FORMATS = ('PNG', 'JPEG', 'MPO', 'WEBP', 'AVIF', 'HEIF', 'TIFF', 'BMP', 'DIB', 'GIF', 'JPEG2000', 'PPM', 'QOI')
@@ -86,12 +87,17 @@ def in_turn(groups: Sequence[str], count: int) -> list[int]:
     return [column[turn] for turn in turns for _, column in order if turn < len(column)]
 
 
-def open_image(file: Path | IO[bytes], mode: str = 'RGB') -> tuple[Image.Image, list[str]]:
+def open_image(
+        file: Path | IO[bytes],
+        mode: str = 'RGB',
+        most_pixels: int | None = None,
+) -> tuple[Image.Image, list[str]]:
     """The picture in a file, upright, and notes: what of the file it does not show as it is.
 
     Args:
         file: A path, or a file opened for bytes.
         mode: ``RGB``, or ``L`` for grey.
+        most_pixels: Refuse an image of more, before any of them is decoded. Default: Pillow's own limit.
 
     Raises:
         BadImage: The file is not there, empty, cut off, damaged, too large, or no image.
@@ -105,6 +111,8 @@ def open_image(file: Path | IO[bytes], mode: str = 'RGB') -> tuple[Image.Image, 
             if isinstance(file, Path) and not file.stat().st_size:  # also a pipe, which would be waited for
                 raise BadImage('empty, or not a file')
             with Image.open(file, formats=formats) as image:
+                if most_pixels is not None and image.width * image.height > most_pixels:
+                    raise BadImage(f'{image.width} x {image.height} pixels; at most {most_pixels:,} are accepted')
                 picture = _upright(image, notes)
             return (picture if picture.mode == mode else picture.convert(mode)), notes
         except BadImage:
@@ -113,6 +121,17 @@ def open_image(file: Path | IO[bytes], mode: str = 'RGB') -> tuple[Image.Image, 
             raise BadImage(f'not an image of these formats: {", ".join(formats)}') from error
         except Exception as error:  # of many types
             raise BadImage(_reason(error)) from error
+
+
+def read_sheet(path: Path) -> tuple[Tensor, Tensor]:
+    """Digits (N, 1, S, S) in [0, 1] and classes (N,) from a square sheet; its PNG text `labels` has the classes."""
+    with Image.open(path) as image:
+        labels = [int(c) for c in image.info['labels']]
+        pixels = torch.frombuffer(bytearray(image.convert('L').tobytes()), dtype=torch.uint8)
+        side = round(len(labels) ** 0.5)
+        size = image.width // side
+    tiles = pixels.reshape(side, size, side, size).transpose(1, 2).reshape(-1, 1, size, size)
+    return tiles.float() / 255, torch.tensor(labels)
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:

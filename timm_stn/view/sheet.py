@@ -16,7 +16,8 @@ from .images import BadImage, folder_name, natural, open_image
 from .observe import Look, observe
 
 __all__ = [
-    'Pictures', 'best_answers', 'captions', 'data_config', 'draw', 'read_images', 'sheet_of', 'short_name', 'some']
+    'Pictures', 'best_answers', 'captions', 'data_config', 'denormalize', 'draw', 'read_images', 'sheet_of',
+    'short_name', 'some']
 
 FEW = 10  # with at most this many classes, only the best answer is shown
 
@@ -69,11 +70,11 @@ def sheet_of(
 def draw(images: Tensor, look: Look, captions: Sequence[Caption], config: dict[str, Any], name: str) -> Image.Image:
     """A picture of the look of one stage's transformer at normalised images."""
     glimpses = look.outlines.shape[1]
-    shown = _denormalize(images, config)
+    shown = denormalize(images, config)
     if look.before is None:
         many = [f'glimpse {g + 1}' for g in range(glimpses)] if glimpses > 1 else ['what it saw']
         return draw_look(
-            shown, _denormalize(look.seen, config), look.outlines, captions, ('where it looked', *many, 'answer'),
+            shown, denormalize(look.seen, config), look.outlines, captions, ('where it looked', *many, 'answer'),
             footer=f'{name}: the outline is where it looked, the dot the top left corner of what it saw.', tile=176)
     maps = heat(torch.stack((look.before, look.seen), 2).flatten(1, 2))
     frames = [g if after else None for g in range(glimpses) for after in (False, True)]
@@ -141,16 +142,18 @@ def some(lines: Sequence[str], between: str = '; ', most: int = 5) -> str:
     return between.join([*lines[:most], *more])
 
 
-def _denormalize(x: Tensor, config: dict[str, Any]) -> Tensor:
+def denormalize(x: Tensor, config: dict[str, Any]) -> Tensor:
+    """Pixels in [0, 1] of what a network takes, (..., C, H, W), by its data config."""
     mean, std = (x.new_tensor(config[key])[:, None, None] for key in ('mean', 'std'))
     return (x * std + mean).clamp(0, 1)
 
 
-def best_answers(logits: Tensor, names: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """Names and probabilities of each image's best answers, best first: three for many classes, else one."""
+def best_answers(logits: Tensor, names: Sequence[str], count: int | None = None) -> list[list[tuple[str, float]]]:
+    """Names and probabilities of each image's ``count`` best answers, best first; by default 3 of many, else 1."""
     if not logits.isfinite().all():
         raise ValueError("the network's logits are not finite numbers")
-    best = logits.float().softmax(1).topk(3 if logits.shape[1] > FEW else 1)
+    count = (3 if logits.shape[1] > FEW else 1) if count is None else min(count, logits.shape[1])
+    best = logits.float().softmax(1).topk(count)
     rows = zip(best.indices.tolist(), best.values.tolist())
     return [[(names[c] if c < len(names) else str(c), p) for c, p in zip(*row)] for row in rows]
 
