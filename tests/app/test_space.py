@@ -31,6 +31,7 @@ def test_it_needs_this_package_with_its_page():
 def test_it_starts_where_a_space_starts(tmp_path):
     folder = shutil.copytree(SPACE, tmp_path / 'app')
     (folder / 'timm_stn').symlink_to(ROOT / 'timm_stn')  # not ROOT: Gradio asks there for a package `spaces`
+    (folder / 'spaces.py').write_text('raise ImportError')  # ROOT may be on the path, where our folder has that name
     env = {**os.environ, 'SYSTEM': 'spaces', 'SPACE_ID': 'somebody/where-it-looks',
            'SPACE_HOST': 'somebody-where-it-looks.hf.space', 'GRADIO_SERVER_NAME': '0.0.0.0', 'PYTHONPATH': '',
            'PYTHONUNBUFFERED': '1'}
