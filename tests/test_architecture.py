@@ -25,8 +25,9 @@ BELOW = {  # each folder or file, and what it may import beside itself and the l
     'view': {'modules', 'geometry'},  # of a network it asks `spatial_transformers()`, and no class
     'names': {'network', 'modules', 'geometry'},
     'publish': {'names', 'view', 'network', 'geometry'},
-    'run': {'names', 'view'},
-    'cli': {'publish', 'names', 'view', 'network', 'modules', 'geometry', 'data', 'run'},
+    'training_log': {'view', 'modules'},
+    'run': {'names', 'view', 'training_log'},
+    'cli': {'publish', 'names', 'view', 'network', 'modules', 'geometry', 'data', 'training_log', 'run'},
 }
 FOREIGN = {  # what else the lower ones may import, beside the standard library
     'geometry': {'torch'},

@@ -11,6 +11,8 @@ from .spatial_transformer import SpatialTransformer
 
 __all__ = ['as_in_evaluation']
 
+SEEN = ('recorder', 'witness', 'last_theta')  # what a transformer keeps of a look, and who is told of it
+
 T = TypeVar('T')
 
 
@@ -22,7 +24,7 @@ def as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], T]) -> T:
     """
     training = [m for m in module.modules() if m.training]
     glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if has_values(x) else []
-    kept = [(m.recorder, m.last_theta) for m in glancing]
+    kept = [{key: m.__dict__[key] for key in SEEN if key in m.__dict__} for m in glancing]
     for m in training:
         m.training = False
     for m in glancing:  # who sees their thetas would take this for a look
@@ -33,6 +35,7 @@ def as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], T]) -> T:
     finally:
         for m in training:
             m.training = True
-        for m, (recorder, theta) in zip(glancing, kept):
-            m.recorder, m.last_theta = recorder, theta
-            del m.witness
+        for m, own in zip(glancing, kept):
+            for key in SEEN:
+                m.__dict__.pop(key, None)
+            m.__dict__.update(own)
