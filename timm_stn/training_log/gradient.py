@@ -42,8 +42,12 @@ class Gradients:
         self._names = {stn: name for name, stn in self.named.items()}
         self._wanted, self._guard = wanted, guard
         self.clear()
-        # of the class, where a function is a method, and gets the transformer: what networks hold is copied and pickled
-        SpatialTransformer.recorder = guard(self._saw)  # type: ignore[assignment]
+        saw = guard(self._saw)
+
+        def recorder(stn: SpatialTransformer, theta: Tensor) -> None:  # a method: of the class, as networks are pickled
+            saw(stn, theta)
+
+        SpatialTransformer.recorder = recorder  # type: ignore[assignment]
 
     def detach(self) -> None:
         """See no more."""
