@@ -14,10 +14,10 @@ OUTPUT = 'look.webp'
 
 def over_time(args: argparse.Namespace) -> int:
     """Write the animation of the log in the one folder that is named."""
-    output = args.output or OUTPUT
+    output = OUTPUT if args.output is None else args.output
     check_output(output)
     if Path(output).suffix.lower() not in FORMATS:
-        raise Refused(f'argument --output: with --over-time, takes the name of an animation, as look.webp or look.gif, '
+        raise Refused('argument --output: with --over-time, takes the name of an animation, as look.webp or look.gif, '
                       f'got {output!r}')
     if len(args.images) != 1 or not Path(args.images[0]).is_dir():
         raise Refused(f'argument --over-time: takes the folder of one run of train.py, got {" ".join(args.images)!r}')

@@ -49,7 +49,7 @@ class File(NamedTuple):
 def show(args: argparse.Namespace) -> int:
     if args.over_time:
         return over_time(args)
-    args.output = args.output or 'look.png'
+    args.output = 'look.png' if args.output is None else args.output
     check_output(args.output)
     check_transformers(args.model or '')
     lost: list[tuple[Path, str]] = []

@@ -6,7 +6,7 @@ __all__ = ['HELP', 'OPTION', 'take_option']
 OPTION = '--stn-log'
 HELP = """--stn-log N   of timm-stn, not of timm: every N optimizer steps, a line on what the transformers do goes to
               stn_log.jsonl in the folder of the run (and to TensorBoard, and W&B with --log-wandb); now and then a
-              picture to stn_log/, for `timm-stn show RUN --over-time`"""
+              picture to stn_log/, for timm-stn show RUN --over-time"""
 
 
 def take_option(args: Sequence[str]) -> tuple[int | None, list[str]]:
