@@ -274,7 +274,7 @@ def test_events_of_tensorboard(tmp_path):
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     (scalar,), (picture,) = events.Scalars('stn/input/scale'), events.Images('stn/look')
-    assert (scalar.step, scalar.value) == (7, 0.5) and (picture.step, picture.width, picture.height) == (7, 6, 4)
+    assert (scalar.step, scalar.value) == (7, 0.5) and (picture.step, picture.width, picture.height) == (7, 3, 2)
 
 
 def test_append_line_is_what_a_log_is_made_of(tmp_path):

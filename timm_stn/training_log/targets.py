@@ -40,9 +40,9 @@ class TensorBoard:
             self._writer.add_scalar(f'stn/{name}', value, step)
 
     def picture(self, step: int, picture: Image.Image) -> None:
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        self._writer.add_image('stn/look', pixels.reshape(picture.height, picture.width, 3), step, dataformats='HWC')
-        self._writer.flush()
+        small = picture.reduce(2)  # it is written as PNG, which takes a while
+        pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
+        self._writer.add_image('stn/look', pixels.reshape(small.height, small.width, 3), step, dataformats='HWC')
 
     def close(self) -> None:
         self._writer.close()
