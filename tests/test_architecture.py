@@ -26,8 +26,9 @@ BELOW = {  # each folder or file, and what it may import beside itself and the l
     'names': {'network', 'modules', 'geometry'},
     'publish': {'names', 'view', 'network', 'geometry'},
     'app': {'names', 'view', 'data', 'geometry'},
-    'run': {'names', 'view'},
-    'cli': {'publish', 'names', 'view', 'network', 'modules', 'geometry', 'data', 'app', 'run'},
+    'training_log': {'view', 'modules'},
+    'run': {'names', 'view', 'training_log'},
+    'cli': {'publish', 'names', 'view', 'network', 'modules', 'geometry', 'data', 'app', 'training_log', 'run'},
 }
 FOREIGN = {  # what else the lower ones may import, beside the standard library
     'geometry': {'torch'},

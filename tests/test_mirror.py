@@ -9,6 +9,7 @@ ELSEWHERE = {  # module -> the file that tests it, and why it is not one of the 
     'cli/push': 'publish/test_push.py',  # the same; a push is asked for both ways there
     'network/timm_model': 'network/test_wrapper.py',  # types alone, which mypy checks
     'cli/common': 'cli/test_cli.py',  # how commands refuse
+    'cli/over_time': 'view/test_over_time.py',  # file names differ: the command and its work are tested together
     'data/addition': 'data/test_tasks.py', 'data/volumes': 'data/test_tasks.py',  # as tasks
     # they share most of what timm demands
     **dict.fromkeys(('nets/base', 'nets/mnist', 'nets/signs', 'nets/svhn'), 'test_nets.py'),

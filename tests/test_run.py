@@ -193,7 +193,10 @@ def test_errors_of_timm_about_names_get_the_nearest(here, error, names):
 # --- the command line ---
 
 def test_usage(here, monkeypatch, capsys):
-    for argv, expected in (([], 'SCRIPT [args...]'), (['train'], 'git clone')):
+    (here / 'script.py').write_text('raise SystemExit("it ran")')
+    wrong = 'argument --stn-log: takes a positive integer'
+    for argv, expected in (([], 'SCRIPT [args...]'), ([], '--stn-log N'), (['train'], 'git clone'),
+                           (['script.py', '--stn-log', '0'], wrong), (['script.py', '--stn-log'], wrong)):
         monkeypatch.setattr(sys, 'argv', ['run.py', *argv])
         with pytest.raises(SystemExit) as stop:
             run.main()

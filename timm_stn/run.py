@@ -10,12 +10,14 @@ import re
 import runpy
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import timm
 
 from ._ending import ends_quietly
 from .names.registry import unknown
+from .training_log.option import HELP, take_option
 from .view.dependence import tell, witnessing
 
 __all__ = ['ScriptNotFound', 'TIMM_SCRIPTS', 'clone_command', 'find_script', 'main', 'run_script']
@@ -39,14 +41,15 @@ def main() -> None:
 
 def _main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
-        print(__doc__, USAGE, sep='\n', file=sys.stdout if len(sys.argv) > 1 else sys.stderr)
+        print(__doc__, USAGE, f'\n{HELP}', sep='\n', file=sys.stdout if len(sys.argv) > 1 else sys.stderr)
         sys.exit(0 if len(sys.argv) > 1 else 2)
     try:
         script = find_script(sys.argv[1])
-    except ScriptNotFound as error:
+        log_every, args = take_option(sys.argv[2:])
+    except (ScriptNotFound, ValueError) as error:
         print(f'timm_stn.run: error: {error}', file=sys.stderr)
         sys.exit(2)
-    run_script(script, sys.argv[2:])
+    run_script(script, args, log_every)
 
 
 def find_script(name: str, here: bool = True) -> Path:
@@ -84,18 +87,23 @@ def clone_command() -> str:
     return f'git clone {f"--branch v{timm.__version__} " if released else ""}{REPOSITORY}'
 
 
-def run_script(script: Path, args: Sequence[str]) -> None:
+def run_script(script: Path, args: Sequence[str], log_every: int | None = None) -> None:
     """Run a script as ``__main__`` with these arguments, the plugin loaded and the installed timm kept.
 
     At its end, even by an exception, a warning names transformers that did the same for all images: see
     :mod:`timm_stn.view.dependence`. timm's error about an unknown name of a model gets the names nearest to it.
+
+    Args:
+        script: The file.
+        args: Its arguments.
+        log_every: Optimizer steps between lines of a log (:mod:`timm_stn.training_log`). Default: there is no log.
     """
     _leave_current_folder()
     _add_folder(script.resolve().parent)
     if os.environ.get('RANK', '0') == '0':
         print(_in_use(script), file=sys.stderr, flush=True)
     sys.argv[:] = [str(script), *args]
-    with witnessing(NOISE.get(script.stem, 0)) as witness:
+    with witnessing(NOISE.get(script.stem, 0)) as witness, _logging(log_every):
         try:
             runpy.run_path(str(script), run_name='__main__')
         except RuntimeError as error:
@@ -103,6 +111,13 @@ def run_script(script: Path, args: Sequence[str]) -> None:
             raise
         finally:
             tell(witness.advice())
+
+
+def _logging(every: int | None) -> AbstractContextManager[None]:
+    if every is None:
+        return nullcontext()
+    from .training_log.log import logging_training
+    return logging_training(every)
 
 
 def _add_names(error: RuntimeError) -> None:

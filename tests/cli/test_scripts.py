@@ -5,6 +5,7 @@ import pytest
 from commands import refused
 
 from timm_stn import cli
+from timm_stn.cli import scripts
 from timm_stn.cli.scripts import SCRIPTS
 from timm_stn.network.arguments import DEFAULTS
 from timm_stn.run import TIMM_SCRIPTS
@@ -37,7 +38,22 @@ def test_everything_is_handed_over(checkout, monkeypatch, capsys, given):
     (checkout / 'stn_list.txt').write_text('stn_resnet18')
     for name in SCRIPTS:
         assert cli.main([name, *given]) == 0
-        assert capsys.readouterr().out == f'{[str(checkout / f"{name}.py"), *given]}\n'
+        out = capsys.readouterr().out
+        assert out.endswith(f'{[str(checkout / f"{name}.py"), *given]}\n')
+        assert ('--stn-log N' in out) == (name == 'train' and '--help' in given) == (out.count('\n') > 1)
+
+
+def test_a_log_is_asked_for_without_the_script(checkout, monkeypatch, capsys):
+    """It gets the other arguments. Only training has logs; other scripts say that they know no such option."""
+    asked = []
+    monkeypatch.setattr(scripts, 'run_script', lambda script, *args: asked.append((script.stem, *args)))
+    given = ['--stn-log', '50', '--lr', '1', '--', '--stn-log']
+    for name in ('train', 'validate'):
+        assert cli.main([name, *given]) == 0
+    assert asked == [('train', given[2:], 50), ('validate', tuple(given))]
+    for wrong in (['--stn-log', '0'], ['--stn-log=x'], ['--lr', '1', '--stn-log']):
+        message = refused(capsys, 'train', *wrong)
+        assert message.startswith('timm-stn train: error: argument --stn-log: takes a positive integer, ')
 
 
 @pytest.mark.parametrize('given', [
@@ -62,4 +78,5 @@ def test_help_without_a_checkout(missing, capsys, name):
     assert cli.main([name, '--help']) == 0
     text = capsys.readouterr().out
     assert text.startswith(f'usage: timm-stn {name} ') and 'git clone' in text and TIMM_SCRIPTS in text
+    assert ('\n--stn-log N ' in text) == (name == 'train')
     assert all(f'\n  {argument} ' in text for argument in DEFAULTS) and '](' not in text and '`' not in text

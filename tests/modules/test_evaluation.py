@@ -28,6 +28,20 @@ def test_modes_come_back_after_an_error():
         raise AssertionError('three channels have passed a norm of two')
 
 
+def test_one_within_another():
+    """Nobody is told of either, and all is as it was: also what the class says of all transformers."""
+    from makers import create, images
+    net, x, seen = create(stn_stages=(1,)), images(), []
+    stn, = net.spatial_transformers().values()
+    net(x)
+    theta = stn.last_theta
+    stn.recorder = seen.append
+    with witnessing() as witness:
+        as_in_evaluation(net, x, lambda: (as_in_evaluation(net, x, lambda: net(x)), net(x)))
+        assert not witness.found() and not seen
+        assert stn.last_theta is theta and stn.recorder == seen.append and 'witness' not in vars(stn)
+
+
 def test_nobody_witnesses_it():
     from makers import create, images
     net, x = create(stn_stages=(1,)), images()

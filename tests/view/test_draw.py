@@ -181,3 +181,15 @@ def test_formats_that_can_be_written(name, kind, tmp_path):
     assert picture_format(tmp_path / name) == kind
     save_picture(Image.new('RGB', (3, 2), '#123456'), tmp_path / name)
     assert (tmp_path / name).stat().st_size > 20
+
+
+def test_layout_can_be_fixed():
+    """With the width of answers and the reach given, it depends neither on the answers nor on where it looked."""
+    images, seen = torch.rand(2, 3, 16, 16), torch.rand(2, 1, 3, 16, 16)
+    square = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]]).expand(2, 1, 4, 2)
+    sizes, corners = set(), set()
+    for far, name in ((0.5, '7'), (1.2, 'a much longer name of a class')):
+        picture = draw_look(images, seen, square * far, [Caption([(name, 0.5)])] * 2, tile=64, answer=120, reach=1.3)
+        sizes.add(picture.size)
+        corners.add(picture.getpixel((2 * 22 + 11, 2 * 40 + 64)))  # beyond the image's edge, and before the outline
+    assert len(sizes) == len(corners) == 1

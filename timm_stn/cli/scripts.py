@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ..network.arguments import ARGUMENTS
 from ..run import ScriptNotFound, find_script, run_script
+from ..training_log.option import HELP as LOG_HELP
+from ..training_log.option import take_option
 from .common import Refused
 from .models import check_known
 
@@ -18,21 +20,34 @@ timm's {name}.py, unchanged, with the stn_ models. Its own arguments follow here
 
 arguments of stn_ models, as --model-kwargs KEY=VALUE ...:
 {arguments}
-
+{log}
 The localization networks and examples: https://github.com/timm-stn/timm_stn#arguments'''
 
 
 def run_timm_script(name: str, *args: str) -> int:
-    """Run timm's script of this name; without a checkout of the scripts, ``--help`` tells what is known of it."""
+    """Run timm's script of this name; without a checkout of the scripts, ``--help`` tells what is known of it.
+
+    For `train` there is one more option, which the script does not see.
+    """
+    log = f'\n{LOG_HELP}\n' if name == 'train' else ''
     try:
         script = find_script(name, here=False)
     except ScriptNotFound as error:
         if {'-h', '--help'}.isdisjoint(args):
             raise Refused(str(error)) from error
-        print(HELP.format(name=name, missing=error, arguments='\n'.join(map(_help, ARGUMENTS))))
+        print(HELP.format(name=name, missing=error, arguments='\n'.join(map(_help, ARGUMENTS)), log=log))
         return 0
     _check_model(args)
-    run_script(script, args)
+    if not log:
+        run_script(script, args)
+        return 0
+    if not {'-h', '--help'}.isdisjoint(args):
+        print(log.strip(), end='\n\n')  # before what the script prints at its end
+    try:
+        every, own = take_option(args)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    run_script(script, own, every)
     return 0
 
 

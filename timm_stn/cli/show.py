@@ -17,6 +17,7 @@ from ..view.observe import observe
 from ..view.sheet import captions, data_config, draw, read_images
 from .common import Refused, attempt, check_output, positive, quiet_argument
 from .models import check_transformers, described, load_model, model_arguments
+from .over_time import OUTPUT, over_time
 
 __all__ = ['show', 'show_arguments']
 
@@ -32,7 +33,9 @@ def show_arguments(add: Callable[..., Any]) -> None:
         help='names of all classes, one per line (default: those of the model, else the folders, if as many as '
              'classes)')
     add('--count', type=positive, default=24, help='largest number of images (default: %(default)s)')
-    add('--output', default='look.png', metavar='FILE', help='(default: %(default)s)')
+    add('--over-time', action='store_true',
+        help='IMAGE is the folder of a run of `timm-stn train ... --stn-log N`: an animation of its pictures')
+    add('--output', metavar='FILE', help=f'(default: look.png; {OUTPUT} with --over-time)')
     quiet_argument(add)
 
 
@@ -44,6 +47,9 @@ class File(NamedTuple):
 
 
 def show(args: argparse.Namespace) -> int:
+    if args.over_time:
+        return over_time(args)
+    args.output = 'look.png' if args.output is None else args.output
     check_output(args.output)
     check_transformers(args.model or '')
     lost: list[tuple[Path, str]] = []

@@ -11,6 +11,8 @@ from .spatial_transformer import SpatialTransformer
 
 __all__ = ['as_in_evaluation']
 
+SEEN = ('recorder', 'witness', 'editor', 'last_theta')  # what a transformer keeps of a look, and who has a part in it
+
 T = TypeVar('T')
 
 
@@ -22,17 +24,18 @@ def as_in_evaluation(module: nn.Module, x: Tensor, ask: Callable[[], T]) -> T:
     """
     training = [m for m in module.modules() if m.training]
     glancing = [m for m in module.modules() if isinstance(m, SpatialTransformer)] if has_values(x) else []
-    kept = [(m.recorder, m.editor, m.last_theta) for m in glancing]
+    kept = [{key: m.__dict__[key] for key in SEEN if key in m.__dict__} for m in glancing]
     for m in training:
         m.training = False
     for m in glancing:  # who sees their thetas would take this for a look
-        m.recorder = m.editor = m.witness = None
+        m.recorder = m.witness = m.editor = None
     try:  # no context manager of our own: torch.compile of torch 2.6 does not look into one
         with torch.no_grad(), uncached(x):
             return ask()
     finally:
         for m in training:
             m.training = True
-        for m, (recorder, editor, theta) in zip(glancing, kept):
-            m.recorder, m.editor, m.last_theta = recorder, editor, theta
-            del m.witness
+        for m, own in zip(glancing, kept):
+            for key in SEEN:
+                m.__dict__.pop(key, None)
+            m.__dict__.update(own)

@@ -237,7 +237,10 @@ class SpatialTransformer(Recorded):
             got = f'shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'a {type(x).__name__}'
             raise ValueError(f'a spatial transformer looks at {expected}, got {got}')
         pose = self._refine(x, self.localization if localize is None else localize)
-        return self._sample(x, pose), self._unflatten(pose.theta)
+        theta = self._unflatten(pose.theta)
+        if self.glimpses > 1:  # the theta that is returned has the gradient of what was seen through it
+            pose = pose.replace(theta.flatten(0, 1))
+        return self._sample(x, pose), theta
 
     @recorded_method
     def forward(self, x: Tensor) -> Tensor:

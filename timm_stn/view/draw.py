@@ -100,6 +100,8 @@ def draw_look(
         tile: int = 128,
         blocks: int | None = None,
         boxes: Tensor | None = None,
+        answer: int | None = None,
+        reach: float | None = None,
 ) -> Image.Image:
     """A picture with one row per image: the input with outlines of where it looked, what was seen, the answer.
 
@@ -117,6 +119,9 @@ def draw_look(
         blocks: Number of blocks of rows side by side. Default: the picture is about 1.6 times as wide as high.
         boxes: True boxes (N, B, 4) of the inputs, drawn in white: left, top, right, bottom, in [-1, 1] from edge to
             edge.
+        answer: Width of the column of answers, in units of 2 pixels. Default: as they need.
+        reach: How far beyond the image's edge is shown, see :func:`draw_outlines`. Default: as the outlines need. With
+            both given, pictures of the same images have the same layout.
 
     Raises:
         ValueError: The lengths do not agree, or there are no images.
@@ -125,7 +130,7 @@ def draw_look(
     if not n or not len(images) == len(outlines) == len(captions) == n:
         raise ValueError('images, seen, outlines and captions must be of one length, at least 1; got '
                          f'{len(images)}, {n}, {len(outlines)}, {len(captions)}.')
-    frame = _frame(n, t, tile, captions, blocks)
+    frame = _frame(n, t, tile, width_of(captions) if answer is None else answer, blocks)
     below = wrap(footer, 13, frame.width - 2 * MARGIN)
     bottom = frame.corner(frame.rows - 1)[1] + tile + 14
     height = bottom + 18 * len(below) + 12
@@ -134,7 +139,8 @@ def draw_look(
     _titles(draw, frame, titles)
     for k, line in enumerate(below):
         write(draw, (MARGIN, bottom + 18 * k), line, 13, FAINT, frame.width)
-    reach = float((1.04 * outlines.abs().amax()).clamp(1.06, 1.5))
+    if reach is None:
+        reach = float((1.04 * outlines.abs().amax()).clamp(1.06, 1.5))
     framed = range(t) if glimpse_of is None else glimpse_of
     for i in range(n):
         x, y = frame.corner(i)
@@ -209,9 +215,7 @@ def picture_format(path: Path) -> str:
     return kind
 
 
-def _frame(n: int, tiles: int, tile: int, captions: Sequence[Caption], blocks: int | None) -> Frame:
-    answer = width_of(captions)
-
+def _frame(n: int, tiles: int, tile: int, answer: int, blocks: int | None) -> Frame:
     def arranged(count: int) -> Frame:
         return Frame(tile, tiles, answer, count, -(-n // count))
 

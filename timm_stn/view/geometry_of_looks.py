@@ -22,15 +22,15 @@ class Looks(NamedTuple):
     angles are those of pixels, so that the identity has scale 1, stretch 1, angle 0 and shear 0 whatever the size.
 
     Attributes:
-        scale: (...) side of the view as a share of the image's: the root of its share of the area (the cube root of that
-            of the volume in 3-D), without sign. Above 1 the view is larger than the image.
+        scale: (...) side of the view as a share of the image's: the root of its share of the area (the cube root of
+            that of the volume in 3-D), without sign. Above 1 the view is larger than the image.
         center: (..., d) where the view's centre lies in the image: x, y (z), in half-widths.
         outside: (...) share of the view's area outside the image, 0 to 1.
         bend: (...) root mean square distance of the view's points from where the affine map would put them, in
             half-widths of the image; 0 for affine maps.
         stretch: (...) width of the view over its height, relative to the image's own; None in 3-D.
-        angle: (...) degrees from -180 to 180 that the view is turned by: of its x axis, clockwise where positive, as one
-            sees the image (y points down). None in 3-D.
+        angle: (...) degrees from -180 to 180 that the view is turned by: of its x axis, clockwise where positive, as
+            one sees the image (y points down). None in 3-D.
         shear: (...) degrees from -180 to 180 that the view's y axis is turned further than its x axis: 0 for a
             rectangle, about 180 for a mirrored one. None in 3-D.
     """
@@ -66,7 +66,7 @@ def looks_of(mapped: Tensor, points: Tensor, size: Sequence[int]) -> Looks:
 
     Args:
         mapped: (..., K, d) places of the points in the image.
-        points: (K, d) the points, of a regular lattice that is centred on the view: each stands for an equal part of it.
+        points: (K, d) the points, of a regular lattice centred on the view: each stands for an equal part of it.
         size: (H, W) or (D, H, W) of the image.
     """
     center = mapped.mean(-2)

@@ -67,20 +67,28 @@ def sheet_of(
     return picture, pictures.bad + pictures.notes
 
 
-def draw(images: Tensor, look: Look, captions: Sequence[Caption], config: dict[str, Any], name: str) -> Image.Image:
-    """A picture of the look of one stage's transformer at normalised images."""
+def draw(
+        images: Tensor,
+        look: Look,
+        captions: Sequence[Caption],
+        config: dict[str, Any],
+        name: str,
+        **layout: Any,
+) -> Image.Image:
+    """A picture of the look of one stage's transformer at normalised images; ``layout`` goes to `draw_look`."""
+    layout = {'tile': 176, **layout}
     glimpses = look.outlines.shape[1]
     shown = denormalize(images, config)
     if look.before is None:
         many = [f'glimpse {g + 1}' for g in range(glimpses)] if glimpses > 1 else ['what it saw']
         return draw_look(
             shown, denormalize(look.seen, config), look.outlines, captions, ('where it looked', *many, 'answer'),
-            footer=f'{name}: the outline is where it looked, the dot the top left corner of what it saw.', tile=176)
+            footer=f'{name}: the outline is where it looked, the dot the top left corner of what it saw.', **layout)
     maps = heat(torch.stack((look.before, look.seen), 2).flatten(1, 2))
     frames = [g if after else None for g in range(glimpses) for after in (False, True)]
     titles = ('where it looked', *['features before', 'after'] * glimpses, 'answer')
     return draw_look(
-        shown, maps, look.outlines, captions, titles, frames, tile=176,
+        shown, maps, look.outlines, captions, titles, frames, **layout,
         footer=f'{name}: at stage {look.stage!r} features are warped (drawn: the mean over channels), not the image; '
                'the outline is drawn on the input.')
 
