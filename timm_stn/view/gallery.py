@@ -2,7 +2,7 @@
 
 What is kept of an image is small: pictures with 8 bits a channel, and numbers.
 """
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,31 +14,37 @@ from torch import Tensor
 
 from .._progress import progress
 from .boxes import boxes_of_file, to_input
+from .caption import SCALE
 from .classes import Classes
 from .dependence import Witness, witnessing
-from .draw import Caption, reach_of
+from .draw import Caption, draw_panels, reach_of
 from .images import BadImage, open_image
 from .lattice import border, corners, lines
 from .masks import mask_as_seen, mask_in_input, mask_of_file, read_mask
 from .observe import Look, observe
 from .placing import placing
-from .sheet import captions, data_config, denormalized, some, strip_of
+from .sheet import TILE, captions, data_config, denormalized, some, strip_of
 from .tiles import draw_outlines, framed, picture_of, tinted
 
-__all__ = ['Files', 'Sight', 'Trouble', 'Truths', 'Viewed', 'reach_of_all', 'sights', 'tiles_of']
+__all__ = [
+    'Files', 'Sight', 'Trouble', 'Truths', 'Viewed', 'picture_of_rows', 'reach_of_all', 'sights', 'tiles_of', 'told_of']
 
 BATCH, PIXELS = 32, 2 ** 21  # images, and pixels of the input, that are looked at at once
+UNTRAINED = 'Nothing was trained to look in {} ({}), and its answer is that of the plain model, of the whole image.'
+TRUE = {'boxes': 'White: true boxes.', 'masks': 'Tinted: true masks.'}
 
 
 @dataclass
 class Viewed:
-    """A network whose looks are shown, in eval mode on its device. ``untrained`` says how one looks that has no trained
-    transformers; then the answer is that of the plain network in it."""
+    """A network whose looks are shown, in eval mode on its device.
+
+    ``way`` is how a plain network looks, of which nothing was trained to; then the answer is that of the plain one.
+    """
     model: Any
     name: str
     classes: Classes
     stage: int | str | None = None
-    untrained: str = ''
+    way: str = ''
     config: dict[str, Any] = field(init=False)
     witness: Witness = field(init=False, default_factory=Witness)
 
@@ -53,7 +59,7 @@ class Viewed:
     @torch.inference_mode()
     def look(self, pixels: Tensor) -> Look:
         images = pixels.to(next(self.model.parameters()).device)
-        answer = self.model.backbone if self.untrained else None
+        answer = self.model.backbone if self.way else None
         with witnessing(witness=self.witness):
             return observe(self.model, images, self.stage, answer)
 
@@ -69,12 +75,18 @@ class Truths(NamedTuple):
     boxes: Mapping[str, Sequence[tuple[float, float, float, float]]] = {}
     masks: Mapping[str, Path] = {}
 
+    def asked(self) -> set[str]:
+        """The kinds of truths that there are."""
+        return {kind for kind, held in self._asdict().items() if held}
+
 
 @dataclass
 class Trouble:
-    """What to tell of files: those that cannot be read, and what of others is not shown as it is, with their names."""
+    """What to tell of files: those that cannot be read; what of others is not shown as it is, with their names; which
+    kinds of truths there were for some, ``boxes`` and ``masks``."""
     bad: list[str] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
 
     def lines(self) -> list[str]:
         return [f'{note}: {some(names, ", ")}' for note, names in self.notes.items()]
@@ -165,8 +177,7 @@ def _opened(
 ) -> Iterator[tuple[int, Opened]]:
     """Those that can be read, ``count`` at most."""
     order = list(order)
-    bar = iter(progress(order, 'looking', unit='image'))
-    for i in bar:
+    for i in progress(order, 'looking', min(len(order), count), unit='image'):
         path = paths[i]
         try:
             read = {mode: open_image(path, mode) for mode in dict.fromkeys(modes)}
@@ -177,7 +188,9 @@ def _opened(
             trouble.notes.setdefault(note, []).append(path.name)
         pictures = {mode: picture for mode, (picture, _) in read.items()}
         boxes = torch.tensor(boxes_of_file(path, truths.boxes)).reshape(-1, 4)
-        yield i, Opened(pictures, boxes, _mask(path, pictures[modes[0]].size, truths, trouble))
+        mask = _mask(path, pictures[modes[0]].size, truths, trouble)
+        trouble.met |= {kind for kind, there in (('boxes', len(boxes)), ('masks', mask is not None)) if there}
+        yield i, Opened(pictures, boxes, mask)
         count -= 1
         if not count:
             return
@@ -230,6 +243,42 @@ def _sights_of(
             image, seen, list(strip.frames), strip.titles, strip.told, look.stage, thetas[i], lattices[i],
             placing(one.size, viewed.config).to_file(corners(lattices[i])),
             to_input(one.boxes, one.size, viewed.config), said[i], truths[i])
+
+
+def picture_of_rows(
+        rows: Sequence[Sequence[Sight]],
+        viewed: Sequence[Viewed],
+        told: Sequence[str],
+        grid: bool = False,
+) -> Image.Image:
+    """One picture of all images: a row for each, with what each network made of it.
+
+    Args:
+        rows: For each image the sights of the networks.
+        viewed: The networks.
+        told: Sentences for the footer.
+        grid: Draw the lines of the sampling grids, too.
+    """
+    reach, first = reach_of_all(rows), rows[0]
+    drawn = ([tiles_of(sight, TILE * SCALE, reach, grid) for sight in row] for row in rows)
+    return draw_panels(
+        drawn, [[sight.caption for sight in row] for row in rows], [sight.titles for sight in first],
+        [len(sight.seen) for sight in first], [v.name for v in viewed] if len(viewed) > 1 else (), ' '.join(told), TILE)
+
+
+def told_of(row: Sequence[Sight], viewed: Sequence[Viewed], met: Collection[str] = ()) -> list[str]:
+    """Sentences that explain what is drawn.
+
+    Args:
+        row: What each network made of one image.
+        viewed: The networks.
+        met: The kinds of truths that are drawn: ``boxes``, ``masks``.
+    """
+    alike = len({sight.told for sight in row}) == 1 < len(row)
+    told = [row[0].told[0].upper() + row[0].told[1:]] if alike else [
+        f'{v.name}: {sight.told}' for v, sight in zip(viewed, row)]
+    untrained = [UNTRAINED.format(v.name, v.way) for v in viewed if v.way]
+    return [*told, *untrained, *(text for kind, text in TRUE.items() if kind in met)]
 
 
 def reach_of_all(rows: Iterable[Sequence[Sight]]) -> float:
