@@ -65,7 +65,7 @@ def show(args: argparse.Namespace) -> int:
     told: list[str] = []
     for i, row in _refusing(viewed, looks):
         said[i] = said_of(files[i].path, bool(labels[i]), viewed, row)
-        told = told_of(row, viewed, trouble.met)
+        told = told_of(row, viewed, trouble.met | {'grid'} if args.grid else trouble.met)
         rows[i] = card_of(str(files[i].path), row, viewed, args.grid) if is_page else row
     drawn, lines = [rows[i] for i in sorted(rows)], [said[i] for i in sorted(rows)]
     counts = count_of(viewed, lines, len(lost) + len(trouble.bad), len(files) - len(rows) - len(trouble.bad))

@@ -31,7 +31,8 @@ __all__ = [
 
 BATCH, PIXELS = 32, 2 ** 21  # images, and pixels of the input, that are looked at at once
 UNTRAINED = 'Nothing was trained to look in {} ({}), and its answer is that of the plain model, of the whole image.'
-TRUE = {'boxes': 'White: true boxes.', 'masks': 'Tinted: true masks.'}
+KINDS = {
+    'grid': 'Thin lines: the sampling grid, nine by nine.', 'boxes': 'White: true boxes.', 'masks': 'Tinted: true masks.'}
 
 
 @dataclass
@@ -266,19 +267,19 @@ def picture_of_rows(
         [len(sight.seen) for sight in first], [v.name for v in viewed] if len(viewed) > 1 else (), ' '.join(told), TILE)
 
 
-def told_of(row: Sequence[Sight], viewed: Sequence[Viewed], met: Collection[str] = ()) -> list[str]:
+def told_of(row: Sequence[Sight], viewed: Sequence[Viewed], shown: Collection[str] = ()) -> list[str]:
     """Sentences that explain what is drawn.
 
     Args:
         row: What each network made of one image.
         viewed: The networks.
-        met: The kinds of truths that are drawn: ``boxes``, ``masks``.
+        shown: What else is drawn: ``grid``, ``boxes``, ``masks``.
     """
     alike = len({sight.told for sight in row}) == 1 < len(row)
     told = [row[0].told[0].upper() + row[0].told[1:]] if alike else [
         f'{v.name}: {sight.told}' for v, sight in zip(viewed, row)]
     untrained = [UNTRAINED.format(v.name, v.way) for v in viewed if v.way]
-    return [*told, *untrained, *(text for kind, text in TRUE.items() if kind in met)]
+    return [*told, *untrained, *(text for kind, text in KINDS.items() if kind in shown)]
 
 
 def reach_of_all(rows: Iterable[Sequence[Sight]]) -> float:

@@ -112,7 +112,8 @@ def page_of(cards: Sequence[Card], title: str, told: Sequence[str]) -> str:
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="viewport" content="width=device-width"><title>{_text(title)}</title>'
-        f'<style>{STYLE}</style></head>\n<body><h1>{_text(title)}</h1>{lines}<form autocomplete="off">{form}<output></output></form>\n<main>'
+        f'<style>{STYLE}</style></head>\n<body><h1>{_text(title)}</h1>{lines}'
+        f'<form autocomplete="off">{form}<output></output></form>\n<main>'
         + '\n'.join(articles) + f'</main>\n<script>{SCRIPT}</script></body></html>\n')
 
 

@@ -30,8 +30,8 @@ def picture_of(image: Tensor) -> Image.Image:
 
 
 def tinted(picture: Image.Image, mask: Tensor) -> Image.Image:
-    """The picture with a colour laid over it where a mask (H, W) of its size is 1, half of it."""
-    share = Image.fromarray((mask.detach().float().cpu().clamp(0, 1) * 115).round().to(torch.uint8).numpy())
+    """The picture with a colour laid over it as much as two fifths, where a mask (H, W) of its size is 1."""
+    share = Image.fromarray((mask.detach().float().cpu().clamp(0, 1) * 102).round().to(torch.uint8).numpy())
     return Image.composite(Image.new('RGB', picture.size, TINT), picture, share)
 
 
@@ -68,7 +68,7 @@ def draw_outlines(
         _ring(draw, ring * half + fine / 2, TRUTH, width // 2)
     for g, grid in enumerate(() if lines is None else lines.detach().float().cpu().clamp(-50, 50)):
         for line in grid:
-            _ring(draw, line * half + fine / 2, COLORS[g % len(COLORS)], width // 3)
+            _ring(draw, line * half + fine / 2, COLORS[g % len(COLORS)], width // 3, width // 3 + 2)
     for g, points in enumerate(outlines.detach().float().cpu().clamp(-50, 50)):
         placed = points * half + fine / 2
         _ring(draw, torch.cat([placed, placed[:2]]), COLORS[g % len(COLORS)], width)
@@ -78,10 +78,10 @@ def draw_outlines(
     return canvas.reduce(2)
 
 
-def _ring(draw: ImageDraw.ImageDraw, points: Tensor, color: str, width: int) -> None:
-    """A line through points (K, 2) in pixels, edged with black."""
+def _ring(draw: ImageDraw.ImageDraw, points: Tensor, color: str, width: int, edged: int | None = None) -> None:
+    """A line through points (K, 2) in pixels, edged with black: with the edge half as wide again, or ``edged``."""
     path = [(x, y) for x, y in points.tolist()]
-    draw.line(path, fill='#000000', width=width + width // 2, joint='curve')
+    draw.line(path, fill='#000000', width=edged or width + width // 2, joint='curve')
     draw.line(path, fill=color, width=width, joint='curve')
 
 
