@@ -29,7 +29,7 @@ from .tiles import draw_outlines, framed, picture_of, tinted
 __all__ = [
     'Files', 'Sight', 'Trouble', 'Truths', 'Viewed', 'picture_of_rows', 'reach_of_all', 'sights', 'tiles_of', 'told_of']
 
-BATCH, PIXELS = 32, 2 ** 21  # images, and pixels of the input, that are looked at at once
+BATCH, PIXELS = 16, 2 ** 20  # images, and pixels of the input, that are looked at at once
 UNTRAINED = 'Nothing was trained to look in {} ({}), and its answer is that of the plain model, of the whole image.'
 KINDS = {
     'grid': 'Thin lines: the sampling grid, nine by nine.', 'boxes': 'White: true boxes.', 'masks': 'Tinted: true masks.'}

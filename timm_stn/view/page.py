@@ -3,6 +3,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, features
@@ -26,9 +27,9 @@ form{display:none;flex-wrap:wrap;gap:6px 18px;align-items:center;position:sticky
 background:var(--paper);z-index:1}
 select{font:inherit;max-width:16em}
 main{display:flex;flex-wrap:wrap;gap:12px;align-items:stretch;margin-top:10px}
-article{background:var(--card);border-radius:8px;padding:8px;content-visibility:auto;contain-intrinsic-size:auto 250px}
+article{background:var(--card);border-radius:8px;padding:8px 0 8px 8px;content-visibility:auto;contain-intrinsic-size:auto 250px}
 article[hidden]{display:none}
-figure{margin:0 0 6px;display:inline-block;vertical-align:top}
+figure{margin:0 8px 6px 0;display:inline-block;vertical-align:top}
 .row{display:flex;gap:4px}img{display:block;width:144px;height:144px;border-radius:3px}
 b.model{display:block;font-size:13px;margin:2px 0;overflow-wrap:anywhere}
 figcaption{width:0;min-width:100%;margin-top:4px;overflow-wrap:anywhere}
@@ -40,8 +41,8 @@ const form=document.forms[0],main=document.querySelector('main'),cards=[...main.
 const said=form.querySelector('output');
 form.style.display='flex';
 function change(){const f=form.elements,how=f.sort.value;let n=0;
-for(const c of cards){const d=c.dataset,ok=(f.show.value=='all'||d.is.split(' ').includes(f.show.value))
-&&(!f.class.value||d.class==f.class.value);c.hidden=!ok;n+=ok}
+for(const c of cards){const d=c.dataset,ok=(!f.show||f.show.value=='all'||d.is.split(' ').includes(f.show.value))
+&&(!f.class||!f.class.value||d.class==f.class.value);c.hidden=!ok;n+=ok}
 main.append(...[...cards].sort((a,b)=>how=='sure'?b.dataset.p-a.dataset.p:how=='unsure'?a.dataset.p-b.dataset.p:
 how=='class'?a.dataset.class.localeCompare(b.dataset.class,undefined,{numeric:true}):0));
 said.textContent=n+' of '+cards.length}
@@ -81,7 +82,8 @@ def card_of(file: str, sights: Sequence[Sight], viewed: Sequence[Viewed], grid: 
     kinds = [kind for kind, holds in (
         ('right', all(rights)), ('wrong', False in rights), ('differ', len(answers) > 1)) if holds]
     name, probability = sights[0].caption.answers[0]
-    return Card(f'{" ".join(parts)}<small class="file">{_text(file)}</small>', truths[0] if truths else name,
+    short = '/'.join(Path(file).parts[-2:])
+    return Card(f'{" ".join(parts)}<small class="file" title="{_text(file)}">{_text(short)}</small>', truths[0] if truths else name,
                 tuple(kinds), probability)
 
 
@@ -102,12 +104,12 @@ def page_of(cards: Sequence[Card], title: str, told: Sequence[str]) -> str:
     lines = ''.join(f'<p>{_text(line)}</p>' for line in told)
     options = {
         'show': [(kind, labels[kind]) for kind in kinds],
-        'class': [('', 'all'), *((group, group) for group in groups)],
+        'class': [('', 'all'), *((group, group) for group in groups)] if len(groups) > 1 else [],
         'sort': [('given', 'as given'), ('class', 'class'), ('unsure', 'least certain'), ('sure', 'most certain')]}
     form = ''.join(
         f'<label>{name} <select name="{name}">'
         + ''.join(f'<option value="{_text(value)}">{_text(text)}</option>' for value, text in choices)
-        + '</select></label>' for name, choices in options.items())
+        + '</select></label>' for name, choices in options.items() if len(choices) > 1 or name == 'sort')
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
