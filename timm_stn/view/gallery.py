@@ -32,7 +32,8 @@ __all__ = [
 BATCH, PIXELS = 16, 2 ** 20  # images, and pixels of the input, that are looked at at once
 UNTRAINED = 'Nothing was trained to look in {} ({}), and its answer is that of the plain model, of the whole image.'
 KINDS = {
-    'grid': 'Thin lines: the sampling grid, nine by nine.', 'boxes': 'White: true boxes.', 'masks': 'Tinted: true masks.'}
+    'grid': 'Thin lines: the sampling grid, nine by nine.', 'boxes': 'White: true boxes.',
+    'masks': 'Tinted: true masks.'}
 
 
 @dataclass

@@ -27,7 +27,8 @@ form{display:none;flex-wrap:wrap;gap:6px 18px;align-items:center;position:sticky
 background:var(--paper);z-index:1}
 select{font:inherit;max-width:16em}
 main{display:flex;flex-wrap:wrap;gap:12px;align-items:stretch;margin-top:10px}
-article{background:var(--card);border-radius:8px;padding:8px 0 8px 8px;content-visibility:auto;contain-intrinsic-size:auto 250px}
+article{background:var(--card);border-radius:8px;padding:8px 0 8px 8px;
+content-visibility:auto;contain-intrinsic-size:auto 250px}
 article[hidden]{display:none}
 figure{margin:0 8px 6px 0;display:inline-block;vertical-align:top}
 .row{display:flex;gap:4px}img{display:block;width:144px;height:144px;border-radius:3px}
@@ -46,7 +47,7 @@ for(const c of cards){const d=c.dataset,ok=(!f.show||f.show.value=='all'||d.is.s
 main.append(...[...cards].sort((a,b)=>how=='sure'?b.dataset.p-a.dataset.p:how=='unsure'?a.dataset.p-b.dataset.p:
 how=='class'?a.dataset.class.localeCompare(b.dataset.class,undefined,{numeric:true}):0));
 said.textContent=n+' of '+cards.length}
-form.addEventListener('input',change);change();
+form.addEventListener('change',change);change();
 '''
 
 
@@ -83,8 +84,8 @@ def card_of(file: str, sights: Sequence[Sight], viewed: Sequence[Viewed], grid: 
         ('right', all(rights)), ('wrong', False in rights), ('differ', len(answers) > 1)) if holds]
     name, probability = sights[0].caption.answers[0]
     short = '/'.join(Path(file).parts[-2:])
-    return Card(f'{" ".join(parts)}<small class="file" title="{_text(file)}">{_text(short)}</small>', truths[0] if truths else name,
-                tuple(kinds), probability)
+    html = f'{" ".join(parts)}<small class="file" title="{_text(file)}">{_text(short)}</small>'
+    return Card(html, truths[0] if truths else name, tuple(kinds), probability)
 
 
 def page_of(cards: Sequence[Card], title: str, told: Sequence[str]) -> str:
