@@ -8,6 +8,7 @@ from typing import IO
 
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = [
     'BadImage', 'find_images', 'folder_name', 'formats_here', 'in_turn', 'natural', 'open_image', 'reason_of']
@@ -135,12 +136,18 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
         notes.append(TURNED)
     if image.mode.startswith(('I', 'F')):
         sixteen = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
-        return _levels(turned, sixteen, notes)
+        levels = _levels(turned, sixteen, notes)
+        return ImageOps.invert(levels) if _is_negative(image) else levels
     if upper:
         notes.append(UPPER)
     if image.mode == 'CMYK':
         notes.append(INKS)
     return _on_white(turned, notes)
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Whether a TIFF file says that its zero is white, which Pillow heeds for 8 bits only."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0
 
 
 def _levels(image: Image.Image, sixteen: bool, notes: list[str]) -> Image.Image:
