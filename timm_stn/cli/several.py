@@ -6,8 +6,10 @@ from typing import Any
 
 import timm
 
-from ..modules.saliency import Saliency
+from ..geometry.layout import size_that_enters
 from ..names.build import wrap
+from ..network.arguments import stn_arguments
+from ..network.glance import resolve_auto
 from ..view.classes import classes_of
 from ..view.gallery import Viewed
 from .common import Refused, attempt
@@ -112,11 +114,18 @@ def _wrapped(model: Any, way: str | None, args: argparse.Namespace) -> Any:
         raise Refused(f'argument --as: it takes saliency[:STAGE] or orbit[:POSES], got {way!r}')
     argument = f'--as {way}' if way else f'--model {args.model}'
     if kind == 'saliency':
-        settings: dict[str, Any] = dict(localization=f'saliency:{value}') if value else {}
-        net = attempt(argument, lambda: wrap(model, transform='translation', scale=(LEAST, 1.0), **settings))
-        if isinstance(net.stn.localization, Saliency):
-            return net
+        stage = value or attempt(argument, _stage_that_responds, model)
+        if stage:
+            return attempt(argument, lambda: wrap(
+                model, transform='translation', scale=(LEAST, 1.0), localization=f'saliency:{stage}'))
         if way:
             raise Refused(f'argument --as: {args.model} has no stage with a map of 7 x 7 or more; accepted is orbit:8')
     poses = value if kind == 'orbit' and value else '8'
     return attempt(argument, lambda: wrap(model, localization=f'orbit:{poses}', padding_mode='reflection'))
+
+
+def _stage_that_responds(model: Any) -> str:
+    """The stage whose features glimpses look at by default; empty if there is none."""
+    asked = stn_arguments(stn_transform='translation', stn_scale=LEAST)
+    found = resolve_auto(model, asked, size_that_enters(model)).source('input')
+    return found.of if found.kind == 'saliency' else ''

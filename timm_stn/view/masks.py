@@ -3,7 +3,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -51,21 +50,31 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
         with Image.open(path, formats=formats_here()) as file:
             file.load()
             mask = file if file.size == size else ImageOps.exif_transpose(file)
-            values = np.asarray(mask)
-            colors = values[..., :len(mask.getbands()) - mask.has_transparency_data] if values.ndim == 3 else values
+            here = _not_zero(mask)
     except Exception as error:  # of many types
         raise BadImage(reason_of(error)) from error
     if mask.size != size:
         raise BadImage('{} x {} pixels, and its image has {} x {}'.format(*mask.size, *size))
-    object_here = (colors != 0).reshape(size[1], size[0], -1).any(-1)
-    return Image.fromarray(object_here.astype(np.uint8) * 255)
+    return Image.fromarray((here.to(torch.uint8) * 255).numpy())
+
+
+def _not_zero(mask: Image.Image) -> Tensor:
+    """Where some band of a picture is not zero, transparency aside: (H, W). Of a palette the number counts."""
+    if mask.mode == 'P':
+        mask = Image.frombytes('L', mask.size, mask.tobytes())
+    bands = [band for name, band in zip(mask.getbands(), mask.split()) if name not in 'Aa' or mask.mode == 'LAB']
+    kinds = [('F', torch.float32) if band.mode == 'F' else ('I', torch.int32) for band in bands]
+    values = [torch.frombuffer(bytearray(band.convert(kind).tobytes()), dtype=dtype)
+              for band, (kind, dtype) in zip(bands, kinds)]
+    return torch.stack([value != 0 for value in values]).any(0).reshape(mask.height, mask.width)
 
 
 def mask_in_input(mask: Image.Image, config: dict[str, Any]) -> Tensor:
     """A mask in the network's input (H, W), from 0 to 1, by the transform that timm makes of its data config."""
     for step in steps_of(config):
         mask = step(mask)
-    return torch.from_numpy(np.array(mask)).float() / 255
+    values = torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.uint8)
+    return values.reshape(mask.height, mask.width).float() / 255
 
 
 def mask_as_seen(mask: Tensor, lattice: Tensor, size: tuple[int, int]) -> Tensor:
