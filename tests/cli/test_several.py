@@ -67,3 +67,11 @@ def test_checkpoints_are_of_the_models_in_turn_or_all_of_one(tmp_path):
         torch.testing.assert_close(v.model.get_classifier().weight, weight)
     with pytest.raises(Refused, match='--checkpoint: it takes one file for each --model, .* 1 files for 2 models'):
         loaded('--model', 'stn_test_resnet', 'test_resnet', *both[:2])
+
+
+def test_arguments_of_transformers_are_not_for_plain_models_beside_them():
+    kwargs = ['--no-pretrained', '--model-kwargs', 'stn_glimpses=2', 'stn_scale=0.5', 'num_classes=3']
+    first, second = loaded('--model', 'stn_test_resnet', 'test_resnet', *kwargs)
+    assert first.model.glimpses == 2 and second.way.startswith('saliency') and second.model.num_classes == 3
+    with pytest.raises(Refused, match='stn_glimpses'):
+        loaded('--model', 'test_resnet', *kwargs)

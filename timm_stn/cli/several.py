@@ -13,7 +13,7 @@ from ..network.glance import resolve_auto
 from ..view.classes import classes_of
 from ..view.gallery import Viewed
 from .common import Refused, attempt
-from .models import FROM_CONFIG, described, load_model, model_arguments
+from .models import FROM_CONFIG, described, is_plain, load_model, model_arguments
 
 __all__ = ['load_viewed', 'several_arguments', 'without_images']
 
@@ -77,7 +77,7 @@ def load_viewed(args: argparse.Namespace, folders: Sequence[str], labels: Sequen
 
 
 def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments of each model, as `load_model` takes them."""
+    """The arguments of each model, as `load_model` takes them; plain ones get no ``stn_`` arguments beside others."""
     models, checkpoints = args.model or [None], args.checkpoint or [None]
     if len(models) == 1:
         models = models * len(checkpoints)
@@ -87,7 +87,9 @@ def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
         raise Refused(f'argument --checkpoint: it takes one file for each --model, or one --model; got '
                       f'{len(checkpoints)} files for {len(models)} models')
     return [
-        argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint})
+        argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint, 'model_kwargs': [
+            (key, value) for key, value in args.model_kwargs
+            if not (key.startswith('stn_') and len(models) > 1 and model and is_plain(model))]})
         for model, checkpoint in zip(models, checkpoints, strict=True)]
 
 

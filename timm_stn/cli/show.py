@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from ..view.boxes import read_boxes
 from ..view.dependence import tell
 from ..view.draw import save_picture
-from ..view.gallery import Files, Trouble, Truths, Viewed, picture_of_rows, sights, told_of
+from ..view.gallery import Files, Trouble, Truths, Viewed, sights
 from ..view.images import BadImage, in_turn, natural
 from ..view.masks import find_masks
 from ..view.page import card_of, page_of
+from ..view.rows import picture_of_rows, told_of
 from ..whole_file import check_place, write_text
 from .common import Refused, attempt, check_output, positive, quiet_argument, refusal
 from .files import image_files
@@ -80,7 +81,7 @@ def show(args: argparse.Namespace) -> int:
     bad = [*(f'{folder}: {reason}' for folder, reason in lost), *trouble.bad]
     more = [f'skipped {len(bad) - NAMED} more'] if len(bad) > NAMED else []
     unmet = [f'--{kind} {vars(args)[kind]}: none is of these images' for kind in truths.asked() - trouble.met]
-    advice = [line for v in viewed for line in v.witness.advice()]
+    advice = [f'{v.name}: {line}' if len(viewed) > 1 else line for v in viewed for line in v.witness.advice()]
     tell([*(f'skipped {line}' for line in bad[:NAMED]), *more, *unmet, *trouble.lines(), *advice])
     return 0
 

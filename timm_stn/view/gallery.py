@@ -2,7 +2,7 @@
 
 What is kept of an image is small: pictures with 8 bits a channel, and numbers.
 """
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,26 +14,20 @@ from torch import Tensor
 
 from .._progress import progress
 from .boxes import boxes_of_file, to_input
-from .caption import SCALE
 from .classes import Classes
 from .dependence import Witness, witnessing
-from .draw import Caption, draw_panels, reach_of
+from .draw import Caption
 from .images import BadImage, open_image
-from .lattice import border, corners, lines
+from .lattice import corners
 from .masks import mask_as_seen, mask_in_input, mask_of_file, read_mask
 from .observe import Look, observe
 from .placing import placing
-from .sheet import TILE, captions, data_config, denormalized, some, strip_of
-from .tiles import draw_outlines, framed, picture_of, tinted
+from .sheet import captions, data_config, denormalized, some, strip_of
+from .tiles import picture_of, tinted
 
-__all__ = [
-    'Files', 'Sight', 'Trouble', 'Truths', 'Viewed', 'picture_of_rows', 'reach_of_all', 'sights', 'tiles_of', 'told_of']
+__all__ = ['Files', 'Sight', 'Trouble', 'Truths', 'Viewed', 'sights']
 
 BATCH, PIXELS = 16, 2 ** 20  # images, and pixels of the input, that are looked at at once
-UNTRAINED = 'Nothing was trained to look in {} ({}), and its answer is that of the plain model, of the whole image.'
-KINDS = {
-    'grid': 'Thin lines: the sampling grid, nine by nine.', 'boxes': 'White: true boxes.',
-    'masks': 'Tinted: true masks.'}
 
 
 @dataclass
@@ -245,60 +239,3 @@ def _sights_of(
             image, seen, list(strip.frames), strip.titles, strip.told, look.stage, thetas[i], lattices[i],
             placing(one.size, viewed.config).to_file(corners(lattices[i])),
             to_input(one.boxes, one.size, viewed.config), said[i], truths[i])
-
-
-def picture_of_rows(
-        rows: Sequence[Sequence[Sight]],
-        viewed: Sequence[Viewed],
-        told: Sequence[str],
-        grid: bool = False,
-) -> Image.Image:
-    """One picture of all images: a row for each, with what each network made of it.
-
-    Args:
-        rows: For each image the sights of the networks.
-        viewed: The networks.
-        told: Sentences for the footer.
-        grid: Draw the lines of the sampling grids, too.
-    """
-    reach, first = reach_of_all(rows), rows[0]
-    drawn = ([tiles_of(sight, TILE * SCALE, reach, grid) for sight in row] for row in rows)
-    return draw_panels(
-        drawn, [[sight.caption for sight in row] for row in rows], [sight.titles for sight in first],
-        [len(sight.seen) for sight in first], [v.name for v in viewed] if len(viewed) > 1 else (), ' '.join(told), TILE)
-
-
-def told_of(row: Sequence[Sight], viewed: Sequence[Viewed], shown: Collection[str] = ()) -> list[str]:
-    """Sentences that explain what is drawn.
-
-    Args:
-        row: What each network made of one image.
-        viewed: The networks.
-        shown: What else is drawn: ``grid``, ``boxes``, ``masks``.
-    """
-    alike = len({sight.told for sight in row}) == 1 < len(row)
-    told = [row[0].told[0].upper() + row[0].told[1:]] if alike else [
-        f'{v.name}: {sight.told}' for v, sight in zip(viewed, row)]
-    untrained = [UNTRAINED.format(v.name, v.way) for v in viewed if v.way]
-    return [*told, *untrained, *(text for kind, text in KINDS.items() if kind in shown)]
-
-
-def reach_of_all(rows: Iterable[Sequence[Sight]]) -> float:
-    """The largest coordinate that all their tiles are to show."""
-    return reach_of(border(sight.lattice) for row in rows for sight in row)
-
-
-def tiles_of(sight: Sight, side: int, reach: float, grid: bool = False) -> list[Image.Image]:
-    """The tiles of a look: the input with all that is drawn on it, and what was seen.
-
-    Args:
-        sight: The look.
-        side: Pixels of each tile.
-        reach: The largest coordinate that is shown.
-        grid: Draw the lines of the sampling grid, too.
-    """
-    bent = lines(sight.lattice) if grid else None
-    tiles = [draw_outlines(sight.image, border(sight.lattice), side, reach, sight.boxes, bent)]
-    for picture, g in zip(sight.seen, sight.frames):
-        tiles.append(framed(picture, side, g, sight.boxes, None if g is None else sight.lattice[g]))
-    return tiles

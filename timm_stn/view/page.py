@@ -9,7 +9,8 @@ from typing import NamedTuple
 from PIL import Image, features
 
 from .caption import Caption, percent
-from .gallery import Sight, Viewed, reach_of_all, tiles_of
+from .gallery import Sight, Viewed
+from .rows import reach_of_all, tiles_of
 
 __all__ = ['Card', 'card_of', 'page_of']
 
@@ -69,11 +70,10 @@ def card_of(file: str, sights: Sequence[Sight], viewed: Sequence[Viewed], grid: 
         grid: Draw the sampling grids, too.
     """
     truths = [v.classes.names[s.truth] for v, s in zip(viewed, sights) if s.truth is not None]
-    reach = reach_of_all([sights])
     several = len(sights) > 1
     parts = []
     for sight, network in zip(sights, viewed, strict=True):
-        tiles = tiles_of(sight, SIDE, reach, grid)
+        tiles = tiles_of(sight, SIDE, reach_of_all([sight]), grid)
         row = ''.join(f'<img src="{_inlined(tile)}" alt="{_text(title)}" title="{_text(title)}" loading="lazy">'
                       for tile, title in zip(tiles, sight.titles))
         model = f'<b class="model">{_text(network.name)}</b>' if several else ''
