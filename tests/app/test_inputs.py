@@ -8,7 +8,7 @@ from PIL import Image
 
 from timm_stn.app.inputs import as_digit, digit_pieces, example_digits, pixels_of, save_examples, takes_digits
 from timm_stn.view.images import BadImage
-from timm_stn.view.sheet import data_config, denormalize, read_images
+from timm_stn.view.sheet import data_config, denormalized, read_images
 
 RTS, SIGNS = 'stn_mnist_cnn_rts', 'stn_gtsrb'
 
@@ -71,7 +71,7 @@ def test_photographs_go_through_timms_transform(photos):
     path = photos / 'b.jpg'
     expected = read_images([path], config).pixels[0]
     found = pixels_of(path, config, False)
-    assert torch.allclose(found, denormalize(expected, config), atol=1e-6) and found.shape == (3, 160, 160)
+    assert torch.allclose(found, denormalized(expected, config), atol=1e-6) and found.shape == (3, 160, 160)
     assert 0 <= found.min() < found.max() <= 1
 
 

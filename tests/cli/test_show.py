@@ -13,6 +13,7 @@ from commands import MODEL, has_color, refused
 from PIL import Image
 
 from timm_stn import cli
+from timm_stn.view import gallery
 from timm_stn.view.caption import GOOD, WRONG
 from timm_stn.view.draw import COLORS
 
@@ -70,8 +71,8 @@ def test_show_what_a_folder_holds(photos, tmp_path, capsys):
     line, = show(capsys, photos / 'a.png', '--model', f'local-dir:{tmp_path / "mine"}', '--output', tmp_path / 'f.png')
     assert line['answer'] in ('0', '1') and len(line['theta']) == model.stn.transform.num_params
     timm.models.save_for_hf(timm.create_model('test_resnet'), tmp_path / 'plain', safe_serialization=True)
-    message = refused(capsys, 'show', photos / 'a.png', '--model', f'local-dir:{tmp_path / "plain"}')
-    assert 'has no spatial transformer' in message
+    line, = show(capsys, photos / 'a.png', '--model', f'local-dir:{tmp_path / "plain"}', '--output', tmp_path / 'f.png')
+    assert line['as'].startswith('saliency:'), 'a plain model looks where its features respond'
 
 
 def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path):
@@ -88,7 +89,12 @@ def test_show_a_run_of_train_py_by_its_checkpoint_alone(photos, capsys, tmp_path
 @pytest.mark.parametrize('argv,message', [
     (['nowhere.png', *MODEL], "IMAGE: no file or folder 'nowhere.png'"),
     (['more/..', *MODEL[:1], 'stn_test_resnt'], "unknown model 'stn_test_resnt', the nearest are stn_test_resnet"),
-    (['a.png', '--model', 'test_resnet'], 'test_resnet has no spatial transformer; stn_test_resnet has'),
+    ([*MODEL], 'argument IMAGE: it takes files, or folders of them'),
+    (['a.png', '--model', 'test_resnet', '--no-pretrained', '--stage', '1'], 'test_resnet has no spatial transformer'),
+    (['a.png', *MODEL, '--as', 'orbit:8'], 'argument --as: it is for plain timm models'),
+    (['a.png', *MODEL, '--boxes', 'notes.txt'], '--boxes notes.txt: ValueError: line 1: columns file,x1,y1,x2,y2'),
+    (['a.png', *MODEL, '--masks', 'empty'], '--masks empty: BadImage: no pictures in it'),
+    (['a.png', *MODEL, '--output', 'notes.txt/a.html'], "--output: cannot write 'notes.txt/a.html'"),
     (['a.png', '--model', 'stn_mnist_fcn'], 'no trained weights; give --checkpoint FILE or --no-pretrained'),
     (['notes.txt', *MODEL], 'no image can be read; notes.txt: not an image of these formats: PNG, JPEG'),
     (['x' * 300, *MODEL], 'IMAGE: no file or folder'),
@@ -192,7 +198,7 @@ def test_show_skips_and_names_what_is_no_image(photos, tmp_path, capsys):
     assert [Path(json.loads(line)['file']).name for line in output.out.splitlines()] == [
         'a.png', 'b.jpg', 'deep.png', 'c.png']
     assert 'look.png: 4 images, 7 skipped that cannot be read' in output.err and 'paper' not in output.err
-    assert output.err.count('timm-stn: skipped ') == 5 and f'skipped {photos / "0.jpg"}: empty' in output.err
+    assert output.err.count('timm-stn: skipped ') == 7 and f'skipped {photos / "0.jpg"}: empty' in output.err
     assert 'divided by 257' in output.err and ': deep.png' in output.err
 
 
@@ -201,3 +207,86 @@ def test_a_picture_is_there_even_if_nobody_reads_the_lines(photos, tmp_path):
     process = subprocess.Popen(argv, stdout=subprocess.PIPE)
     process.stdout.close()
     assert process.wait() == 141 and (tmp_path / 'look.png').is_file()
+
+
+def test_each_file_that_cannot_be_read_has_a_line_up_to_twenty(photos, tmp_path, capsys):
+    for i in range(23):
+        (photos / f'{i}.jpg').write_text('')
+    for more in ([], ['--quiet']):
+        assert cli.main(['show', str(photos), *MODEL, '--output', str(tmp_path / 'look.png'), *more]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        skipped = [line for line in lines if line.startswith('timm-stn: skipped ')]
+        assert skipped[:20] == [f'timm-stn: skipped {photos / f"{i}.jpg"}: empty, or not a file' for i in range(20)]
+        assert skipped[20:] == ['timm-stn: skipped 3 more'] and '3 images, 23 skipped that cannot be read' in lines[0]
+
+
+def test_models_stand_side_by_side(photos, tmp_path, capsys):
+    """Of other sizes, channels, classes and glimpses; the answers of each are those that it gives alone."""
+    kwargs = dict(stn_glimpses=2, stn_scale=0.5, stn_transform='translation', in_chans=1, num_classes=3)
+    grey = timm.create_model('stn_test_resnet', **kwargs)
+    timm.models.save_for_hf(grey, tmp_path / 'grey', model_args=kwargs, safe_serialization=True)
+    models = [f'local-dir:{tmp_path / "grey"}', 'stn_test_vit', 'test_resnet']
+    output = ['--output', tmp_path / 'look.png', '--no-pretrained']
+    lines = show(capsys, '--model', *models, photos, *output)
+    assert [(Path(line['file']).name, line['model']) for line in lines] == [
+        (name, model) for name in ('a.png', 'b.jpg', 'c.png') for model in models]
+    for k, model in enumerate(models):
+        alone = show(capsys, photos, '--model', model, *output)
+        assert all('model' not in line for line in alone)
+        for one, other in zip(alone, lines[k::3]):
+            assert other['probability'] == pytest.approx(one['probability'], abs=2e-6)
+            assert {**other, 'model': 0, 'probability': 0} == {**one, 'model': 0, 'probability': 0}
+
+
+def test_boxes_and_masks_are_drawn_and_where_it_looked_is_told_in_pixels_of_the_file(photos, tmp_path, capsys):
+    output = ['--output', tmp_path / 'look.png']
+    lines = show(capsys, photos, *MODEL, *output)
+    plain = np.asarray(Image.open(tmp_path / 'look.png')).astype(int)
+    config = timm.data.resolve_model_data_config(timm.create_model('stn_test_resnet'))
+    inside = config['input_size'][1]
+    side = 45 * inside / np.floor(inside / config['crop_pct'])  # of a.png, 120 x 90: the middle, cut out of 90 x 90
+    expected = [[60 - side, 45 - side], [60 + side, 45 - side], [60 + side, 45 + side], [60 - side, 45 + side]]
+    assert np.abs(np.subtract(lines[0]['box'], expected)).max() < 0.5
+    (tmp_path / 'masks' / 'photos').mkdir(parents=True)
+    Image.new('1', (120, 90), 1).save(tmp_path / 'masks' / 'photos' / 'a.png')
+    (tmp_path / 'boxes.csv').write_text('file,x1,y1,x2,y2\nphotos/b.jpg,30,40,60,80\n')
+    for more, tiles in ((['--masks', tmp_path / 'masks'], 'a'), (['--boxes', tmp_path / 'boxes.csv'], 'b')):
+        assert show(capsys, photos, *MODEL, *output, *more) == lines
+        differs = np.abs(np.asarray(Image.open(tmp_path / 'look.png'))[:plain.shape[0]].astype(int) - plain).max(-1)
+        row = {'a': slice(80, 430), 'b': slice(456, 806)}[tiles]
+        assert differs[row].max() > 40, 'on the input and on what was seen'
+        assert not differs[{'b': slice(80, 430), 'a': slice(456, 806)}[tiles]].any()
+
+
+def test_it_is_said_if_no_box_is_of_these_images(photos, tmp_path, capsys):
+    (tmp_path / 'boxes.csv').write_text('file,x1,y1,x2,y2\nother.jpg,30,40,60,80\n')
+    argv = ['show', photos, *MODEL, '--output', tmp_path / 'look.png', '--boxes', tmp_path / 'boxes.csv']
+    assert cli.main([str(part) for part in argv]) == 0
+    assert f'--boxes {tmp_path / "boxes.csv"}: none is of these images' in capsys.readouterr().err
+
+
+def test_a_page_of_all_images(tmp_path, capsys):
+    data = classes_folder(tmp_path / 'data', ['jay', '<b>owl'], 20)
+    argv = [data, *MODEL, '--model-kwargs', 'num_classes=2', '--output', tmp_path / 'look.html']
+    lines = show(capsys, *argv)
+    assert len(lines) == 40, 'all, where a picture shows 24'
+    page = (tmp_path / 'look.html').read_text()
+    assert page.count('<article ') == 40 and '<b>owl' not in page and '&lt;b&gt;owl' in page
+    assert len(show(capsys, *argv, '--count', 3)) == 3
+    assert (tmp_path / 'look.html').read_text().count('<article ') == 3
+
+
+def test_many_images_are_looked_at_few_at_a_time(tmp_path, capsys, monkeypatch):
+    """And it is all the same to what is said of them."""
+    data = classes_folder(tmp_path / 'data', ['jay', 'owl'], 5)
+    argv = [data, *MODEL, '--model-kwargs', 'num_classes=2', '--output', tmp_path / 'look.png']
+    at_once = show(capsys, *argv)
+    sizes = []
+    seen = gallery.observe
+    monkeypatch.setattr(gallery, 'observe', lambda model, images, *rest: sizes.append(len(images)) or seen(
+        model, images, *rest))
+    monkeypatch.setattr(gallery, 'BATCH', 4)
+    few = show(capsys, *argv)
+    assert sizes == [4, 4, 2]
+    for one, other in zip(at_once, few, strict=True):
+        assert one.pop('probability') == pytest.approx(other.pop('probability'), abs=2e-6) and one == other

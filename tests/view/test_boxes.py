@@ -50,4 +50,5 @@ def test_boxes_in_the_input():
     config = dict(input_size=(3, 100, 100), crop_pct=0.5, interpolation='bilinear')
     boxes = torch.tensor([[50.0, 50.0, 150.0, 150.0], [0.0, 0.0, 200.0, 100.0]])
     assert to_input(boxes, (200, 200), config).tolist() == [[-1, -1, 1, 1], [-2, -2, 2, 0]]
+    assert to_input(boxes.long(), (200, 200), config).tolist() == to_input(boxes, (200, 200), config).tolist()
     assert to_input(boxes[:0], (200, 200), config).shape == (0, 4)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..geometry.shrink import shrink
 from ..geometry.sizes import as_sides
-from ..view.draw import draw_outlines, draw_seen, heat
 from ..view.observe import Look, observe
-from ..view.sheet import best_answers, denormalize
+from ..view.sheet import best_answers, denormalized
+from ..view.tiles import draw_outlines, framed, heat
 from .shelf import Network
 
 __all__ = ['Answers', 'answers', 'plain_logits']
@@ -53,10 +53,10 @@ def _pictures(network: Network, pixels: Tensor, look: Look) -> list[tuple[str, I
     reach = float((1.04 * outlines.abs().amax()).clamp(1.06, 1.5))
     where = ('Where it looked', draw_outlines(pixels, outlines, SIDE, reach))
     if look.before is None:
-        seen = denormalize(look.seen[0], network.config)
-        return [where, *((f'What it saw{n}', draw_seen(x, SIDE, g)) for g, (n, x) in enumerate(_numbered(seen)))]
+        seen = denormalized(look.seen[0], network.config)
+        return [where, *((f'What it saw{n}', framed(x, SIDE, g)) for g, (n, x) in enumerate(_numbered(seen)))]
     maps = heat(torch.stack((look.before, look.seen), 2).flatten(1, 2))[0]  # before, after of each glimpse
-    pairs = [(f'Features {when}{n}', draw_seen(maps[2 * g + after], SIDE, g if after else None))
+    pairs = [(f'Features {when}{n}', framed(maps[2 * g + after], SIDE, g if after else None))
              for g, (n, _) in enumerate(_numbered(look.seen[0])) for after, when in enumerate(('before', 'after'))]
     return [where, *pairs]
 

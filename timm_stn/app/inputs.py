@@ -12,7 +12,7 @@ from ..data.mnist import load_mnist
 from ..data.tasks import TASKS
 from ..names.zoo import EXAMPLES, card_folder, set_of, zoo_names
 from ..view.images import read_sheet
-from ..view.sheet import denormalize
+from ..view.sheet import denormalized
 from .limits import open_limited
 
 __all__ = ['as_digit', 'digit_pieces', 'example_digits', 'pixels_of', 'save_examples', 'takes_digits']
@@ -43,7 +43,7 @@ def pixels_of(path: Path, config: dict[str, Any], digits: bool) -> Tensor:
     picture = open_limited(path, 'L' if channels == 1 else 'RGB')
     if digits:
         return as_digit(picture, size[0])
-    return denormalize(create_transform(**config)(picture), config)
+    return denormalized(create_transform(**config)(picture), config)
 
 
 def as_digit(picture: Image.Image, size: int) -> Tensor:

@@ -18,8 +18,8 @@ from ..publish.run_record import read_run
 from .common import Refused, attempt, refusal
 
 __all__ = [
-    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'described', 'keyword', 'kwargs_argument',
-    'list_arguments', 'list_models', 'load_model', 'model_arguments']
+    'FROM_CONFIG', 'check_known', 'check_transformers', 'create_model', 'described', 'is_plain', 'keyword',
+    'kwargs_argument', 'list_arguments', 'list_models', 'load_model', 'model_arguments']
 
 FROM_CONFIG = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
@@ -121,9 +121,14 @@ def _check_name(name: str, pretrained: bool) -> None:
         raise Refused(f'argument --model: {name} has no trained weights; give --checkpoint FILE or --no-pretrained')
 
 
-def check_transformers(name: str) -> None:
+def is_plain(name: str) -> bool:
+    """Whether that is the name of a model without transformers, of which there is one with them."""
     arch = name.partition('.')[0]
-    if not name.startswith(FROM_CONFIG) and timm.is_model(f'stn_{arch}') and not arch.startswith('stn_'):
+    return not name.startswith(FROM_CONFIG) and timm.is_model(f'stn_{arch}') and not arch.startswith('stn_')
+
+
+def check_transformers(name: str) -> None:
+    if is_plain(name):
         raise Refused(f'argument --model: {name} has no spatial transformer; stn_{name} has')
 
 

@@ -1,129 +1,114 @@
-"""`timm-stn show`: draws where a transformer of a model looks in images."""
+"""`timm-stn show`: draws where transformers of models look in images."""
 import argparse
-import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-from torch import Tensor
-
-from ..view.classes import classes_of
-from ..view.dependence import tell, witnessing
+from ..view.boxes import read_boxes
+from ..view.dependence import tell
 from ..view.draw import save_picture
-from ..view.images import find_images, folder_name, in_turn, natural
-from ..view.observe import observe
-from ..view.sheet import captions, data_config, draw, read_images
-from .common import Refused, attempt, check_output, positive, quiet_argument
-from .models import check_transformers, described, load_model, model_arguments
+from ..view.gallery import Files, Trouble, Truths, Viewed, sights
+from ..view.images import BadImage, in_turn, natural
+from ..view.masks import find_masks
+from ..view.page import card_of, page_of
+from ..view.rows import picture_of_rows, told_of
+from ..whole_file import check_place, write_text
+from .common import Refused, attempt, check_output, positive, quiet_argument, refusal
+from .files import image_files
+from .lines import Said, count_of, said_of
 from .over_time import OUTPUT, over_time
+from .several import load_viewed, several_arguments, without_images
 
 __all__ = ['show', 'show_arguments']
 
-MOST = 5  # files that are named of those that cannot be read
+NAMED = 20  # files that are named of those that cannot be read
+PICTURE, PAGE = 24, 1000  # images, at most, where --count does not say how many
+ENDS = ('.html', '.htm')  # of pages
+
+T = TypeVar('T')
 
 
 def show_arguments(add: Callable[..., Any]) -> None:
-    add('images', nargs='+', metavar='IMAGE',
+    add('images', nargs='*', metavar='IMAGE',
         help='files, or folders of them; of folders of classes, one image of each class, then a second, ...')
-    model_arguments(add)
+    several_arguments(add)
     add('--stage', help="stage of the transformer to show, as in stn_stages (default: 'input' if there is one)")
     add('--labels', metavar='FILE',
         help='names of all classes, one per line (default: those of the model, else the folders, if as many as '
              'classes)')
-    add('--count', type=positive, default=24, help='largest number of images (default: %(default)s)')
+    add('--grid', action='store_true', help='draw the lines of the sampling grid, too, bent as they are')
+    add('--boxes', metavar='FILE',
+        help='true boxes to draw: a CSV file with columns file,x1,y1,x2,y2, in pixels of the upright image')
+    add('--masks', metavar='FOLDER',
+        help='true masks to draw, pictures that are named as the images and are not zero where the object is')
+    add('--count', type=positive, help=f'largest number of images (default: {PICTURE}, of a page {PAGE})')
     add('--over-time', action='store_true',
         help='IMAGE is the folder of a run of `timm-stn train ... --stn-log N`: an animation of its pictures')
-    add('--output', metavar='FILE', help=f'(default: look.png; {OUTPUT} with --over-time)')
+    add('--output', metavar='FILE',
+        help='a picture; or a page of many images that can be sorted, if it ends in .html '
+             f'(default: look.png; {OUTPUT} with --over-time)')
     quiet_argument(add)
-
-
-class File(NamedTuple):
-    """An image file: what its class is called ('': it has none), and whether the command line names it itself."""
-    path: Path
-    label: str
-    named: bool
 
 
 def show(args: argparse.Namespace) -> int:
     if args.over_time:
         return over_time(args)
     args.output = 'look.png' if args.output is None else args.output
-    check_output(args.output)
-    check_transformers(args.model or '')
+    is_page = _is_page(args.output)
+    args.model, behind = without_images(args.model or [])
+    given = args.images + behind
+    if not given:
+        raise Refused('argument IMAGE: it takes files, or folders of them')
     lost: list[tuple[Path, str]] = []
-    files = _image_files(args.images, Path(args.output), lost)
-    names = _read_labels(args.labels) if args.labels else []
-    model = load_model(args)
-    if not hasattr(model, 'spatial_transformers'):
-        raise Refused(f'argument --model: {args.model} has no spatial transformer')
-    if not model.num_classes:
-        raise Refused(f'argument --model: {args.model} has no classifier (num_classes=0)')
-    if args.labels and len(names) < model.num_classes:
-        raise Refused(f'argument --labels: {model.num_classes} classes need as many names, and {args.labels} has '
-                      f'{len(names)}')
-    stage, config = _stage(model, args.stage), attempt(described(args), data_config, model)
-    paths, labels = [file.path for file in files], [file.label for file in files]
-    order = sorted(in_turn(labels, args.count), key=lambda i: not files[i].named)
-    pictures = attempt('IMAGE', read_images, paths, config, order, args.count)
-    images = pictures.pixels.to(args.device)
-    with witnessing() as witness:
-        look = attempt('IMAGE', observe, model, images, stage)
-    classes = classes_of(model, sorted({label for label in labels if label}, key=natural), names)
-    shown = [paths[i] for i in pictures.chosen]
-    truths = [classes.of_folder.get(labels[i]) for i in pictures.chosen]
-    said = attempt(described(args), captions, look.logits, classes, shown, truths)
-    picture = draw(images, look, said, config, args.model)
-    attempt(f'--output {args.output}', save_picture, picture, args.output)  # before lines that may go to `head`
-    for i, (path, caption, truth) in enumerate(zip(shown, said, truths)):
-        (answer, probability), *_ = caption.answers
-        known = {} if truth is None else {'class': classes.names[truth], 'right': caption.right}
-        print(json.dumps({
-            'file': str(path), 'answer': answer, 'probability': round(probability, 6), **known,
-            'stage': look.stage, 'theta': _numbers(look.theta[i])}))
-    bad = [*(f'{folder}: {reason}' for folder, reason in lost), *pictures.bad]
-    left = len(files) - len(shown) - len(pictures.bad)
-    unnamed = sum(truth is None and bool(labels[i]) for i, truth in zip(pictures.chosen, truths))
-    print(f'{args.output}: {_count([caption.right for caption in said], unnamed, len(bad), left)}', file=sys.stderr)
-    tell([*(f'skipped {line}' for line in bad[:MOST]), *pictures.notes, *witness.advice()])
+    files = image_files(given, Path(args.output), lost)
+    truths, names = _truths(args), _read_labels(args.labels) if args.labels else []
+    labels, count = [file.label for file in files], args.count or (PAGE if is_page else PICTURE)
+    viewed = load_viewed(args, sorted({label for label in labels if label}, key=natural), names)
+    order = sorted(in_turn(labels, count), key=lambda i: not files[i].named)
+    trouble = Trouble()
+    looks = sights(viewed, Files([file.path for file in files], labels), order, count, truths, trouble)
+    rows: dict[int, Any] = {}
+    said: dict[int, Said] = {}
+    told: list[str] = []
+    for i, row in _refusing(viewed, looks):
+        said[i] = said_of(files[i].path, bool(labels[i]), viewed, row)
+        told = told_of(row, viewed, trouble.met | {'grid'} if args.grid else trouble.met)
+        rows[i] = card_of(str(files[i].path), row, viewed, args.grid) if is_page else row
+    drawn, lines = [rows[i] for i in sorted(rows)], [said[i] for i in sorted(rows)]
+    counts = count_of(viewed, lines, len(lost) + len(trouble.bad), len(files) - len(rows) - len(trouble.bad))
+    if is_page:
+        page = page_of(drawn, ', '.join(v.name for v in viewed), [counts, *told])
+        attempt(f'--output {args.output}', write_text, Path(args.output), page)
+    else:
+        attempt(f'--output {args.output}', save_picture, picture_of_rows(drawn, viewed, told, args.grid), args.output)
+    for one in lines:  # after the picture: they may go to `head`
+        print(*one.lines, sep='\n')
+    print(f'{args.output}: {counts}', file=sys.stderr)
+    bad = [*(f'{folder}: {reason}' for folder, reason in lost), *trouble.bad]
+    more = [f'skipped {len(bad) - NAMED} more'] if len(bad) > NAMED else []
+    unmet = [f'--{kind} {vars(args)[kind]}: none is of these images' for kind in truths.asked() - trouble.met]
+    advice = [f'{v.name}: {line}' if len(viewed) > 1 else line for v in viewed for line in v.witness.advice()]
+    tell([*(f'skipped {line}' for line in bad[:NAMED]), *more, *unmet, *trouble.lines(), *advice])
     return 0
 
 
-def _count(right: Sequence[bool | None], unnamed: int, bad: int, left: int) -> str:
-    known = {True, False} & {*right}
-    parts = (
-        f'{len(right)} images', known and f'{right.count(True)} right', known and f'{right.count(False)} wrong',
-        known and unnamed and f'{unnamed} of classes that the model does not name',
-        bad and f'{bad} skipped that cannot be read', left and f'{left} more not shown (--count)')
-    return ', '.join(part for part in parts if part)
+def _is_page(output: str) -> bool:
+    """Whether the output is a page of HTML. It is refused if it could not be written."""
+    if Path(output).suffix.lower() not in ENDS:
+        check_output(output)
+        return False
+    try:
+        check_place(Path(output))
+    except OSError as error:
+        raise Refused(f'argument --output: cannot write {output!r}: {error.strerror or error}') from error
+    return True
 
 
-def _image_files(given: Sequence[str], output: Path, lost: list[tuple[Path, str]]) -> list[File]:
-    """The files named, and those in the folders named. Folders that cannot be read go to ``lost``, with the reason."""
-    files: list[File] = []
-    for text in given:
-        path = Path(text)
-        if not os.path.isdir(text):
-            if not os.path.exists(text):
-                raise Refused(f'argument IMAGE: no file or folder {text!r}')
-            if _same(path, output):
-                raise Refused(f'argument --output: {str(output)!r} is one of the images')
-            files.append(File(path, folder_name(path), True))
-            continue
-        found = [file for file in find_images(path, lost) if file.name != output.name or not _same(file, output)]
-        if not found:
-            why = ''.join(f'; {folder}: {reason}' for folder, reason in lost)
-            raise Refused(f'argument IMAGE: no pictures in the folder {text!r}{why}')
-        labels = {folder: folder_name(folder / 'any') for folder in {file.parent for file in found}}
-        if len(labels) > 1:
-            labels[path] = ''  # beside the folders of classes
-        files += [File(file, labels[file.parent], False) for file in found]
-    return files
-
-
-def _same(path: Path, other: Path) -> bool:
-    return os.path.realpath(path) == os.path.realpath(other)
+def _truths(args: argparse.Namespace) -> Truths:
+    return Truths(
+        attempt(f'--boxes {args.boxes}', read_boxes, args.boxes) if args.boxes else {},
+        attempt(f'--masks {args.masks}', find_masks, Path(args.masks)) if args.masks else {})
 
 
 def _read_labels(path: str) -> list[str]:
@@ -131,15 +116,11 @@ def _read_labels(path: str) -> list[str]:
     return [line.strip() for line in text.rstrip().splitlines()]
 
 
-def _stage(model: Any, text: str | None) -> int | str | None:
-    """The stage named on the command line, where 2 and '2' are the same."""
-    stages = {str(stage): stage for stage in model.spatial_transformers()}
-    if text is not None and text not in stages:
-        raise Refused(f'argument --stage: there are transformers at {", ".join(stages)}, got {text!r}')
-    return stages[text] if text is not None else None
-
-
-def _numbers(theta: Tensor) -> Any:
-    """The thetas of all glimpses as nested lists; for one glimpse, its theta alone."""
-    rounded = (theta.double().cpu() * 1e6).round() / 1e6
-    return (rounded[0] if len(rounded) == 1 else rounded).tolist()
+def _refusing(viewed: Sequence[Viewed], items: Iterable[T]) -> Iterator[T]:
+    """The items; an error in making them is one of the images, or else of the models."""
+    try:
+        yield from items
+    except BadImage as error:
+        raise refusal('IMAGE', error) from error
+    except Exception as error:
+        raise refusal(f'--model {" ".join(v.name for v in viewed)}', error) from error

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from PIL import ImageDraw, ImageFont
 
-__all__ = ['GOOD', 'WRONG', 'Caption', 'draw_caption', 'percent', 'width_of', 'wrap', 'write']
+__all__ = [
+    'FAINT', 'GOOD', 'INK', 'RULE', 'SCALE', 'WRONG', 'Caption', 'draw_caption', 'percent', 'width_of', 'wrap',
+    'write']
 
 INK, FAINT, RULE = '#1F2430', '#70788A', '#E4E7EC'
 GOOD, WRONG = '#138A4B', '#D0312D'

@@ -110,9 +110,9 @@ class Witness:
 
 
 @contextmanager
-def witnessing(warmup: float = 0) -> Iterator[Witness]:
-    """Context with a new :class:`Witness`, which sees all spatial transformers inside it."""
-    witness, before = Witness(warmup), SpatialTransformer.witness
+def witnessing(warmup: float = 0, witness: Witness | None = None) -> Iterator[Witness]:
+    """Context with a new :class:`Witness`, or the given one, which sees all spatial transformers inside it."""
+    witness, before = witness or Witness(warmup), SpatialTransformer.witness
     SpatialTransformer.witness = witness.see
     try:
         yield witness

@@ -1,45 +1,49 @@
-"""Pictures of where spatial transformers looked, what they saw, and what the network answered. Needs only Pillow.
+"""Pictures of where spatial transformers looked, what they saw, and what networks answered. Needs only Pillow.
 
 Coordinates are those of the package: xy order, [-1, 1] over the area of the image, half-pixel centres. Pixels are
 (N, C, H, W) in [0, 1], of 1 or 3 channels.
 """
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..modules.spatial_transformer import SpatialTransformer
 from ..whole_file import write_whole
-from .caption import FAINT, RULE, SCALE, Caption, draw_caption, width_of, wrap, write
+from .caption import FAINT, INK, RULE, SCALE, Caption, draw_caption, width_of, wrap, write
+from .lattice import outline
+from .tiles import COLORS, draw_outlines, framed, heat
 
 __all__ = [
-    'COLORS', 'Caption', 'draw_look', 'draw_outlines', 'draw_seen', 'heat', 'outline', 'picture_format', 'save_picture']
+    'COLORS', 'Caption', 'draw_look', 'draw_outlines', 'draw_panels', 'heat', 'outline', 'picture_format', 'reach_of',
+    'save_picture']
 
-COLORS = ('#FFB000', '#22B8F0', '#F0529C', '#7BD651', '#A78BFA', '#FF7A45')  # colours of the glimpses, in turn
-TRUTH, PAPER = '#FFFFFF', '#FFFFFF'
-HEAT = ((0.09, 0.10, 0.22), (0.72, 0.29, 0.36), (1.0, 0.89, 0.60))  # low, middle, high
+PAPER = '#FFFFFF'
 MARGIN, GAP, ARROW, BLOCK_GAP, ROW_GAP = 22, 10, 20, 34, 12
+HEAD = 26  # height of the names of networks, where there are several
 ASPECT = 1.6  # target width / height of the picture
 
 
 class Frame(NamedTuple):
-    """The layout of a picture, in units of 1 / SCALE pixels."""
+    """The layout of a picture, in units of 1 / SCALE pixels. In a block there are as many groups as networks."""
     tile: int
-    tiles: int
-    answer: int
+    tiles: tuple[int, ...]  # of each group, beside the input
+    answers: tuple[int, ...]  # width of each group's answers
     blocks: int
     rows: int
+    head: int = 0
+
+    def group(self, g: int) -> int:
+        return self.tile * (1 + self.tiles[g]) + ARROW + GAP * self.tiles[g] + self.answers[g]
 
     @property
     def block(self) -> int:
-        return self.tile * (1 + self.tiles) + ARROW + GAP * self.tiles + self.answer
+        return self.group_x(len(self.tiles)) - BLOCK_GAP
 
     @property
     def width(self) -> int:
@@ -48,45 +52,15 @@ class Frame(NamedTuple):
     def corner(self, i: int) -> tuple[int, int]:
         """Top left corner of row i; rows fill the blocks from top to bottom."""
         block, row = divmod(i, self.rows)
-        return MARGIN + block * (self.block + BLOCK_GAP), MARGIN + 18 + row * (self.tile + ROW_GAP)
+        return MARGIN + block * (self.block + BLOCK_GAP), MARGIN + 18 + self.head + row * (self.tile + ROW_GAP)
+
+    def group_x(self, g: int) -> int:
+        """x offset of group g in its row."""
+        return sum(self.group(k) + BLOCK_GAP for k in range(g))
 
     def tile_x(self, t: int) -> int:
-        """x offset of tile t (what was seen) in its row; t = ``tiles`` gives that of the answer."""
+        """x offset of tile t (what was seen) in its group; t = ``tiles`` gives that of the answer."""
         return self.tile + ARROW + t * (self.tile + GAP)
-
-
-def outline(transformer: SpatialTransformer, theta: Tensor, points_per_side: int = 32) -> Tensor:
-    """The border of a transformer's output in coordinates of its input: (N, G, K, 2), K = 4 ``points_per_side``.
-
-    Args:
-        transformer: The transformer of theta; for images, not volumes.
-        theta: As from ``look`` and in ``last_theta``, with or without a dimension G of glimpses.
-        points_per_side: Points on each side; curved borders (tps, diffeomorphic) need many.
-
-    Returns:
-        Points clockwise from the top left corner of the output. The last point does not repeat the first.
-
-    Raises:
-        ValueError: ``transformer`` is for volumes.
-    """
-    if transformer.transform.ndim != 2:
-        raise ValueError(f'transformer must be for images, got transform={transformer.transform.name!r} for volumes.')
-    side = torch.arange(points_per_side, device=theta.device, dtype=theta.dtype) * (2 / points_per_side) - 1
-    edge = torch.ones_like(side)
-    border = torch.cat([torch.stack(s, -1) for s in ((side, -edge), (edge, side), (-side, edge), (-edge, -side))])
-    single = theta.ndim == (3 if transformer.transform.linear else 2)
-    glimpses = 1 if single else theta.shape[1]
-    points = transformer.map_points(theta if single else theta.flatten(0, 1), border[None])
-    return points.reshape(-1, glimpses, len(border), 2)
-
-
-def heat(maps: Tensor) -> Tensor:
-    """Colours (N, T, 3, h, w) of feature maps (N, T, C, h, w): the mean over channels, from lowest to highest."""
-    mean = maps.float().mean(2, keepdim=True)
-    low, high = mean.amin((1, 2, 3, 4), keepdim=True), mean.amax((1, 2, 3, 4), keepdim=True)
-    x = (mean - low) / (high - low).clamp_min(1e-12)
-    dark, middle, bright = maps.new_tensor(HEAT, dtype=torch.float32)[:, :, None, None]
-    return torch.where(x < 0.5, dark + (middle - dark) * 2 * x, middle + (bright - middle) * (2 * x - 1))
 
 
 def draw_look(
@@ -130,65 +104,65 @@ def draw_look(
     if not n or not len(images) == len(outlines) == len(captions) == n:
         raise ValueError('images, seen, outlines and captions must be of one length, at least 1; got '
                          f'{len(images)}, {n}, {len(outlines)}, {len(captions)}.')
-    frame = _frame(n, t, tile, width_of(captions) if answer is None else answer, blocks)
+    reach, side = reach_of([outlines]) if reach is None else reach, tile * SCALE
+    of = range(t) if glimpse_of is None else glimpse_of
+    rows = (
+        [[draw_outlines(images[i], outlines[i], side, reach, None if boxes is None else boxes[i]),
+          *(framed(seen[i, k], side, g) for k, g in enumerate(of))]]
+        for i in range(n))
+    said = [[caption] for caption in captions]
+    return draw_panels(rows, said, [titles], [t], footer=footer, tile=tile, blocks=blocks, answer=answer)
+
+
+def reach_of(outlines: Iterable[Tensor]) -> float:
+    """The largest coordinate that pictures show, so that looks beyond the edge of the input are in them."""
+    return min(max(1.04 * max(float(points.abs().amax()) for points in outlines), 1.06), 1.5)
+
+
+def draw_panels(
+        rows: Iterable[Sequence[Sequence[Image.Image]]],
+        captions: Sequence[Sequence[Caption]],
+        titles: Sequence[Sequence[str]],
+        tiles: Sequence[int],
+        names: Sequence[str] = (),
+        footer: str = '',
+        tile: int = 128,
+        blocks: int | None = None,
+        answer: int | None = None,
+) -> Image.Image:
+    """A picture with one row per image, and in it one group of tiles for each network.
+
+    Args:
+        rows: For each image and network the tiles: the input, and what was seen. They are asked for one by one.
+        captions: For each image the networks' answers.
+        titles: Titles of each group's columns, as in :func:`draw_look`.
+        tiles: How many pictures of what was seen there are in each group.
+        names: Of the networks, above their groups. Default: none.
+        footer: Text below the rows.
+        tile: Side of one tile, in units of 2 pixels.
+        blocks: Number of blocks of rows side by side. Default: the picture is about 1.6 times as wide as high.
+        answer: Width of each column of answers, in units of 2 pixels. Default: as they need.
+    """
+    answers = tuple(width_of(column) if answer is None else answer for column in zip(*captions))
+    frame = _frame(len(captions), tuple(tiles), tile, answers, blocks, HEAD if names else 0)
     below = wrap(footer, 13, frame.width - 2 * MARGIN)
     bottom = frame.corner(frame.rows - 1)[1] + tile + 14
     height = bottom + 18 * len(below) + 12
     picture = Image.new('RGB', (frame.width * SCALE, height * SCALE), PAPER)
     draw = ImageDraw.Draw(picture)
-    _titles(draw, frame, titles)
+    for g, group in enumerate(titles):
+        _titles(draw, frame, g, group, names[g] if names else '')
     for k, line in enumerate(below):
         write(draw, (MARGIN, bottom + 18 * k), line, 13, FAINT, frame.width)
-    if reach is None:
-        reach = float((1.04 * outlines.abs().amax()).clamp(1.06, 1.5))
-    framed = range(t) if glimpse_of is None else glimpse_of
-    for i in range(n):
-        x, y = frame.corner(i)
-        shown = draw_outlines(images[i], outlines[i], tile * SCALE, reach, None if boxes is None else boxes[i])
-        picture.paste(shown, (x * SCALE, y * SCALE))
-        _arrow(draw, x + tile, y + tile // 2)
-        for k, g in enumerate(framed):
-            picture.paste(draw_seen(seen[i, k], tile * SCALE, g), ((x + frame.tile_x(k)) * SCALE, y * SCALE))
-        draw_caption(draw, x + frame.tile_x(t) + 6, y, frame.answer, frame.tile, captions[i])
+    for i, (row, said) in enumerate(zip(rows, captions, strict=True)):
+        for g, (pictures, caption) in enumerate(zip(row, said, strict=True)):
+            x, y = frame.corner(i)
+            x += frame.group_x(g)
+            _arrow(draw, x + tile, y + tile // 2)
+            for k, shown in enumerate(pictures):
+                picture.paste(shown, ((x + (frame.tile_x(k - 1) if k else 0)) * SCALE, y * SCALE))
+            draw_caption(draw, x + frame.tile_x(tiles[g]) + 6, y, answers[g], tile, caption)
     return picture
-
-
-def draw_outlines(
-        image: Tensor,
-        outlines: Tensor,
-        side: int = 256,
-        reach: float = 1.06,
-        boxes: Tensor | None = None,
-) -> Image.Image:
-    """An input (C, H, W) with outlines (G, K, 2), and below them true boxes (B, 4), on it, ``side`` pixels square.
-
-    The picture shows coordinates from ``-reach`` to ``reach`` along the longer side of the image, so that looks
-    beyond its edge can be seen: a point x lies at (x / reach + 1) * side / 2 there.
-    """
-    fine = 2 * side  # drawn at twice the size, then shrunk: smooth lines
-    canvas = Image.new('RGB', (fine, fine), RULE)
-    shown = _fit(_pixels(image), round(fine / reach))
-    canvas.paste(shown, ((fine - shown.width) // 2, (fine - shown.height) // 2))
-    draw = ImageDraw.Draw(canvas)
-    half = torch.tensor(shown.size) / 2
-    width = max(fine // 80, 8)
-    for left, top, right, bottom in [] if boxes is None else boxes.detach().float().cpu().tolist():
-        corners = torch.tensor([(left, top), (right, top), (right, bottom), (left, bottom), (left, top), (right, top)])
-        _ring(draw, corners * half + fine / 2, TRUTH, width // 2)
-    for g, points in enumerate(outlines.detach().float().cpu().clamp(-50, 50)):
-        placed = points * half + fine / 2
-        _ring(draw, torch.cat([placed, placed[:2]]), COLORS[g % len(COLORS)], width)
-        (x, y), radius = placed[0].tolist(), 1.7 * width
-        box = (x - radius, y - radius, x + radius, y + radius)
-        draw.ellipse(box, fill=COLORS[g % len(COLORS)], outline='#000000', width=width // 4)
-    return canvas.reduce(2)
-
-
-def _ring(draw: ImageDraw.ImageDraw, points: Tensor, color: str, width: int) -> None:
-    """A line through points (K, 2) in pixels, edged with black."""
-    path = [(x, y) for x, y in points.tolist()]
-    draw.line(path, fill='#000000', width=width + width // 2, joint='curve')
-    draw.line(path, fill=color, width=width, joint='curve')
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
@@ -215,9 +189,16 @@ def picture_format(path: Path) -> str:
     return kind
 
 
-def _frame(n: int, tiles: int, tile: int, answer: int, blocks: int | None) -> Frame:
+def _frame(
+        n: int,
+        tiles: tuple[int, ...],
+        tile: int,
+        answers: tuple[int, ...],
+        blocks: int | None,
+        head: int,
+) -> Frame:
     def arranged(count: int) -> Frame:
-        return Frame(tile, tiles, answer, count, -(-n // count))
+        return Frame(tile, tiles, answers, count, -(-n // count), head)
 
     def away(frame: Frame) -> float:
         return abs(math.log(frame.width / (frame.rows * (tile + ROW_GAP)) / ASPECT))
@@ -225,51 +206,23 @@ def _frame(n: int, tiles: int, tile: int, answer: int, blocks: int | None) -> Fr
     return arranged(blocks) if blocks else min((arranged(b) for b in range(1, n + 1)), key=away)
 
 
-def _titles(draw: ImageDraw.ImageDraw, frame: Frame, titles: Sequence[str]) -> None:
-    names = list(titles[1:-1])
-    if len(names) == 1 and frame.tiles > 1:
-        names += [''] * (frame.tiles - 1)
+def _titles(draw: ImageDraw.ImageDraw, frame: Frame, g: int, titles: Sequence[str], name: str) -> None:
+    names, tiles = list(titles[1:-1]), frame.tiles[g]
+    if len(names) == 1 and tiles > 1:
+        names += [''] * (tiles - 1)
     for block in range(frame.blocks):
         x, y = frame.corner(block * frame.rows)
+        x += frame.group_x(g)
+        if name:
+            write(draw, (x, y - 22 - frame.head), name, 17, INK, frame.group(g))
+            line = (x, y - 22 - 4, x + frame.group(g), y - 22 - 3)
+            draw.rectangle([SCALE * v for v in line], fill=RULE)
         write(draw, (x, y - 22), titles[0], 14, FAINT, frame.tile + ARROW)
-        for k, name in enumerate(names):
-            write(draw, (x + frame.tile_x(k), y - 22), name, 14, FAINT, frame.tile)
-        write(draw, (x + frame.tile_x(frame.tiles) + 6, y - 22), titles[-1], 14, FAINT, frame.answer)
+        for k, title in enumerate(names):
+            write(draw, (x + frame.tile_x(k), y - 22), title, 14, FAINT, frame.tile)
+        write(draw, (x + frame.tile_x(tiles) + 6, y - 22), titles[-1], 14, FAINT, frame.answers[g])
 
 
 def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
     points = [(x + 7, y - 6), (x + 14, y), (x + 7, y + 6)]
     draw.polygon([(SCALE * a, SCALE * b) for a, b in points], fill='#B4BAC6')
-
-
-def draw_seen(image: Tensor, side: int, glimpse: int | None) -> Image.Image:
-    """What was seen, (C, H, W), framed in the colour of its outline, with a dot at the top left corner."""
-    fine = 2 * side
-    width = max(fine // 80, 8)
-    canvas = Image.new('RGB', (fine, fine), PAPER)
-    shown = _fit(_pixels(image), fine - 2 * width)
-    left, top = (fine - shown.width) // 2, (fine - shown.height) // 2
-    canvas.paste(shown, (left, top))
-    if glimpse is not None:
-        draw, color = ImageDraw.Draw(canvas), COLORS[glimpse % len(COLORS)]
-        box = (left - width, top - width, left + shown.width + width - 1, top + shown.height + width - 1)
-        draw.rectangle(box, outline=color, width=width)
-        radius = 4 * width
-        draw.pieslice((box[0] - radius, box[1] - radius, box[0] + radius, box[1] + radius), 0, 90, fill=color)
-    return canvas.reduce(2)
-
-
-def _pixels(image: Tensor) -> Image.Image:
-    levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).numpy())
-
-
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    """The image with ``side`` pixels on its longer side; small images keep square pixels."""
-    longer = max(image.size)
-    size = (max(1, round(image.width * side / longer)), max(1, round(image.height * side / longer)))
-    if longer <= 96:
-        whole = -(-side // longer)
-        image = image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
-        return image.resize(size, Image.Resampling.BOX)
-    return image.resize(size, Image.Resampling.LANCZOS)

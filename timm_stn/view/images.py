@@ -8,9 +8,12 @@ from typing import IO
 
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-__all__ = ['BadImage', 'find_images', 'folder_name', 'in_turn', 'natural', 'open_image', 'read_sheet']
+__all__ = [
+    'BadImage', 'find_images', 'folder_name', 'formats_here', 'in_turn', 'natural', 'open_image', 'read_sheet',
+    'reason_of']
 
 # Pillow's formats of photographs: no documents (PDF, and EPS, for which it runs Ghostscript), films, icons, data
 FORMATS = ('PNG', 'JPEG', 'MPO', 'WEBP', 'AVIF', 'HEIF', 'TIFF', 'BMP', 'DIB', 'GIF', 'JPEG2000', 'PPM', 'QOI')
@@ -25,6 +28,12 @@ TURNED = "turned as EXIF says; timm's own scripts do not do that"
 WHITE = "what is transparent became white; timm's own scripts show what is beneath"
 INKS = 'CMYK became RGB without a colour profile'
 FIRST = 'the first of several pictures in the file'
+
+
+def formats_here() -> list[str]:
+    """The formats of `FORMATS` that Pillow reads as it is installed."""
+    Image.init()
+    return [kind for kind in FORMATS if kind in Image.OPEN]
 
 
 class BadImage(ValueError):
@@ -45,7 +54,7 @@ def find_images(folder: Path, bad: list[tuple[Path, str]]) -> Iterator[Path]:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: natural(entry.name))
         except OSError as error:
-            bad.append((folder, _reason(error)))
+            bad.append((folder, reason_of(error)))
             return
         for entry in entries:
             if _is_folder(entry):
@@ -102,8 +111,7 @@ def open_image(
     Raises:
         BadImage: The file is not there, empty, cut off, damaged, too large, or no image.
     """
-    Image.init()
-    formats = [kind for kind in FORMATS if kind in Image.OPEN]
+    formats = formats_here()
     notes: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Pillow's own, of what is noted or raised here
@@ -120,7 +128,7 @@ def open_image(
         except UnidentifiedImageError as error:
             raise BadImage(f'not an image of these formats: {", ".join(formats)}') from error
         except Exception as error:  # of many types
-            raise BadImage(_reason(error)) from error
+            raise BadImage(reason_of(error)) from error
 
 
 def read_sheet(path: Path) -> tuple[Tensor, Tensor]:
@@ -148,12 +156,18 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
         notes.append(TURNED)
     if image.mode.startswith(('I', 'F')):
         sixteen = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
-        return _levels(turned, sixteen, notes)
+        levels = _levels(turned, sixteen, notes)
+        return ImageOps.invert(levels) if _is_negative(image) else levels
     if upper:
         notes.append(UPPER)
     if image.mode == 'CMYK':
         notes.append(INKS)
     return _on_white(turned, notes)
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Whether a TIFF file says that its zero is white, which Pillow heeds for 8 bits only."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0
 
 
 def _levels(image: Image.Image, sixteen: bool, notes: list[str]) -> Image.Image:
@@ -184,5 +198,6 @@ def _on_white(image: Image.Image, notes: list[str]) -> Image.Image:
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, without its name."""
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

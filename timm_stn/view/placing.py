@@ -21,11 +21,17 @@ class Placing(NamedTuple):
 
     def to_input(self, points: Tensor) -> Tensor:
         """Points (..., 2) in pixels of the file as coordinates of the input; outside [-1, 1] where it was cut off."""
+        points = _floating(points)
         return points * points.new_tensor(self.scale) + points.new_tensor(self.shift)
 
     def to_file(self, points: Tensor) -> Tensor:
         """Points (..., 2) of the input in pixels of the file."""
+        points = _floating(points)
         return (points - points.new_tensor(self.shift)) / points.new_tensor(self.scale)
+
+
+def _floating(points: Tensor) -> Tensor:
+    return points if points.is_floating_point() else points.to(torch.get_default_dtype())
 
 
 def placing(file_size: tuple[int, int], config: dict[str, Any]) -> Placing:

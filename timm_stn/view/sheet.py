@@ -16,9 +16,10 @@ from .images import BadImage, folder_name, natural, open_image
 from .observe import Look, observe
 
 __all__ = [
-    'Pictures', 'best_answers', 'captions', 'data_config', 'denormalize', 'draw', 'read_images', 'sheet_of',
-    'short_name', 'some']
+    'TILE', 'Pictures', 'Strip', 'best_answers', 'captions', 'data_config', 'denormalized', 'draw', 'read_images',
+    'sheet_of', 'short_name', 'some', 'strip_of']
 
+TILE = 176  # side of a tile, in units of 2 pixels
 FEW = 10  # with at most this many classes, only the best answer is shown
 
 
@@ -76,21 +77,36 @@ def draw(
         **layout: Any,
 ) -> Image.Image:
     """A picture of the look of one stage's transformer at normalised images; ``layout`` goes to `draw_look`."""
-    layout = {'tile': 176, **layout}
-    glimpses = look.outlines.shape[1]
-    shown = denormalize(images, config)
+    strip = strip_of(look, config)
+    return draw_look(
+        denormalized(images, config), strip.seen, look.outlines, captions, strip.titles, strip.frames,
+        footer=f'{name}: {strip.told}', **{'tile': TILE, **layout})
+
+
+class Strip(NamedTuple):
+    """How looks are drawn: ``seen`` (N, T, C, h, w) in [0, 1], T pictures in a row, and for each of them the glimpse
+    whose colour frames it, or None. ``titles`` are those of the input, the pictures and the answer; ``told`` explains.
+    """
+    seen: Tensor
+    titles: Sequence[str]
+    frames: Sequence[int | None]
+    told: str
+
+
+def strip_of(look: Look, config: dict[str, Any]) -> Strip:
+    """How the looks of a network with this data config are drawn."""
+    glimpses = look.lattice.shape[1]
     if look.before is None:
         many = [f'glimpse {g + 1}' for g in range(glimpses)] if glimpses > 1 else ['what it saw']
-        return draw_look(
-            shown, denormalize(look.seen, config), look.outlines, captions, ('where it looked', *many, 'answer'),
-            footer=f'{name}: the outline is where it looked, the dot the top left corner of what it saw.', **layout)
-    maps = heat(torch.stack((look.before, look.seen), 2).flatten(1, 2))
-    frames = [g if after else None for g in range(glimpses) for after in (False, True)]
-    titles = ('where it looked', *['features before', 'after'] * glimpses, 'answer')
-    return draw_look(
-        shown, maps, look.outlines, captions, titles, frames, **layout,
-        footer=f'{name}: at stage {look.stage!r} features are warped (drawn: the mean over channels), not the image; '
-               'the outline is drawn on the input.')
+        return Strip(
+            denormalized(look.seen, config), ('where it looked', *many, 'answer'), range(glimpses),
+            'the outline is where it looked, the dot the top left corner of what it saw.')
+    return Strip(
+        heat(torch.stack((look.before, look.seen), 2).flatten(1, 2)),
+        ('where it looked', *['features before', 'after'] * glimpses, 'answer'),
+        [g if after else None for g in range(glimpses) for after in (False, True)],
+        f'at stage {look.stage!r} features are warped (drawn: the mean over channels), not the image; the outline is '
+        'drawn on the input.')
 
 
 def data_config(model: Any) -> dict[str, Any]:
@@ -150,8 +166,8 @@ def some(lines: Sequence[str], between: str = '; ', most: int = 5) -> str:
     return between.join([*lines[:most], *more])
 
 
-def denormalize(x: Tensor, config: dict[str, Any]) -> Tensor:
-    """Pixels in [0, 1] of what a network takes, (..., C, H, W), by its data config."""
+def denormalized(x: Tensor, config: dict[str, Any]) -> Tensor:
+    """Pixels in [0, 1] of normalised images (..., C, H, W)."""
     mean, std = (x.new_tensor(config[key])[:, None, None] for key in ('mean', 'std'))
     return (x * std + mean).clamp(0, 1)
 
