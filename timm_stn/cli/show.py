@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..view.boxes import read_boxes
+from ..view.contact_sheet import card_of, page_of
 from ..view.dependence import tell
 from ..view.draw import save_picture
 from ..view.gallery import Files, Trouble, Truths, Viewed, sights
 from ..view.images import BadImage, in_turn, natural
 from ..view.masks import find_masks
-from ..view.page import card_of, page_of
 from ..view.rows import picture_of_rows, told_of
 from ..whole_file import check_place, write_text
 from .common import Refused, attempt, check_output, positive, quiet_argument, refusal

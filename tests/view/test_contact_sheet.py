@@ -10,9 +10,9 @@ from PIL import Image
 
 from timm_stn.view.caption import Caption
 from timm_stn.view.classes import Classes
+from timm_stn.view.contact_sheet import card_of, page_of
 from timm_stn.view.gallery import Sight
 from timm_stn.view.lattice import SIDE
-from timm_stn.view.page import card_of, page_of
 
 WHOLE = torch.cartesian_prod(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE)).flip(-1)[None]
 NASTY = '<img src="http://x">\'&\udcff.png'
