@@ -59,7 +59,7 @@ def read_until(terminal, pattern, seconds=60):
 
 
 @pytest.mark.parametrize('argv,bar', [
-    (f'show many {SLOW}', 'reading'), (f'diagnose --data many {SLOW}', 'reading'),
+    (f'show many {SLOW}', 'looking'), (f'diagnose --data many {SLOW}', 'reading'),
     ('eval stn_mnist_cnn_rts --data .', 'eval'),
 ])
 def test_a_bar_and_then_one_line(place, argv, bar):
