@@ -57,7 +57,7 @@ def _beside(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda beside: beside.write_text(text))
+    write_whole(path, lambda beside: beside.write_text(text, encoding='utf-8'))
 
 
 def write_files(folder: Path, save: Callable[[Path], Any]) -> None:

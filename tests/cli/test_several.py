@@ -6,7 +6,7 @@ import timm
 import torch
 
 from timm_stn.cli.common import Refused
-from timm_stn.cli.several import load_viewed, several_arguments, without_images
+from timm_stn.cli.several import _names, load_viewed, several_arguments, without_images
 from timm_stn.modules.orbit import Orbit
 from timm_stn.modules.saliency import Saliency
 
@@ -75,3 +75,15 @@ def test_arguments_of_transformers_are_not_for_plain_models_beside_them():
     assert first.model.glimpses == 2 and second.way.startswith('saliency') and second.model.num_classes == 3
     with pytest.raises(Refused, match='stn_glimpses'):
         loaded('--model', 'test_resnet', *kwargs)
+
+
+def test_plain_models_of_folders_do_without_them_too(tmp_path):
+    timm.models.save_for_hf(timm.create_model('test_resnet'), tmp_path / 'plain', safe_serialization=True)
+    first, second = loaded('--model', 'stn_test_resnet', f'local-dir:{tmp_path / "plain"}', '--no-pretrained',
+                           '--model-kwargs', 'stn_scale=0.5')
+    assert first.model.stn.scale == 0.5 and second.way
+
+
+def test_checkpoints_of_one_name_are_told_apart(tmp_path):
+    each = [argparse.Namespace(model='stn_a', checkpoint=f'{folder}/run/c.pt') for folder in ('x/1', 'x/2', 'y/2')]
+    assert _names(each) == ['stn_a, x/1/run/c.pt', 'stn_a, x/2/run/c.pt', 'stn_a, y/2/run/c.pt']

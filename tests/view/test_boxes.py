@@ -52,3 +52,9 @@ def test_boxes_in_the_input():
     assert to_input(boxes, (200, 200), config).tolist() == [[-1, -1, 1, 1], [-2, -2, 2, 0]]
     assert to_input(boxes.long(), (200, 200), config).tolist() == to_input(boxes, (200, 200), config).tolist()
     assert to_input(boxes[:0], (200, 200), config).shape == (0, 4)
+
+
+def test_a_table_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / 'b.csv').write_bytes('file,x1,y1,x2,y2\nGrünfink.jpg,1,2,3,4\n'.encode('latin-1'))
+    with pytest.raises(ValueError, match='it must be a text file in UTF-8'):
+        read_boxes(tmp_path / 'b.csv')

@@ -103,3 +103,11 @@ def test_nothing_to_show(files):
     network.model.backbone.fc.bias.data.fill_(torch.nan)
     with pytest.raises(ValueError, match='not finite'):
         list(sights([network], Files([Path(files.paths[1])], ['']), [0], 5, Truths(), Trouble()))
+
+
+def test_a_picture_that_a_transform_makes_nothing_of_is_skipped(files, photos):
+    Image.new('RGB', (2, 900)).save(photos / 'thin.png')
+    network, trouble = viewed(), Trouble()
+    network.config['crop_mode'] = 'border'
+    rows = dict(sights([network], Files([photos / 'thin.png', files.paths[1]], ['', '']), [0, 1], 5, Truths(), trouble))
+    assert list(rows) == [1] and len(trouble.bad) == 1 and 'thin.png: 2 x 900 pixels: ' in trouble.bad[0]

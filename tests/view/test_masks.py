@@ -5,7 +5,7 @@ import torch
 from PIL import ExifTags, Image
 from timm.data import create_transform
 
-from timm_stn.view.images import BadImage
+from timm_stn.view.images import BadImage, open_image
 from timm_stn.view.lattice import SIDE
 from timm_stn.view.masks import find_masks, mask_as_seen, mask_in_input, mask_of_file, read_mask
 
@@ -43,6 +43,18 @@ def test_what_is_not_zero_is_the_object(image, tmp_path):
     image.save(tmp_path / 'm.tif' if image.mode == 'F' else tmp_path / 'm.png')
     mask = read_mask(next(tmp_path.iterdir()), (16, 12))
     assert mask.mode == 'L' and (np.asarray(mask) == HERE * 255).all()
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_masks_are_turned_as_their_images_are(tmp_path, orientation):
+    """Also those of a square, or turned upside down, whose size is the same."""
+    square = np.pad(HERE, ((0, max(HERE.shape) - HERE.shape[0]), (0, max(HERE.shape) - HERE.shape[1])))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = Image.fromarray(square.astype(np.uint8) * 255)
+    stored.save(tmp_path / 'm.png', exif=exif)
+    upright, _ = open_image(tmp_path / 'm.png', 'L')
+    assert (np.asarray(read_mask(tmp_path / 'm.png', upright.size)) == np.asarray(upright)).all()
 
 
 def test_masks_are_upright_and_of_the_size_of_their_image(tmp_path):

@@ -2,7 +2,7 @@
 import pytest
 import timm
 import torch
-from makers import rand
+from makers import create, move_theta, rand
 
 from timm_stn.view.draw import outline
 from timm_stn.view.observe import observe
@@ -65,3 +65,16 @@ def test_look_at_tokens_and_channels_last(arch):
 def test_look_refuses_other_stages(images):
     with pytest.raises(ValueError, match="one of 'input', got 7"):
         observe(network(), images, 7)
+
+
+def test_a_transformer_of_the_input_that_looks_at_features():
+    """With ``stn_target='input'`` the stage's transformer warps the input."""
+    model = move_theta(create(stn_stages=(1,), stn_target='input', num_classes=3, img_size=64), 0.05)
+    x = rand(2, 3, 64, 64)
+    look = observe(model, x)
+    seen, theta = model.look(x)
+    assert look.stage == 1 and look.before is None
+    torch.testing.assert_close(look.seen[:, 0], seen)
+    torch.testing.assert_close(look.theta[:, 0], theta)
+    corner = theta @ torch.tensor([-1.0, -1.0, 1.0])
+    torch.testing.assert_close(look.outlines[:, 0, 0], corner, atol=1e-5, rtol=1e-5)

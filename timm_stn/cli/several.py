@@ -13,7 +13,7 @@ from ..network.glance import resolve_auto
 from ..view.classes import classes_of
 from ..view.gallery import Viewed
 from .common import Refused, attempt
-from .models import FROM_CONFIG, described, is_plain, load_model, model_arguments
+from .models import FROM_CONFIG, described, load_model, model_arguments
 
 __all__ = ['load_viewed', 'several_arguments', 'without_images']
 
@@ -53,14 +53,14 @@ def load_viewed(args: argparse.Namespace, folders: Sequence[str], labels: Sequen
         labels: Names of all classes, if they are given.
     """
     each = _each(args)
-    models = [load_model(one) for one in each]
+    models = [_load(one, len(each) == 1) for one in each]
     if args.way and all(hasattr(model, 'spatial_transformers') for model in models):
         raise Refused('argument --as: it is for plain timm models, and what is shown has spatial transformers')
     found = []
     for one, name, model in zip(each, _names(each), models, strict=True):
         if not model.num_classes:
             raise Refused(f'argument --model: {one.model} has no classifier (num_classes=0)')
-        if labels and len(labels) < model.num_classes:
+        if args.labels and len(labels) < model.num_classes:
             raise Refused(f'argument --labels: {model.num_classes} classes need as many names, and {args.labels} has '
                           f'{len(labels)}')
         classes = classes_of(model, folders, labels)
@@ -77,7 +77,7 @@ def load_viewed(args: argparse.Namespace, folders: Sequence[str], labels: Sequen
 
 
 def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments of each model, as `load_model` takes them; plain ones get no ``stn_`` arguments beside others."""
+    """The arguments of each model, as `load_model` takes them."""
     models, checkpoints = args.model or [None], args.checkpoint or [None]
     if len(models) == 1:
         models = models * len(checkpoints)
@@ -87,18 +87,34 @@ def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
         raise Refused(f'argument --checkpoint: it takes one file for each --model, or one --model; got '
                       f'{len(checkpoints)} files for {len(models)} models')
     return [
-        argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint, 'model_kwargs': [
-            (key, value) for key, value in args.model_kwargs
-            if not (key.startswith('stn_') and len(models) > 1 and model and is_plain(model))]})
+        argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint})
         for model, checkpoint in zip(models, checkpoints, strict=True)]
+
+
+def _load(args: argparse.Namespace, alone: bool) -> Any:
+    """The model; beside others, a plain one does without the ``stn_`` arguments, which are for those."""
+    try:
+        return load_model(args)
+    except Refused as error:
+        others = [(key, value) for key, value in args.model_kwargs if not key.startswith('stn_')]
+        if alone or others == args.model_kwargs:
+            raise
+        model = load_model(argparse.Namespace(**{**vars(args), 'model_kwargs': others}))
+        if hasattr(model, 'spatial_transformers'):
+            raise Refused(f'{error} (of --model {args.model})') from error
+        return model
 
 
 def _names(each: Sequence[argparse.Namespace]) -> list[str]:
     """What the models are called: with their checkpoints, where several have one name."""
     names = [one.model for one in each]
-    return [
-        name if names.count(name) == 1 or not one.checkpoint else f'{name}, {"/".join(Path(one.checkpoint).parts[-2:])}'
-        for name, one in zip(names, each)]
+    for most in range(2, 1 + max(len(Path(one.checkpoint or '').parts) for one in each)):
+        found = [
+            name if names.count(name) == 1 or not one.checkpoint else
+            f'{name}, {"/".join(Path(one.checkpoint).parts[-most:])}' for name, one in zip(names, each)]
+        if len({*found}) == len(found):
+            return found
+    return names
 
 
 def _stage(model: Any, text: str | None) -> int | str | None:

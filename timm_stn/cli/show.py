@@ -112,7 +112,7 @@ def _truths(args: argparse.Namespace) -> Truths:
 
 
 def _read_labels(path: str) -> list[str]:
-    text = attempt(f'--labels {path}', Path(path).read_text)
+    text = attempt(f'--labels {path}', Path(path).read_text, 'utf-8-sig')
     return [line.strip() for line in text.rstrip().splitlines()]
 
 

@@ -2,7 +2,7 @@
 import csv
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -31,20 +31,27 @@ def read_boxes(path: str | os.PathLike[str]) -> dict[str, list[Box]]:
         OSError: There is no such file.
         ValueError: It is no such table; the message says in which line.
     """
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            return _boxes(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'it must be a text file in UTF-8: {error}') from error
+
+
+def _boxes(file: Iterable[str]) -> dict[str, list[Box]]:
     boxes: dict[str, list[Box]] = {}
-    with open(path, encoding='utf-8-sig', newline='') as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        names = [name.strip() for name in rows.fieldnames or ()]
-        missing = [name for name in ('file', *SIDES) if name not in names]
-        if missing:
-            raise ValueError(f'line 1: columns file,x1,y1,x2,y2 are needed; {",".join(missing)} missing in '
-                             f'{",".join(names)!r}')
-        rows.fieldnames = names
-        for row in rows:
-            name = (row['file'] or '').strip()
-            if not name:
-                raise ValueError(f'line {rows.line_num}: no file')
-            boxes.setdefault(PurePosixPath(name).as_posix(), []).append(_box(row, rows.line_num))
+    rows = csv.DictReader(file, skipinitialspace=True)
+    names = [name.strip() for name in rows.fieldnames or ()]
+    missing = [name for name in ('file', *SIDES) if name not in names]
+    if missing:
+        raise ValueError(f'line 1: columns file,x1,y1,x2,y2 are needed; {",".join(missing)} missing in '
+                         f'{",".join(names)!r}, where commas separate them')
+    rows.fieldnames = names
+    for row in rows:
+        name = (row['file'] or '').strip()
+        if not name:
+            raise ValueError(f'line {rows.line_num}: no file')
+        boxes.setdefault(PurePosixPath(name).as_posix(), []).append(_box(row, rows.line_num))
     return boxes
 
 

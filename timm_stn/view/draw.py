@@ -24,6 +24,7 @@ __all__ = [
     'save_picture']
 
 PAPER = '#FFFFFF'
+LARGEST = {'WEBP': 16383, 'JPEG': 65500}  # sides
 MARGIN, GAP, ARROW, BLOCK_GAP, ROW_GAP = 22, 10, 20, 34, 12
 HEAD = 26  # height of the names of networks, where there are several
 ASPECT = 1.6  # target width / height of the picture
@@ -169,10 +170,14 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write a picture in the format that the name ends in: beside its place, then moved there once it is whole.
 
     Raises:
-        ValueError: Pillow writes no such format.
+        ValueError: Pillow writes no such format, or none that large.
     """
     path = Path(path)
-    write_whole(path, partial(picture.save, format=picture_format(path), optimize=True))
+    kind = picture_format(path)
+    if max(picture.size) > LARGEST.get(kind, math.inf):
+        raise ValueError(f'{kind} takes at most {LARGEST[kind]} pixels a side, and the picture has '
+                         f'{picture.width} x {picture.height}: use .png, or fewer images')
+    write_whole(path, partial(picture.save, format=kind, optimize=True))
 
 
 def picture_format(path: Path) -> str:

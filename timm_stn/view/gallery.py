@@ -2,7 +2,7 @@
 
 What is kept of an image is small: pictures with 8 bits a channel, and numbers.
 """
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,14 +110,12 @@ class Sight(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A file that was read: its picture in each mode that a network takes, true boxes in pixels, and the true mask."""
-    pictures: dict[str, Image.Image]
+    """A file that was read: each network's input (C, H, W), the file's (width, height), true boxes in its pixels, and
+    the true mask."""
+    pixels: Sequence[Tensor]
+    size: tuple[int, int]
     boxes: Tensor
     mask: Image.Image | None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return next(iter(self.pictures.values())).size
 
 
 def sights(
@@ -142,13 +140,11 @@ def sights(
         BadImage: No file can be read.
         ValueError: A network's logits are not finite.
     """
-    transforms = [create_transform(**v.config) for v in viewed]
-    modes = [_mode(v) for v in viewed]
     most = min(v.batch for v in viewed)
-    batch: dict[int, tuple[Opened, list[Tensor]]] = {}
+    batch: dict[int, Opened] = {}
     found = 0
-    for i, opened in _opened(files.paths, order, count, modes, truths, trouble):
-        batch[i] = opened, [transform(opened.pictures[mode]) for transform, mode in zip(transforms, modes)]
+    for i, opened in _opened(viewed, files.paths, order, count, truths, trouble):
+        batch[i] = opened
         found += 1
         if len(batch) == most or found == count:
             yield from _looked(viewed, files, dict(sorted(batch.items())))
@@ -164,32 +160,46 @@ def _mode(viewed: Viewed) -> str:
 
 
 def _opened(
+        viewed: Sequence[Viewed],
         paths: Sequence[Path],
         order: Iterable[int],
         count: int,
-        modes: Sequence[str],
         truths: Truths,
         trouble: Trouble,
 ) -> Iterator[tuple[int, Opened]]:
     """Those that can be read, ``count`` at most."""
     order = list(order)
+    transforms, modes = [create_transform(**v.config) for v in viewed], [_mode(v) for v in viewed]
     for i in progress(order, 'looking', min(len(order), count), unit='image'):
         path = paths[i]
         try:
             read = {mode: open_image(path, mode) for mode in dict.fromkeys(modes)}
+            pixels = [_transformed(read[mode][0], transform) for mode, transform in zip(modes, transforms)]
         except BadImage as error:
             trouble.bad.append(f'{path}: {error}')
             continue
         for note in dict.fromkeys(note for _, notes in read.values() for note in notes):
             trouble.notes.setdefault(note, []).append(path.name)
-        pictures = {mode: picture for mode, (picture, _) in read.items()}
+        size = read[modes[0]][0].size
         boxes = torch.tensor(boxes_of_file(path, truths.boxes)).reshape(-1, 4)
-        mask = _mask(path, pictures[modes[0]].size, truths, trouble)
+        mask = _mask(path, size, truths, trouble)
         trouble.met |= {kind for kind, there in (('boxes', len(boxes)), ('masks', mask is not None)) if there}
-        yield i, Opened(pictures, boxes, mask)
+        yield i, Opened(pixels, size, boxes, mask)
         count -= 1
         if not count:
             return
+
+
+def _transformed(picture: Image.Image, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """What a network takes of a picture.
+
+    Raises:
+        BadImage: Its transform makes nothing of it, as of one that is a pixel wide.
+    """
+    try:
+        return transform(picture)
+    except ValueError as error:
+        raise BadImage(f'{picture.width} x {picture.height} pixels: {error}') from error
 
 
 def _mask(path: Path, size: tuple[int, int], truths: Truths, trouble: Trouble) -> Image.Image | None:
@@ -204,11 +214,11 @@ def _mask(path: Path, size: tuple[int, int], truths: Truths, trouble: Trouble) -
 def _looked(
         viewed: Sequence[Viewed],
         files: Files,
-        batch: Mapping[int, tuple[Opened, list[Tensor]]],
+        batch: Mapping[int, Opened],
 ) -> Iterator[tuple[int, list[Sight]]]:
-    opened = [one for one, _ in batch.values()]
+    opened = list(batch.values())
     rows = [
-        _sights_of(v, torch.stack([pixels[k] for _, pixels in batch.values()]), [files.paths[i] for i in batch],
+        _sights_of(v, torch.stack([one.pixels[k] for one in opened]), [files.paths[i] for i in batch],
                    [v.classes.of_folder.get(files.labels[i]) for i in batch], opened)
         for k, v in enumerate(viewed)]
     for i, *row in zip(batch, *rows, strict=True):

@@ -49,7 +49,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     try:
         with Image.open(path, formats=formats_here()) as file:
             file.load()
-            mask = file if file.size == size else ImageOps.exif_transpose(file)
+            mask = ImageOps.exif_transpose(file)
             here = _not_zero(mask)
     except Exception as error:  # of many types
         raise BadImage(reason_of(error)) from error

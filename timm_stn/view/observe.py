@@ -56,7 +56,7 @@ def observe(
     stage = next(iter(transformers)) if stage is None else stage
     if stage not in transformers:
         raise ValueError(f'stage must be one of {", ".join(map(repr, transformers))}, got {stage!r}.')
-    if stage == 'input':
+    if transformers[stage] is model.stn:
         seen, theta = model.look(images)
         if model.glimpses == 1:
             seen, theta = seen[:, None], theta[:, None]
