@@ -86,6 +86,8 @@ def test_our_networks_on_the_set_that_they_are_for(tmp_path, capsys):
     (['--data', 'birds', *MODEL, '--count', '1'], 'loader must give at least 2 images, got 1'),
     (['--data', 'birds', *MODEL, '--model-kwargs', 'in_chans=4'], 'images have 1 or 3 channels, and the model takes 4'),
     (['--data', 'birds', *MODEL, '--set', 'R'], 'argument --data: FileNotFoundError'),
+    (['--data', 'birds'], 'argument CHECKPOINT|MODEL: takes a checkpoint of train.py, or a name of `timm-stn list`'),
+    (['runs/best.pth.tar', '--data', 'birds'], "argument CHECKPOINT|MODEL: no file 'runs/best.pth.tar'"),
     ([*MODEL], 'the following arguments are required: --data'),
 ])
 def test_refusals(birds, capsys, monkeypatch, argv, message):

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from torch.nn import functional as F
 import timm_stn
 from timm_stn import diagnose
 from timm_stn.view.diagnosis.examine import batches_of, examine
-from timm_stn.view.diagnosis.verdict import RULES
+from timm_stn.view.diagnosis.figures import Range, Share
+from timm_stn.view.diagnosis.verdict import RULES, faults_of, healthy
+from timm_stn.view.diagnosis.watch import watched
 
 SIDE, GLYPH, CLASSES = 32, 12, 6
 
@@ -221,7 +224,7 @@ def test_scale_angle_and_place():
 
 def test_how_much_lies_outside():
     figures = figures_of(looking([[1, 0, 1.0], [0, 1, 0]]), [rand(4, 1, 20, 20)])
-    assert figures.outside == pytest.approx(0.5, abs=0.01) and figures.reach == pytest.approx(2, abs=1e-5)
+    assert figures.outside == pytest.approx(0.5, abs=0.01) and figures.far == 0
     assert figures.moved == pytest.approx(math.sqrt(0.5), abs=1e-5), 'by one half-width, along one of two axes'
 
 
@@ -283,6 +286,127 @@ def test_shuffled_thetas_are_those_of_other_images():
     assert not (own == shuffled).any() and torch.equal(own.sort().values, shuffled.sort().values)
 
 
+# verdicts, of figures that are changed
+
+def faults(model, **changed):
+    finding, = diagnose(model, loader()).findings
+    figures = replace(finding.figures, **changed)
+    return faults_of(figures, watched(model)[0]), healthy(figures)
+
+
+def test_a_small_view_is_no_fault_where_it_pays(trained):
+    """A small thing that is found is seen in a small view."""
+    assert faults(trained, scale=Range(0.1, 0.12, 0.14))[0] == []
+    nothing = dict(gain_from_looking=Share(0.0, 0.01), loss_from_looking=Share(0.0, 0.1))
+    fault, *_ = faults(trained, scale=Range(0.1, 0.12, 0.14), **nothing)[0]
+    assert fault.kind == 'collapsed'
+
+
+def test_what_looks_outside_and_pays_is_told_so(trained):
+    fault, = faults(trained, outside=0.6)[0]
+    assert fault.kind == 'outside' and 'as it is, looking gives' in fault.text
+
+
+def test_some_views_far_away_are_enough(trained):
+    fault, = faults(trained, far=0.1)[0]
+    assert fault.kind == 'exploding' and '10 % of the views reach farther than 4 half-widths' in fault.text
+
+
+def test_no_use_is_not_shown_by_few_images(trained):
+    fault, = faults(trained, images=40, gain_from_looking=Share(0.01, 0.02), loss_from_looking=Share(-0.1, 0.2))[0]
+    assert fault.kind == 'unused' and 'these 40 images do not show' in fault.text and '± 2.0 points' in fault.text
+    few, text = faults(trained, gain_from_looking=Share(0.01, 0.02), loss_from_looking=Share(-0.1, 0.02))
+    assert not few and 'of the loss, 0.1' in text
+
+
+def test_what_does_the_same_for_all_is_not_said_to_look(trained):
+    assert faults(trained, between=0.0)[1] == 'no harm found, and no use: it does the same for every image'
+
+
+def test_advice_for_volumes_can_be_followed():
+    stn = transformer('affine3d', (6, 6, 6), 1, std=0.2)
+    model = nn.Sequential(stn, nn.Flatten(), nn.Linear(216, 3)).eval()
+    figures = figures_of(model, [(rand(5, 1, 6, 6, 6), torch.zeros(5).long())])
+    for changed in (dict(scale=Range(0.0, 0.0, 0.0)), dict(outside=0.9), dict(far=1.0)):
+        texts = [fault.text for fault in faults_of(replace(figures, **changed), watched(model)[0])]
+        assert texts and not any(word in text for text in texts for word in ('translation', 'zoom', 'attention'))
+
+
+# what is measured where there is more than one view, batch, or kind of target
+
+def glimpses_at(shifts, **kwargs):
+    model = create('stn_mnist_fcn', img_size=32, stn_size=16, num_classes=3, stn_transform='translation',
+                   stn_scale=0.5, stn_glimpses=len(shifts), stn_localization='conv', stn_bound=False,
+                   stn_padding_mode='zeros', **kwargs)
+    with torch.no_grad():
+        parameters = (torch.tensor([[x, 0.0] for x in shifts]) - model.stn.tiles) / 0.5
+        model.stn.localization.regression.bias.copy_(parameters.flatten() / model.stn.localization.regression.lr_scale)
+    return model
+
+
+def test_one_glimpse_that_sees_something_is_not_black():
+    assert figures_of(glimpses_at([0.0, 5.0]), [rand(4, 1, 32, 32)]).blank == 0
+    assert figures_of(glimpses_at([5.0, 5.0]), [rand(4, 1, 32, 32)]).blank == 1
+
+
+def test_two_of_three_glimpses_that_are_alike_are_found():
+    assert figures_of(glimpses_at([-0.4, 0.4, 0.4]), [rand(4, 1, 32, 32)]).overlap == pytest.approx(1, abs=1e-5)
+    apart = figures_of(glimpses_at([-0.5, 0.0, 0.5]), [rand(4, 1, 32, 32)]).overlap
+    assert apart == pytest.approx(1 / 3, abs=1e-4), 'half of each is shared, of one and a half'
+
+
+def test_a_stage_of_several_streams_is_compared_with_its_own_input():
+    """A stage's transformer that is the identity shows all that there is, whatever the other streams have."""
+    model = create(num_classes=3, img_size=64, stn_size=32, stn_glimpses=2, stn_scale=0.5, stn_stages=('input', 1))
+    x = rand(4, 3, 64, 64)
+    x[:, :, :, 32:] *= 1e-3
+    each = next(each for each in examine(model, batches_of([x], 4)) if each.watch.stn.stage == 1)
+    torch.testing.assert_close(each.all('contrast'), torch.ones(4, 2), rtol=0.01, atol=0.01)
+
+
+def test_boxes_are_of_images_not_of_features():
+    model = create(num_classes=3, img_size=64, stn_stages=('input', 1))
+    boxes = [torch.zeros(4, 2, 4), torch.full((4, 3, 4), torch.nan)]
+    first, second = diagnose(model, [(images(4, 64), torch.zeros(4).long(), each) for each in boxes]).findings
+    assert first.figures.box_found is not None and second.figures.box_found is None
+    unknown = diagnose(model, [(images(4, 64), torch.zeros(4).long(), boxes[1])]).findings[0]
+    assert unknown.figures.box_found is None and 'boxes' not in str(unknown)
+
+
+def test_targets_of_a_column_are_classes(trained):
+    x, _ = loader()[0]
+    answers = trained(x).argmax(1)
+    for targets in (answers, answers[:, None], answers.int()):
+        assert figures_of(trained, [(x, targets)]).accuracy.value == 1
+    one_hot = [(x, F.one_hot(answers, CLASSES).float())]
+    assert figures_of(trained, one_hot, is_right=lambda y, t: y.argmax(1) == t.argmax(1)).accuracy.value == 1
+
+
+@pytest.mark.parametrize('classes', [0, 1])
+def test_what_does_not_classify_is_not_asked_for_answers(classes):
+    model = move_theta(create(num_classes=classes, img_size=64), 0.05)
+    finding, = diagnose(model, [(images(6, 64), torch.zeros(6).long())]).findings
+    assert finding.figures.accuracy is None and 'unused' not in [fault.kind for fault in finding.faults]
+
+
+def test_figures_do_not_depend_on_batches(trained):
+    x, y = (torch.cat(parts) for parts in zip(*loader()[:2]))
+    whole = figures_of(trained, [(x, y)]).json
+    for size in (5, 64):
+        batches = [(x[:0], y[:0]), *zip(torch.split(x, size), torch.split(y, size))]
+        found = figures_of(trained, batches).json
+        for name in ('scale', 'center_x', 'outside', 'moved', 'between', 'accuracy', 'gain', 'gradient'):
+            assert found[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-4), name
+
+
+def test_half_precision_and_inference_mode(trained):
+    expected = figures_of(trained, loader()).accuracy.value
+    assert figures_of(copy.deepcopy(trained).bfloat16(), loader()).accuracy.value == pytest.approx(expected, abs=0.05)
+    with torch.inference_mode():
+        found = figures_of(trained, [(x.clone(), y) for x, y in loader()])
+    assert found.accuracy.value == expected and found.gradient > 0
+
+
 # networks of all kinds
 
 @pytest.mark.parametrize('kwargs', [
@@ -311,7 +435,7 @@ def test_networks_of_all_kinds(kwargs):
 def test_an_orbit_is_not_called_frozen():
     model = create(num_classes=5, img_size=64, stn_localization='orbit:4')
     finding, = diagnose(model, [images(8, 64)]).findings
-    assert not finding.faults
+    assert not finding.faults and 'healthy' not in finding.lines[0]
 
 
 def test_volumes():
@@ -327,6 +451,8 @@ def test_it_leaves_no_trace():
     model = move_theta(create(num_classes=5, img_size=64, stn_stages=('input', 1), stn_freeze_steps=5)).train()
     model.backbone.conv1.eval()
     modes = [m.training for m in model.modules()]
+    model.stn(images(3, 64))
+    theta = model.stn.last_theta
     before = {k: v.clone() for k, v in model.state_dict().items()}
     torch.manual_seed(3)
     expected = torch.rand(3)
@@ -336,7 +462,7 @@ def test_it_leaves_no_trace():
     assert [m.training for m in model.modules()] == modes and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not model.stn._forward_hooks and not model.stn.localization._forward_hooks
-    assert not {'editor', 'recorder'} & set(vars(model.stn))
+    assert not {'editor', 'recorder'} & set(vars(model.stn)) and model.stn.last_theta is theta
 
 
 def test_it_looks_at_no_more_than_it_is_told():
@@ -350,9 +476,11 @@ def test_it_looks_at_no_more_than_it_is_told():
 
 @pytest.mark.parametrize('given,error,message', [
     ([], ValueError, 'loader must give at least 2 images, got 0'),
-    ([(torch.rand(1, 3, 64, 64), torch.zeros(1))], ValueError, 'at least 2 images, got 1'),
+    ([(torch.rand(1, 3, 64, 64), torch.zeros(1).int())], ValueError, 'at least 2 images, got 1'),
     ([dict(image=1)], TypeError, 'got a dict'),
     ([(torch.rand(3, 64), torch.zeros(3))], TypeError, r'got \(3, 64\), \(3,\)'),
+    ([(torch.rand(2, 3, 64, 64), torch.zeros(2, 5))], TypeError, r'2 integers for as many images, .* shape \(2, 5\)'),
+    ([(torch.rand(2, 3, 64, 64), torch.zeros(3).long())], TypeError, r'shape \(3,\); for others, give is_right'),
     ([(torch.rand(2, 3, 64, 64), ['a', 'b'])], TypeError, r'got \(2, 3, 64, 64\), a list'),
 ])
 def test_what_loaders_must_give(given, error, message):

@@ -23,11 +23,12 @@ from ..view.images import find_images, folder_name, in_turn, natural, open_image
 from ..view.sheet import data_config, read_images
 from .common import Refused, attempt, check_output, positive, quiet_argument
 from .digits import normalized, set_argument
-from .models import check_transformers, described, load_model, model_arguments
+from .models import FROM_CONFIG, check_transformers, described, load_model, model_arguments
 
 __all__ = ['diagnose', 'diagnose_arguments']
 
 BATCH = 32
+ENDINGS = ('.tar', '.pth', '.pt', '.ckpt', '.safetensors', '.bin')  # of checkpoints
 
 
 def diagnose_arguments(add: Callable[..., Any]) -> None:
@@ -46,6 +47,10 @@ def diagnose_arguments(add: Callable[..., Any]) -> None:
 def diagnose(args: argparse.Namespace) -> int:
     if args.name and (args.model or args.checkpoint):
         raise Refused(f'argument CHECKPOINT|MODEL: there are two, {args.name} and {args.model or args.checkpoint}')
+    if not (args.name or args.model or args.checkpoint):
+        raise Refused('argument CHECKPOINT|MODEL: takes a checkpoint of train.py, or a name of `timm-stn list`')
+    if args.name and not os.path.isfile(args.name) and _is_file_name(args.name):
+        raise Refused(f'argument CHECKPOINT|MODEL: no file {args.name!r}')
     if args.name:
         setattr(args, 'checkpoint' if os.path.isfile(args.name) else 'model', args.name)
     check_output(args.output)
@@ -66,6 +71,10 @@ def diagnose(args: argparse.Namespace) -> int:
     print(f'{args.output}: {found.findings[0].figures.images} images', file=sys.stderr)
     tell([*(f'skipped {folder}: {reason}' for folder, reason in lost), *notes])
     return 0
+
+
+def _is_file_name(text: str) -> bool:
+    return not text.startswith(FROM_CONFIG) and (os.sep in text or Path(text).suffix in ENDINGS)
 
 
 def _files(args: argparse.Namespace) -> tuple[list[Path], list[tuple[Path, str]]]:

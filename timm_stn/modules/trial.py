@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-__all__ = ['trial_forward']
+__all__ = ['LAST', 'trial_forward']
 
 LAST = ('last_theta', 'last_features')  # of spatial transformers and localization networks
 

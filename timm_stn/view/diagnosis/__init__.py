@@ -76,10 +76,11 @@ def diagnose(
     Args:
         model: A network with transformers, on any device.
         loader: Gives (images (N, C, H, W), targets), or (images, targets, boxes (N, B, 4)), or images alone: normalised
-            as the network takes them. Targets below zero are not known. Boxes are left, top, right, bottom in [-1, 1]
-            from edge to edge, nan where an image has fewer. Images should be in random order.
+            as the network takes them, in random order. Targets are classes (N,); those below zero are not known. Boxes
+            are left, top, right, bottom in [-1, 1] from edge to edge, nan where an image has fewer; what looks at
+            features is not compared with them.
         most: Look at so many images at most.
-        is_right: From logits (N, classes) and targets to whether they are right (N,).
+        is_right: From logits (N, classes) and targets to whether they are right (N,); for targets of another kind.
 
     Raises:
         TypeError: The loader gives something else.
@@ -89,7 +90,7 @@ def diagnose(
         >>> found = timm_stn.diagnose(model, loader)  # doctest: +SKIP
         >>> print(found)  # doctest: +SKIP
     """
-    examined = examine(model, batches_of(loader, most), is_right)
+    examined = examine(model, batches_of(loader, most, is_right is answered_right), is_right)
     found = []
     for each in examined:
         figures = figures_of(each)

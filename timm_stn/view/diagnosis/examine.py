@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._progress import progress
+from ...modules.trial import LAST
 from ..geometry_of_looks import looks
 from .examined import Examined
 from .watch import watched
@@ -27,8 +28,13 @@ def answered_right(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.argmax(1) == targets
 
 
-def batches_of(loader: Iterable[Any], most: int) -> list[Batch]:
+def batches_of(loader: Iterable[Any], most: int, of_classes: bool = True) -> list[Batch]:
     """The first ``most`` images of a loader, batch by batch, on the CPU.
+
+    Args:
+        loader: See :func:`timm_stn.diagnose`.
+        most: So many images at most.
+        of_classes: Targets must be classes, (N,) or (N, 1).
 
     Raises:
         TypeError: What it gives is not images, with targets or without.
@@ -37,7 +43,9 @@ def batches_of(loader: Iterable[Any], most: int) -> list[Batch]:
     found: list[Batch] = []
     count = 0
     for given in loader:
-        images, targets, boxes = _batch(given)
+        images, targets, boxes = _batch(given, of_classes)
+        if not len(images):
+            continue
         keep = most - count
         targets, boxes = (None if x is None else x[:keep] for x in (targets, boxes))
         found.append((images[:keep], targets, boxes))
@@ -49,13 +57,19 @@ def batches_of(loader: Iterable[Any], most: int) -> list[Batch]:
     return found
 
 
-def _batch(given: Any) -> Batch:
+def _batch(given: Any, of_classes: bool) -> Batch:
     parts = list(given) if isinstance(given, (list, tuple)) else [given]
     fits = 1 <= len(parts) <= 3 and all(isinstance(part, Tensor) for part in parts) and parts[0].ndim >= 4
     if not fits:
         raise TypeError('loader must give (images (N, C, H, W), targets), (images, targets, boxes) or images alone, '
                         f'as tensors; got {_what(given)}.')
-    images, targets, boxes = [part.detach().cpu() for part in parts] + [None] * (3 - len(parts))
+    images, targets, boxes = [part.detach().cpu().clone() for part in parts] + [None] * (3 - len(parts))
+    if targets is not None and of_classes:
+        are_classes = targets.shape in ((len(images),), (len(images), 1)) and not targets.is_floating_point()
+        if not are_classes:
+            raise TypeError(f'targets must be classes, {len(images)} integers for as many images, got {targets.dtype} '
+                            f'of shape {tuple(targets.shape)}; for others, give is_right.')
+        targets = targets.reshape(-1).long()
     return images, targets, None if boxes is None else boxes.reshape(len(images), -1, 4).float()
 
 
@@ -84,7 +98,13 @@ def examine(
     Raises:
         ValueError: There is no spatial transformer in it, or none that a forward pass runs, as in compiled code.
     """
-    found = [Examined(watch) for watch in watched(model)]
+    with torch.inference_mode(False):
+        return _examine(model, batches, is_right, seed)
+
+
+def _examine(model: nn.Module, batches: list[Batch], is_right: IsRight, seed: int) -> list[Examined]:
+    classifies = getattr(model, 'num_classes', None) != 0
+    found = [Examined(watch, classifies) for watch in watched(model)]
     if not found:
         raise ValueError(f'model must have a spatial transformer; there is none in this {type(model).__name__}.')
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +114,8 @@ def examine(
             pass
     ran = [each for each in found if each.thetas]
     if not ran:
-        raise ValueError('no forward pass of model ran a spatial transformer; compiled code is not seen.')
+        raise ValueError('no forward pass of model ran a spatial transformer: is it compiled? Give the network itself. '
+                         'Where your own module calls `look`, let it call `remember(theta)`, too.')
     return ran
 
 
@@ -121,13 +142,14 @@ def _as_it_is(model: nn.Module, found: list[Examined], batches: list[Batch], is_
         thetas = [stack.enter_context(each.watch.recorded()) for each in found]
         hooks = [stack.enter_context(each.watch.hooked()) for each in found]
         for images, targets, boxes in batches:
-            here = images.to(_device(model))
+            here = _placed(images, model)
             logits = model(here)
             for each, theta, hook in zip(found, thetas, hooks):
                 if theta:
                     each.take(here, theta, hook)
                     _answer(each, '', logits, targets, is_right)
-                    each.parts['boxes'] += [] if boxes is None else [boxes]
+                    if boxes is not None and each.looks_at_images:
+                        each.parts['boxes'].append(boxes)
                 for left in (theta, *hook):
                     left.clear()
             yield
@@ -143,7 +165,7 @@ def _with_noise(
         thetas = [stack.enter_context(each.watch.recorded()) for each in found]
         for images, *_ in batches:
             noise = torch.randn(images.shape, generator=generator) * (NOISE * images.float().std())
-            model((images + noise.to(images.dtype)).to(_device(model)))
+            model(_placed(images + noise.to(images.dtype), model))
             for each, theta in zip(found, thetas):
                 if theta:
                     each.parts['noisy'].append(each.watch.points(theta, len(images)).cpu())
@@ -154,7 +176,7 @@ def _with_noise(
 def _at_start(model: nn.Module, each: Examined, batches: list[Batch], is_right: IsRight) -> Iterator[None]:
     with each.watch.recorded() as thetas, each.watch.at_start():
         for images, targets, _ in batches:
-            logits = model(images.to(_device(model)))
+            logits = model(_placed(images, model))
             if thetas:
                 each.parts['start'].append(each.watch.points(thetas, len(images)).cpu())
                 each.parts['start_scale'] += [looks(each.watch.stn, t, each.size).scale.flatten().cpu() for t in thetas]
@@ -178,13 +200,13 @@ def _shuffled(
     for (images, targets, _), theirs in zip(batches, torch.split(others, [len(images) for images, *_ in batches])):
         calls = iter(torch.split(theirs, each.views, 1))
         with each.watch.edited(lambda theta, calls=calls: next(calls).flatten(0, 1).to(theta)):  # type: ignore[misc]
-            logits = model(images.to(_device(model)))
+            logits = model(_placed(images, model))
         _answer(each, '_shuffled', logits, targets, is_right)
         yield
 
 
 def _answer(each: Examined, when: str, logits: Any, targets: Tensor | None, is_right: IsRight) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim != 2:  # features
+    if not _are_logits(logits) or not each.classifies:
         return
     logits = logits.float().cpu()
     each.parts['answer' + when].append(logits.argmax(1))
@@ -200,8 +222,10 @@ def _take_gradients(model: nn.Module, found: list[Examined], batches: list[Batch
 
     Where targets are not known, the network's own answers are taken for them.
     """
-    images, targets, _ = batches[0]
-    images, targets = images[:GRADIENTS].to(_device(model)), None if targets is None else targets[:GRADIENTS]
+    alike = [batch for batch in batches if batch[0].shape[1:] == batches[0][0].shape[1:]]
+    images = _placed(torch.cat([batch[0] for batch in alike])[:GRADIENTS], model)
+    known = [batch[1] for batch in alike if batch[1] is not None]
+    targets = torch.cat(known)[:GRADIENTS] if len(known) == len(alike) else None
     thetas: dict[int, Tensor] = {}
 
     def leaf(index: int, theta: Tensor) -> Tensor:
@@ -214,7 +238,7 @@ def _take_gradients(model: nn.Module, found: list[Examined], batches: list[Batch
         for i, each in enumerate(found):
             stack.enter_context(each.watch.edited(partial(leaf, i)))
         logits = model(images)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or not thetas or not weights:
+        if not _are_logits(logits) or not thetas or not weights:
             return
         if targets is None or targets.ndim > 1 or int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
             targets = logits.detach().argmax(1)
@@ -229,8 +253,14 @@ def _norm(tensors: Iterable[Tensor | None]) -> float:
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors if t is not None))
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _are_logits(out: Any) -> bool:
+    return isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] > 1
+
+
+def _placed(images: Tensor, model: nn.Module) -> Tensor:
+    """Where the network is, and of its type."""
+    like = next(model.parameters())
+    return images.to(like.device, like.dtype if images.is_floating_point() else images.dtype)
 
 
 def _deranged(count: int, generator: torch.Generator) -> Tensor:
@@ -244,6 +274,7 @@ def _deranged(count: int, generator: torch.Generator) -> Tensor:
 @contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
     training = [m for m in model.modules() if m.training]
+    kept = [(m, name, vars(m)[name]) for m in model.modules() for name in LAST if name in vars(m)]
     for m in training:
         m.training = False
     try:
@@ -251,3 +282,5 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+        for m, name, value in kept:
+            setattr(m, name, value)

@@ -27,8 +27,9 @@ class Examined:
     | boxes | true boxes | (N, B, 4) |
     """
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, watch: Watch, classifies: bool = True) -> None:
+        self.watch, self.classifies = watch, classifies
+        self.looks_at_images = False  # its input is the network's
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
         self.calls: dict[str, list[Tensor]] = defaultdict(list)  # parts of a batch, of each call of a forward pass
         self.thetas: list[Tensor] = []  # (n, V, ...) of each batch
@@ -53,9 +54,10 @@ class Examined:
             for part, values in looks(watch.stn, theta, self.size)._asdict().items():
                 if values is not None:
                     self.calls[part].append(values.flatten(0, 1).reshape(n, -1, *values.shape[2:]).cpu())
+        self.looks_at_images = all(p.shape == images.shape and torch.equal(p, images) for p, _ in pictures)
         for before, seen in pictures:
-            contrast = _contrast(seen).reshape(n, -1) / _contrast(before).reshape(n, -1)[:, :1].clamp_min(1e-12)
-            self.calls['contrast'].append(contrast.cpu())
+            own = _contrast(before).clamp_min(1e-12).repeat_interleave(len(seen) // len(before))
+            self.calls['contrast'].append((_contrast(seen) / own).reshape(n, -1).cpu())
         for part, values in self.calls.items():
             self.parts[part].append(torch.cat(values, 1))
         self.calls.clear()

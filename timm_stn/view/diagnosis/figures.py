@@ -11,8 +11,9 @@ from torch import Tensor
 from ..geometry_of_looks import wrapped
 from .examined import Examined
 
-__all__ = ['Figures', 'Range', 'Share', 'figures_of']
+__all__ = ['FAR', 'Figures', 'Range', 'Share', 'figures_of']
 
+FAR = 4.0  # half-widths: a view that reaches farther shows sixteen times the image
 BLANK = 0.02  # contrast of what is seen, in that of the input, below which it is taken to be of one colour
 
 
@@ -38,18 +39,20 @@ class Figures:
         name: In ``named_modules``.
         images: How many.
         glimpses: How many views of each.
-        scale: Of views, the root of their share of the input's area, or the cube root of that of its volume.
+        scale: Of views, the root of their share of the input's area, or the cube root of that of its volume. For
+            families that are not affine, that of the affine map nearest to each; so are angle and shear.
         start_scale: The same with nothing regressed, the median.
         angle: Degrees, clockwise, in pixels; None of volumes.
         shear: Degrees by which sides are not at right angles; None of volumes.
         center_x: Of the centres of views; so is ``center_y``.
-        outside: Share of the views' area outside the image.
-        reach: How far the farthest point of a view is from the image's centre, along an axis, the median.
+        outside: Share of the views' pixels that lie outside the image.
+        far: Share of the views that reach farther than four half-widths from the image's centre.
         moved: How far points of views are from where they would be with nothing regressed (root mean square).
         between: How far they are from their mean over the images (the same).
         within: How far they move with noise of a tenth of the images' standard deviation (the same).
-        overlap: Of two glimpses: intersection over union of the boxes around them, the mean over pairs and images.
-        blank: Share of the views that show one colour.
+        overlap: Of the two glimpses that overlap most: intersection over union of the boxes around them, the mean over
+            images.
+        blank: Share of the images of which no view shows more than one colour.
         infinite: Share of the images for which parameters were not finite.
         gradient: Norm of the loss's gradient to theta, in that to the parameters of the backbone.
         accuracy: With the transformer; None where targets are not known.
@@ -73,7 +76,7 @@ class Figures:
     center_x: Range
     center_y: Range
     outside: float
-    reach: float
+    far: float
     moved: float
     between: float
     within: float
@@ -129,15 +132,15 @@ def figures_of(each: Examined) -> Figures:
     right, at_start, shuffled = (each.all(part).double() for part in ('right', 'right_start', 'right_shuffled'))
     known = len(right) > 0
     answers = each.all('answer')
-    boxes, loss = each.all('boxes'), each.all('loss').double()
+    boxes, loss = _padded(each.parts['boxes']), each.all('loss').double()
     return Figures(
         stn.stage, each.watch.name, len(points), stn.glimpses,
         scale=_range(each.all('scale')), start_scale=float(each.all('start_scale').median()),
         angle=_turns(each.all('angle')), shear=_turns(each.all('shear')),
         center_x=_range(each.all('center')[..., 0]), center_y=_range(each.all('center')[..., 1]),
-        outside=float(each.all('outside').mean()), reach=float(points.abs().flatten(2).amax(2).median()),
+        outside=float(each.all('outside').mean()), far=float((points.abs().flatten(2).amax(2) > FAR).double().mean()),
         moved=_rms(points - start), between=_rms(points - points.mean(0)), within=_rms(noisy - points),
-        overlap=_overlap(points, stn.glimpses), blank=float((each.all('contrast') < BLANK).double().mean()),
+        overlap=_overlap(points, stn.glimpses), blank=float((each.all('contrast').amax(1) < BLANK).double().mean()),
         infinite=float((~each.all('finite')).double().mean()), gradient=each.gradient,
         accuracy=_share(right) if known else None,
         accuracy_at_start=_share(at_start) if known else None,
@@ -191,14 +194,21 @@ def _overlap(points: Tensor, glimpses: int) -> float | None:
         return None
     views = _boxes_around(points).reshape(len(points), -1, glimpses, 2 * points.shape[-1])  # (N, rows, G, 2 d)
     pairs = [iou(views[:, :, a], views[:, :, b]).mean() for a, b in combinations(range(glimpses), 2)]
-    return float(torch.stack(pairs).mean())
+    return float(torch.stack(pairs).max())
+
+
+def _padded(boxes: list[Tensor]) -> Tensor:
+    """Boxes (n, B, 4) of all batches as (N, B, 4), with as many as there are at most; those that are not are of nan."""
+    most = max((b.shape[1] for b in boxes), default=0)
+    return torch.cat([torch.cat([b, b.new_full((len(b), most - b.shape[1], 4), math.nan)], 1) for b in boxes]
+                     or [torch.empty(0, 0, 4)])
 
 
 def _agreement(points: Tensor, boxes: Tensor) -> dict[str, float]:
     """Of each true box, with the view that meets it best."""
-    if not len(boxes) or points.shape[-1] != 2:
+    known = boxes.isfinite().all(-1)  # (N, B)
+    if not known.any() or points.shape[-1] != 2:
         return {}
-    known = boxes.isfinite().all(2)  # (N, B)
     views, boxes = _boxes_around(points)[:, None], boxes.double()[:, :, None]  # (N, 1, V, 4), (N, B, 1, 4)
     center = (boxes[..., :2] + boxes[..., 2:]) / 2
     inside = ((views[..., :2] <= center) & (center <= views[..., 2:])).all(3).any(2)

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 from ...geometry.transforms import get_transform
 from ...modules.spatial_transformer import SpatialTransformer
-from .figures import Figures, Share
+from .figures import FAR, Figures, Share
 from .watch import Watch
 
 __all__ = ['Fault', 'faults_of', 'healthy']
 
-FAR = 4.0  # half-widths from the centre: a view whose farthest point is beyond shows sixteen times the image
+SOME = 0.05  # share of views
 STILL = 1e-6  # half-widths by which nothing has moved
 ALIKE = 0.005  # half-widths: below, theta does not depend on the image
 SMALL = 0.2  # of the scale at its start, below which a view has collapsed
@@ -41,9 +41,11 @@ def faults_of(figures: Figures, watch: Watch) -> list[Fault]:
 
 def healthy(figures: Figures) -> str:
     """One line on a transformer without a fault."""
+    if figures.between < ALIKE:
+        return 'no harm found, and no use: it does the same for every image'
     text = f'healthy: what it looks at differs from image to image (by {figures.between:.2f} half-widths)'
     gain, loss, accuracy = figures.gain_from_looking, figures.loss_from_looking, figures.accuracy
-    if gain is None or accuracy is None:
+    if gain is None or accuracy is None or not (_counts(gain) or (loss is not None and _counts(_less(loss)))):
         return text
     text += f', and that gives {_points(gain)} of {100 * accuracy.value:.1f} % accuracy'
     return text if loss is None or _counts(gain) else f'{text} (of the loss, {-loss.value:.2g} ± {loss.error:.1g})'
@@ -52,8 +54,8 @@ def healthy(figures: Figures) -> str:
 def _exploding(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.infinite > 0:
         what = f'its parameters are not finite for {_percent(f.infinite)} of the images'
-    elif f.reach > FAR:
-        what = f'views reach {f.reach:.1f} half-widths from the centre'
+    elif f.far > SOME:
+        what = f'{_percent(f.far)} of the views reach farther than {FAR:.0f} half-widths from the centre'
     else:
         return None
     return f'exploding: {what}. Lower stn_lr_scale or the learning rate{_bound(stn)}{_fewer(stn)}'
@@ -75,15 +77,16 @@ def _frozen(f: Figures, stn: SpatialTransformer) -> str | None:
 def _black(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.blank <= MOSTLY:
         return None
-    return (f'black: {_percent(f.blank)} of the views show one colour alone, and no gradient leads back from there. '
+    return (f'black: of {_percent(f.blank)} of the images it shows one colour alone, and no gradient leads back. '
             f'Train anew with stn_penalty=0.1{_bound(stn)} or a lower stn_lr_scale')
 
 
 def _collapsed(f: Figures, stn: SpatialTransformer) -> str | None:
-    if f.scale.middle >= SMALL * f.start_scale:
+    if f.scale.middle >= SMALL * f.start_scale or _pays(f):
         return None
+    rigid = ', or use a family that cannot shrink (translation, rotation)' if stn.transform.ndim == 2 else ''
     return (f"collapsed: views have shrunk to {f.scale.middle:.2f} of the image's side, from {f.start_scale:.2f}. "
-            f'Set stn_penalty=0.1, or use a family that cannot shrink (translation, rotation), or lower stn_lr_scale')
+            f'Set stn_penalty=0.1{rigid}, or lower stn_lr_scale')
 
 
 def _outside(f: Figures, stn: SpatialTransformer) -> str | None:
@@ -91,7 +94,7 @@ def _outside(f: Figures, stn: SpatialTransformer) -> str | None:
         return None
     zooms = f"it zooms out, to {f.scale.middle:.2f} of the image's side" if f.scale.middle > 1.2 else 'it looks away'
     return (f'outside: {_percent(f.outside)} of what it shows lies outside the image: {zooms}. Set '
-            f'stn_penalty=0.1{_bound(stn)}{_zoom(stn)}{_fewer(stn)}')
+            f'stn_penalty=0.1{_bound(stn)}{_zoom(stn)}{_fewer(stn)}{_still(f)}')
 
 
 def _constant(f: Figures, stn: SpatialTransformer) -> str | None:
@@ -104,32 +107,32 @@ def _constant(f: Figures, stn: SpatialTransformer) -> str | None:
 def _alike(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.overlap is None or f.overlap <= TOGETHER:
         return None
-    return (f'alike: its {f.glimpses} glimpses look at the same place (they overlap by {_percent(f.overlap)}). Set '
-            "stn_penalty=0.1, which pushes them apart, a smaller stn_scale, or stn_localization='saliency:<stage>'")
+    return (f'alike: of its {f.glimpses} glimpses, at least two look at the same place (they overlap by '
+            f'{_percent(f.overlap)}). Set stn_penalty=0.1, which pushes them apart, a smaller stn_scale, or (not with '
+            "stn_join='channels') stn_localization='saliency:<stage>', which starts them apart")
 
 
 def _unused(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.gain_from_looking is not None:
         loss = f.loss_from_looking
-        if _counts(f.gain_from_looking):
-            return None
-        if loss is not None and _counts(Share(-loss.value, loss.error)) and -loss.value > TRACE:
+        if _counts(f.gain_from_looking) or (loss is not None and _counts(_less(loss)) and -loss.value > TRACE):
             return None
         accuracy = f.accuracy.value - f.gain_from_looking.value if f.accuracy else 0.0
-        shown = f'accuracy is {100 * accuracy:.1f} in place of {100 * (accuracy + f.gain_from_looking.value):.1f} %'
+        shown = (f'accuracy is {100 * accuracy:.1f} in place of {100 * (accuracy + f.gain_from_looking.value):.1f} % '
+                 f'(± {100 * f.gain_from_looking.error:.1f} points)')
     elif f.changed is not None and f.changed <= LITTLE:
         shown = f'{_percent(f.changed)} of the answers change'
     else:
         return None
-    return (f'unused: it does not matter to the answers which image its theta is of: with thetas of other images, '
-            f'{shown}. A fixed crop does as well, or there is nothing to find in these images; else give it more to '
+    return (f'unused: these {f.images} images do not show that the answers use where it looks: with thetas of other '
+            f'images, {shown}. If more images (--count) show no more, a fixed crop does as well; else give it more to '
             'find (a smaller stn_scale, or stn_size), or train the backbone with it for longer')
 
 
 def _harmful(f: Figures, stn: SpatialTransformer) -> str | None:
-    if f.gain is None or not _counts(Share(-f.gain.value, f.gain.error)) or -f.gain.value < LITTLE:
+    if f.gain is None or not _counts(_less(f.gain)) or -f.gain.value < LITTLE:
         return None
-    return (f'harmful: accuracy is {_points(Share(-f.gain.value, f.gain.error))} lower than with the transformer at '
+    return (f'harmful: accuracy is {_points(_less(f.gain))} lower than with the transformer at '
             'its start. Lower stn_lr_scale, or start it later (stn_freeze_steps)')
 
 
@@ -154,12 +157,28 @@ def _counts(share: Share) -> bool:
     return share.value > ERRORS * share.error
 
 
+def _less(share: Share) -> Share:
+    return Share(-share.value, share.error)
+
+
+def _pays(f: Figures) -> bool:
+    """Whether looking at each image by itself clearly helps, and what was learnt does."""
+    gains = (f.gain_from_looking, f.gain)
+    return all(gain is not None and _counts(gain) and gain.value > LITTLE for gain in gains)
+
+
+def _still(f: Figures) -> str:
+    """That looking helps all the same."""
+    return f' (as it is, looking gives {_points(f.gain_from_looking)})' if f.gain_from_looking and _pays(f) else ''
+
+
 def _bound(stn: SpatialTransformer) -> str:
     return ', stn_bound=True' if stn.transform.linear and not stn.bound else ''
 
 
 def _zoom(stn: SpatialTransformer) -> str:
-    return '' if stn.transform.has_density else ', or stn_transform=zoom, which keeps all of the image in view'
+    can = stn.transform.ndim == 2 and not stn.transform.has_density
+    return ', or stn_transform=zoom, which keeps all of the image in view' if can else ''
 
 
 def _fewer(stn: SpatialTransformer) -> str:
