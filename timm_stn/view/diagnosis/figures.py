@@ -13,7 +13,7 @@ from .examined import Examined
 
 __all__ = ['FAR', 'Figures', 'Range', 'Share', 'figures_of']
 
-FAR = 4.0  # half-widths: a view that reaches farther shows sixteen times the image
+FAR = 4.0  # half-widths
 BLANK = 0.02  # contrast of what is seen, in that of the input, below which it is taken to be of one colour
 
 
@@ -46,7 +46,7 @@ class Figures:
         shear: Degrees by which sides are not at right angles; None of volumes.
         center_x: Of the centres of views; so is ``center_y``.
         outside: Share of the views' pixels that lie outside the image.
-        far: Share of the views that reach farther than four half-widths from the image's centre.
+        far: Share of the views of which most lies farther than four half-widths from the image's centre.
         moved: How far points of views are from where they would be with nothing regressed (root mean square).
         between: How far they are from their mean over the images (the same).
         within: How far they move with noise of a tenth of the images' standard deviation (the same).
@@ -138,7 +138,7 @@ def figures_of(each: Examined) -> Figures:
         scale=_range(each.all('scale')), start_scale=float(each.all('start_scale').median()),
         angle=_turns(each.all('angle')), shear=_turns(each.all('shear')),
         center_x=_range(each.all('center')[..., 0]), center_y=_range(each.all('center')[..., 1]),
-        outside=float(each.all('outside').mean()), far=float((points.abs().flatten(2).amax(2) > FAR).double().mean()),
+        outside=float(each.all('outside').mean()), far=float((points.abs().amax(3).median(2).values > FAR).double().mean()),
         moved=_rms(points - start), between=_rms(points - points.mean(0)), within=_rms(noisy - points),
         overlap=_overlap(points, stn.glimpses), blank=float((each.all('contrast').amax(1) < BLANK).double().mean()),
         infinite=float((~each.all('finite')).double().mean()), gradient=each.gradient,

@@ -55,7 +55,7 @@ def _exploding(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.infinite > 0:
         what = f'its parameters are not finite for {_percent(f.infinite)} of the images'
     elif f.far > SOME:
-        what = f'{_percent(f.far)} of the views reach farther than {FAR:.0f} half-widths from the centre'
+        what = f'{_percent(f.far)} of the views lie mostly farther than {FAR:.0f} half-widths from the centre'
     else:
         return None
     return f'exploding: {what}. Lower stn_lr_scale or the learning rate{_bound(stn)}{_fewer(stn)}'
