@@ -510,7 +510,10 @@ def test_every_fault_is_in_the_docs():
     ('stn_mnist_cnn_rts', 'RTS'), ('stn_mnist_cnn_tc', 'TC'), ('stn_mnist_add', 'ADD'), ('stn_gtsrb', 'SIGNS')])
 @pytest.mark.skipif(not os.environ.get('TIMM_STN_DATA'), reason='needs TIMM_STN_DATA')
 def test_no_false_alarm_for_published_networks(name, kind):
-    made_of, labels = (part[-300:] for part in TASKS[kind].load(None, 'test'))
+    try:
+        made_of, labels = (part[-300:] for part in TASKS[kind].load(None, 'test'))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     data = list(batches_of_task(kind, made_of, labels, batch_size=100))
     finding, = diagnose(timm.create_model(name, pretrained=True), data).findings
     assert not finding.faults, finding.lines
