@@ -34,8 +34,9 @@ def diagnosed(capsys, *argv):
 
 def test_a_new_transformer_is_frozen(birds, tmp_path, capsys):
     said = diagnosed(capsys, *MODEL, *KWARGS, '--data', birds, '--output', tmp_path / 'd.png')
-    first, *figures = said.out.splitlines()
+    first, second, *figures = said.out.splitlines()
     assert first.startswith('stn: frozen: it is still where it started.') and 'stn_lr_scale' in first
+    assert second.startswith('stn: chance: ')
     assert all(line.startswith('    ') for line in figures) and any('accuracy' in line for line in figures)
     assert said.err == f'{tmp_path / "d.png"}: 12 images\n' and has_color(tmp_path / 'd.png', WRONG)
 
@@ -50,6 +51,16 @@ def test_a_checkpoint_by_its_file_in_json(birds, tmp_path, capsys):
     assert all(fault.keys() == {'kind', 'text'} for line in lines for fault in line['faults'])
     message = refused(capsys, 'diagnose', tmp_path / 'c.pt', '--data', birds)
     assert 'argument --checkpoint' in message and 'name the model' in message, 'it holds weights alone'
+
+
+def test_folders_are_named(birds, tmp_path, capsys):
+    argv = [*MODEL, '--model-kwargs', 'num_classes=3', 'img_size=64', '--data', birds, '--output', tmp_path / 'd.png']
+    said = diagnosed(capsys, *argv)
+    assert "12 of 12 images are of no class that the model names (a folder is 'jay', a class '0')" in said.err
+    assert 'accuracy' not in said.out and 'answers change with thetas of other images' in said.out
+    (tmp_path / 'names.txt').write_text('owl\ntit\njay\n')
+    said = diagnosed(capsys, *argv, '--labels', tmp_path / 'names.txt')
+    assert 'no class' not in said.err and 'accuracy' in said.out
 
 
 def test_boxes(birds, tmp_path, capsys):
@@ -83,7 +94,10 @@ def test_our_networks_on_the_set_that_they_are_for(tmp_path, capsys):
     (['stn_test_resnet', '--data', 'birds', *MODEL], 'argument CHECKPOINT|MODEL: there are two, stn_test_resnet and'),
     (['--data', 'birds', *MODEL, '--boxes', 'no.csv'], 'argument --boxes no.csv: FileNotFoundError'),
     (['--data', 'birds', *MODEL, '--output', 'd.xyz'], "--output: takes the name of a picture"),
-    (['--data', 'birds', *MODEL, '--count', '1'], 'loader must give at least 2 images, got 1'),
+    (['--data', 'birds', *MODEL, '--count', '1'], 'argument --count: takes at least 2, got 1'),
+    (['stn_gtsrb', '--data', 'empty'], "argument --data: no pictures in the folder 'empty', and not the data of SIGNS"),
+    (['birds', '--data', 'birds'], "argument CHECKPOINT|MODEL: no file 'birds/model_best.pth.tar'"),
+    (['--data', 'birds', *MODEL, '--labels', 'no.txt'], 'argument --labels no.txt: FileNotFoundError'),
     (['--data', 'birds', *MODEL, '--model-kwargs', 'in_chans=4'], 'images have 1 or 3 channels, and the model takes 4'),
     (['--data', 'birds', *MODEL, '--set', 'R'], 'argument --data: FileNotFoundError'),
     (['--data', 'birds'], 'argument CHECKPOINT|MODEL: takes a checkpoint of train.py, or a name of `timm-stn list`'),

@@ -179,6 +179,14 @@ def test_not_used_by_the_classifier(trained):
     assert [fault.kind for fault in finding.faults] == ['unused']
 
 
+def test_at_chance(trained):
+    """The answers are as good as none; what of the transformer is wrong is not asked."""
+    model = copy.deepcopy(trained)
+    nn.init.zeros_(model.get_classifier().weight)
+    assert kinds(model) == ['chance']
+    assert 'that is not for its transformer' in diagnose(model, loader()).lines[0]
+
+
 def test_harmful(trained):
     """The classifier was trained without what the transformer learnt afterwards."""
     model = make()
@@ -481,6 +489,7 @@ def test_it_looks_at_no_more_than_it_is_told():
 @pytest.mark.parametrize('given,error,message', [
     ([], ValueError, 'loader must give at least 2 images, got 0'),
     ([(torch.rand(1, 3, 64, 64), torch.zeros(1).int())], ValueError, 'at least 2 images, got 1'),
+    ([torch.zeros(2, 3, 64, 64).byte()], TypeError, 'images must be normalised .* in floating point, got torch.uint8'),
     ([dict(image=1)], TypeError, 'got a dict'),
     ([(torch.rand(3, 64), torch.zeros(3))], TypeError, r'got \(3, 64\), \(3,\)'),
     ([(torch.rand(2, 3, 64, 64), torch.zeros(2, 5))], TypeError, r'2 integers for as many images, .* shape \(2, 5\)'),
@@ -490,6 +499,11 @@ def test_it_looks_at_no_more_than_it_is_told():
 def test_what_loaders_must_give(given, error, message):
     with pytest.raises(error, match=message):
         diagnose(create(num_classes=5, img_size=64), given)
+
+
+def test_classes_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match='targets must be classes of the network, which has 5, got 99'):
+        diagnose(create(num_classes=5, img_size=64), [(images(4, 64), torch.tensor([0, 1, 2, 99]))])
 
 
 def test_networks_without_transformers_are_refused():

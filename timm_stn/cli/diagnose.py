@@ -21,13 +21,14 @@ from ..view.dependence import tell
 from ..view.draw import save_picture
 from ..view.images import find_images, folder_name, in_turn, natural, open_image
 from ..view.sheet import data_config, read_images
-from .common import Refused, attempt, check_output, positive, quiet_argument
+from .common import Refused, attempt, check_output, positive, quiet_argument, refusal
 from .digits import normalized, set_argument
 from .models import FROM_CONFIG, check_transformers, described, load_model, model_arguments
 
 __all__ = ['diagnose', 'diagnose_arguments']
 
 BATCH = 32
+BEST = 'model_best.pth.tar'  # that train.py writes to the folder of a run
 ENDINGS = ('.tar', '.pth', '.pt', '.ckpt', '.safetensors', '.bin')  # of checkpoints
 
 
@@ -37,6 +38,7 @@ def diagnose_arguments(add: Callable[..., Any]) -> None:
     add('--data', metavar='DIR', required=True,
         help='folder with a folder of images for each class, or with the data of --set; images alone do, too')
     set_argument(add)
+    add('--labels', metavar='FILE', help='names of the folders of all classes, one per line, in their order')
     add('--boxes', metavar='FILE', help='CSV with true boxes: file,x1,y1,x2,y2, in pixels of the image files')
     add('--count', type=positive, default=300, help='largest number of images (default: %(default)s)')
     add('--output', default='diagnosis.png', metavar='FILE', help='the picture (default: %(default)s)')
@@ -49,20 +51,25 @@ def diagnose(args: argparse.Namespace) -> int:
         raise Refused(f'argument CHECKPOINT|MODEL: there are two, {args.name} and {args.model or args.checkpoint}')
     if not (args.name or args.model or args.checkpoint):
         raise Refused('argument CHECKPOINT|MODEL: takes a checkpoint of train.py, or a name of `timm-stn list`')
+    if args.name and os.path.isdir(args.name) and not args.name.startswith(FROM_CONFIG):
+        args.name = os.path.join(args.name, BEST)
     if args.name and not os.path.isfile(args.name) and _is_file_name(args.name):
         raise Refused(f'argument CHECKPOINT|MODEL: no file {args.name!r}')
     if args.name:
         setattr(args, 'checkpoint' if os.path.isfile(args.name) else 'model', args.name)
+    if args.count < 2:
+        raise Refused(f'argument --count: takes at least 2, got {args.count}')
     check_output(args.output)
     check_transformers(args.model or '')
     boxes = attempt(f'--boxes {args.boxes}', read_boxes, args.boxes) if args.boxes else {}
     files, lost = _files(args)
     model = load_model(args)
     kind = args.set or (set_of(getattr(model, 'pretrained_cfg', {}).get('architecture', '')) if not files else None)
+    none = f'argument --data: no pictures in the folder {args.data!r}' + ''.join(
+        f'; {folder}: {reason}' for folder, reason in lost)
     if not kind and not files:
-        raise Refused(f'argument --data: no pictures in the folder {args.data!r}'
-                      + ''.join(f'; {folder}: {reason}' for folder, reason in lost))
-    batches, notes = (_of_task(args, model, kind), []) if kind else _of_files(args, model, files, boxes)
+        raise Refused(none)
+    batches, notes = (_of_task(args, model, kind, none), []) if kind else _of_files(args, model, files, boxes)
     is_right = _is_right if kind else diagnosis.answered_right
     run = partial(diagnosis.diagnose, most=args.count, is_right=is_right)
     found = attempt(described(args), run, model, batches)
@@ -95,7 +102,9 @@ def _of_files(
     order = list(in_turn(labels, args.count))
     config = attempt(described(args), data_config, model)
     pictures = attempt('--data', read_images, files, config, order, args.count)
-    classes = classes_of(model, sorted({label for label in labels if label}, key=natural))
+    names = attempt(f'--labels {args.labels}', Path(args.labels).read_text, 'utf-8-sig') if args.labels else ''
+    folders = sorted({label for label in labels if label}, key=natural)
+    classes = classes_of(model, folders, [line.strip() for line in names.rstrip().splitlines()])
     targets = torch.tensor([classes.of_folder.get(labels[i], -1) for i in pictures.chosen])
     parts: list[Tensor] = [pictures.pixels, targets]
     if boxes:
@@ -106,7 +115,9 @@ def _of_files(
     shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
     batches = zip(*(torch.split(part[shuffled], BATCH) for part in parts))
     unknown = int((targets < 0).sum())
-    notes = [f'{unknown} of {len(targets)} images are of no class that the model names'] if unknown else []
+    one = next((labels[i] for i, target in zip(pictures.chosen, targets.tolist()) if target < 0), '')
+    notes = [f'{unknown} of {len(targets)} images are of no class that the model names (a folder is {one!r}, a class '
+             f'{classes.names[0]!r}): --labels FILE names the classes'] if unknown else []
     return batches, [*(f'skipped {line}' for line in pictures.bad), *pictures.notes, *notes]
 
 
@@ -120,9 +131,23 @@ def _boxes(files: list[Path], boxes: dict[str, Any], config: dict[str, Any]) -> 
     return placed
 
 
-def _of_task(args: argparse.Namespace, model: Any, kind: str) -> Iterator[tuple[Tensor, ...]]:
+def _of_task(args: argparse.Namespace, model: Any, kind: str, none: str) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of a set; ``none`` is what to say where that was not asked for, and its data is not there either."""
+    try:
+        made_of, labels = TASKS[kind].load(args.data, 'test')
+    except Exception as error:
+        raise refusal('--data', error) if args.set else Refused(f'{none}, and not the data of {kind}') from error
+    return _batches_of_task(args, model, kind, made_of, labels)
+
+
+def _batches_of_task(
+        args: argparse.Namespace,
+        model: Any,
+        kind: str,
+        made_of: Tensor,
+        labels: Tensor,
+) -> Iterator[tuple[Tensor, ...]]:
     task = TASKS[kind]
-    made_of, labels = attempt('--data', task.load, args.data, 'test')
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:args.count]
     made_of, labels = made_of[chosen], labels[chosen]
     size = task.at_once(BATCH)

@@ -60,6 +60,9 @@ def batches_of(loader: Iterable[Any], most: int, of_classes: bool = True) -> lis
 def _batch(given: Any, of_classes: bool) -> Batch:
     parts = list(given) if isinstance(given, (list, tuple)) else [given]
     fits = 1 <= len(parts) <= 3 and all(isinstance(part, Tensor) for part in parts) and parts[0].ndim >= 4
+    if fits and not parts[0].is_floating_point():
+        raise TypeError('images must be normalised as the network takes them, in floating point, got '
+                        f'{parts[0].dtype}.')
     if not fits:
         raise TypeError('loader must give (images (N, C, H, W), targets), (images, targets, boxes) or images alone, '
                         f'as tensors; got {_what(given)}.')
@@ -213,8 +216,12 @@ def _answer(each: Examined, when: str, logits: Any, targets: Tensor | None, is_r
     if targets is not None:
         known = targets.reshape(len(targets), -1).amin(1) >= 0
         each.parts['right' + when].append(is_right(logits, targets)[known])
-        if targets.ndim == 1 and not targets.is_floating_point() and int(targets.max()) < logits.shape[1]:
+        if is_right is answered_right:
+            if int(targets.max()) >= logits.shape[1]:
+                raise ValueError(f'targets must be classes of the network, which has {logits.shape[1]}, got '
+                                 f'{int(targets.max())}.')
             each.parts['loss' + when].append(F.cross_entropy(logits[known], targets[known], reduction='none'))
+            each.parts['class' + when].append(targets[known])
 
 
 def _take_gradients(model: nn.Module, found: list[Examined], batches: list[Batch]) -> None:

@@ -23,6 +23,7 @@ class Examined:
     | contrast | standard deviation of what was seen, in that of the input | (N, V) |
     | right, right_start, right_shuffled | whether answers were right, where targets are known | (N,) |
     | loss, loss_start, loss_shuffled | cross-entropy of answers, where targets are classes | (N,) |
+    | class | targets that are known | (N,) |
     | answer, answer_start, answer_shuffled | classes | (N,) |
     | boxes | true boxes | (N, B, 4) |
     """

@@ -61,6 +61,7 @@ class Figures:
         gain: The first less the second.
         gain_from_looking: The first less the third.
         loss_from_looking: The same of the cross-entropy; below zero, looking helps.
+        chance: Accuracy of whoever always answers the most frequent class; None where targets are no classes.
         changed: Share of the answers that shuffling changes.
         box_overlap: Of true boxes with the view that meets each best, intersection over union, the mean.
         box_found: Share of true boxes whose centre is in (the box around) a view.
@@ -90,6 +91,7 @@ class Figures:
     gain: Share | None = None
     gain_from_looking: Share | None = None
     loss_from_looking: Share | None = None
+    chance: float | None = None
     changed: float | None = None
     box_overlap: float | None = None
     box_found: float | None = None
@@ -97,7 +99,11 @@ class Figures:
     @property
     def lines(self) -> list[str]:
         """The figures in words."""
-        found = [
+        found = []
+        if self.infinite:
+            found.append(f'parameters are not finite for {_percent(self.infinite)} of the images, which are seen as if '
+                         'nothing had been regressed: the figures below are of all')
+        found += [
             f'scale {_words(self.scale)} of the side (at its start {self.start_scale:.2f})'
             + (f', angle {_words(self.angle, 0)} degrees' if self.angle else '')
             + (f', shear {_words(self.shear, 0)} degrees' if self.shear else ''),
@@ -111,6 +117,10 @@ class Figures:
             found.append(f'accuracy {_share_words(self.accuracy)}; with it at its start '
                          f'{_share_words(self.accuracy_at_start)}; with thetas of other images '
                          f'{_share_words(self.accuracy_shuffled)}')
+            if self.loss_from_looking is not None:
+                value, error = self.loss_from_looking
+                found.append(f'with thetas of other images, the loss is {abs(value):.2g} ± {error:.1g} '
+                             f'{"higher" if value < 0 else "lower"}')
         elif self.changed is not None:
             found.append(f'{_percent(self.changed)} of the answers change with thetas of other images')
         if self.gradient is not None:
@@ -132,6 +142,7 @@ def figures_of(each: Examined) -> Figures:
     right, at_start, shuffled = (each.all(part).double() for part in ('right', 'right_start', 'right_shuffled'))
     known = len(right) > 0
     answers = each.all('answer')
+    targets = each.all('class').long()
     boxes, loss = _padded(each.parts['boxes']), each.all('loss').double()
     return Figures(
         stn.stage, each.watch.name, len(points), stn.glimpses,
@@ -149,6 +160,7 @@ def figures_of(each: Examined) -> Figures:
         gain=_share(right - at_start) if known else None,
         gain_from_looking=_share(right - shuffled) if known else None,
         loss_from_looking=_share(loss - each.all('loss_shuffled').double()) if len(loss) else None,
+        chance=float(targets.bincount().max() / len(targets)) if len(targets) else None,
         changed=float((answers != each.all('answer_shuffled')).double().mean()) if len(answers) else None,
         **_agreement(points, boxes))
 

@@ -45,7 +45,11 @@ def healthy(figures: Figures) -> str:
         return 'no harm found, and no use: it does the same for every image'
     text = f'healthy: what it looks at differs from image to image (by {figures.between:.2f} half-widths)'
     gain, loss, accuracy = figures.gain_from_looking, figures.loss_from_looking, figures.accuracy
-    if gain is None or accuracy is None or not (_counts(gain) or (loss is not None and _counts(_less(loss)))):
+    if gain is None:
+        text += ', as far as can be told without classes'
+        changed = '' if figures.changed is None else f': {_percent(figures.changed)} of the answers change'
+        return f'{text}{changed} with thetas of other images' if changed else text
+    if accuracy is None or not (_counts(gain) or (loss is not None and _counts(_less(loss)))):
         return text
     text += f', and that gives {_points(gain)} of {100 * accuracy.value:.1f} % accuracy'
     return text if loss is None or _counts(gain) else f'{text} (of the loss, {-loss.value:.2g} ± {loss.error:.1g})'
@@ -78,7 +82,7 @@ def _black(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.blank <= MOSTLY:
         return None
     return (f'black: of {_percent(f.blank)} of the images it shows one colour alone, and no gradient leads back. '
-            f'Train anew with stn_penalty=0.1{_bound(stn)} or a lower stn_lr_scale')
+            f'Train anew with stn_penalty=2{_bound(stn)} or a lower stn_lr_scale')
 
 
 def _collapsed(f: Figures, stn: SpatialTransformer) -> str | None:
@@ -86,7 +90,7 @@ def _collapsed(f: Figures, stn: SpatialTransformer) -> str | None:
         return None
     rigid = ', or use a family that cannot shrink (translation, rotation)' if stn.transform.ndim == 2 else ''
     return (f"collapsed: views have shrunk to {f.scale.middle:.2f} of the image's side, from {f.start_scale:.2f}. "
-            f'Set stn_penalty=0.1{rigid}, or lower stn_lr_scale')
+            f'Set stn_penalty=2{rigid}, or lower stn_lr_scale')
 
 
 def _outside(f: Figures, stn: SpatialTransformer) -> str | None:
@@ -94,7 +98,7 @@ def _outside(f: Figures, stn: SpatialTransformer) -> str | None:
         return None
     zooms = f"it zooms out, to {f.scale.middle:.2f} of the image's side" if f.scale.middle > 1.2 else 'it looks away'
     return (f'outside: {_percent(f.outside)} of what it shows lies outside the image: {zooms}. Set '
-            f'stn_penalty=0.1{_bound(stn)}{_zoom(stn)}{_fewer(stn)}{_still(f)}')
+            f'stn_penalty=2{_bound(stn)}{_zoom(stn)}{_fewer(stn)}{_still(f)}')
 
 
 def _constant(f: Figures, stn: SpatialTransformer) -> str | None:
@@ -108,8 +112,16 @@ def _alike(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.overlap is None or f.overlap <= TOGETHER:
         return None
     return (f'alike: of its {f.glimpses} glimpses, at least two look at the same place (they overlap by '
-            f'{_percent(f.overlap)}). Set stn_penalty=0.1, which pushes them apart, a smaller stn_scale, or (not with '
+            f'{_percent(f.overlap)}). Set stn_penalty=2, which pushes them apart, a smaller stn_scale, or (not with '
             "stn_join='channels') stn_localization='saliency:<stage>', which starts them apart")
+
+
+def _chance(f: Figures, stn: SpatialTransformer) -> str | None:
+    if f.accuracy is None or f.chance is None or f.accuracy.value > f.chance + ERRORS * f.accuracy.error:
+        return None
+    return (f'chance: the network is right in {100 * f.accuracy.value:.1f} % of the images, and the most frequent '
+            f'class alone is {100 * f.chance:.1f} %: that is not for its transformer. Train it for longer, or at another '
+            'learning rate, and ask again')
 
 
 def _unused(f: Figures, stn: SpatialTransformer) -> str | None:
@@ -126,7 +138,7 @@ def _unused(f: Figures, stn: SpatialTransformer) -> str | None:
         return None
     return (f'unused: these {f.images} images do not show that the answers use where it looks: with thetas of other '
             f'images, {shown}. If more images (--count) show no more, a fixed crop does as well; else give it more to '
-            'find (a smaller stn_scale, or stn_size), or train the backbone with it for longer')
+            f'find (a smaller stn_scale, or stn_size), or train the backbone with it for longer{_alike_for_all(f)}')
 
 
 def _harmful(f: Figures, stn: SpatialTransformer) -> str | None:
@@ -139,13 +151,15 @@ def _harmful(f: Figures, stn: SpatialTransformer) -> str | None:
 Rule = Callable[[Figures, SpatialTransformer], str | None]
 
 RULES: dict[str, tuple[Rule, set[str]]] = {  # the worst first, each with those that follow from it
-    'exploding': (_exploding, {'frozen', 'black', 'collapsed', 'outside', 'constant', 'alike', 'unused', 'harmful'}),
+    'exploding': (_exploding, {
+        'frozen', 'black', 'collapsed', 'outside', 'constant', 'alike', 'chance', 'unused', 'harmful'}),
     'frozen': (_frozen, {'constant', 'alike', 'unused'}),
-    'black': (_black, {'collapsed', 'outside', 'constant', 'alike', 'unused', 'harmful'}),
+    'black': (_black, {'collapsed', 'outside', 'constant', 'alike', 'chance', 'unused', 'harmful'}),
     'collapsed': (_collapsed, {'unused', 'harmful'}),
     'outside': (_outside, {'unused', 'harmful'}),
     'constant': (_constant, {'unused'}),
     'alike': (_alike, set()),
+    'chance': (_chance, {'unused', 'harmful'}),
     'unused': (_unused, set()),
     'harmful': (_harmful, set()),
 }
@@ -170,6 +184,11 @@ def _pays(f: Figures) -> bool:
 def _still(f: Figures) -> str:
     """That looking helps all the same."""
     return f' (as it is, looking gives {_points(f.gain_from_looking)})' if f.gain_from_looking and _pays(f) else ''
+
+
+def _alike_for_all(f: Figures) -> str:
+    """That what it learnt as a crop is of use."""
+    return f' (to its start, accuracy is {_points(f.gain)} higher)' if f.gain and _counts(f.gain) else ''
 
 
 def _bound(stn: SpatialTransformer) -> str:
