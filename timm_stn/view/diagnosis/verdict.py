@@ -120,8 +120,8 @@ def _chance(f: Figures, stn: SpatialTransformer) -> str | None:
     if f.accuracy is None or f.chance is None or f.accuracy.value > f.chance + ERRORS * f.accuracy.error:
         return None
     return (f'chance: the network is right in {100 * f.accuracy.value:.1f} % of the images, and the most frequent '
-            f'class alone is {100 * f.chance:.1f} %: that is not for its transformer. Train it for longer, or at another '
-            'learning rate, and ask again')
+            f'class alone is {100 * f.chance:.1f} %: that is not for its transformer. Train it for longer, or at '
+            'another learning rate, and ask again')
 
 
 def _unused(f: Figures, stn: SpatialTransformer) -> str | None:
