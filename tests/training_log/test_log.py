@@ -140,6 +140,82 @@ def test_compiled_code_is_drawn_alone(train, folder):
     assert steps_of(folder) == [] and drawn(folder) == [0, 1, 2, 3]
 
 
+def test_hooks_of_others_outlive_a_log_that_ends(train, folder):
+    """Those that were registered after ours, while torch runs through all of them."""
+    (folder / LINES).mkdir()
+    others = SCRIPT.replace('for _ in range(steps)', '''
+seen = []
+from torch.optim.optimizer import register_optimizer_step_post_hook
+handle = register_optimizer_step_post_hook(lambda *_: seen.append(1))
+for _ in range(steps)''') + "handle.remove()\nassert len(seen) == steps, seen\n"
+    train(4, 1, script=others)
+    assert (folder / 'trained.pt').exists() and nothing_is_installed()
+    train(4, 1, arch='test_resnet', script=others.replace('stn_', ''))
+
+
+def test_a_script_that_exits_has_its_last_picture(train, folder):
+    with pytest.raises(SystemExit):
+        train(5, 3, script=SCRIPT + 'sys.exit(0)\n')
+    assert drawn(folder) == [0, 3, 5] and nothing_is_installed()
+
+
+def test_steps_of_other_networks_do_not_count(train, folder):
+    other = SCRIPT.replace('for _ in range(steps)', '''
+other = torch.nn.Linear(2, 2)
+first = torch.optim.SGD(other.parameters(), 0.1)
+for _ in range(3):
+    other(torch.rand(1, 2)).sum().backward()
+    first.step()
+for _ in range(steps)''')
+    train(4, 2, script=other)
+    assert steps_of(folder) == [2, 4]
+
+
+def test_a_module_of_ones_own(train, folder):
+    own = SCRIPT.replace('timm.create_model(ARCH, num_classes=3).train()', '''torch.nn.Sequential(
+    __import__('timm_stn').SpatialTransformer(3, (64, 64), 'similarity', 'conv'), torch.nn.Conv2d(3, 3, 8, 8),
+    torch.nn.Flatten(), torch.nn.Linear(192, 3))''')
+    said = train(4, 2, script=own)
+    assert [list(line['transformers']) for line in read_lines(folder)] == [['0'], ['0']] and drawn(folder) == []
+    assert len(said) == 1 and 'there are no pictures' in said[0]
+
+
+def test_parameters_that_are_not_finite_are_told(train, folder):
+    """Also that there are no pictures of it; and the log goes on."""
+    broken = SCRIPT.replace('    optimizer.zero_grad()', '''    optimizer.zero_grad()
+    if _ == 1:
+        network.stn.localization.regression.bias.data.fill_(float('nan'))''').replace(
+            'for _ in range(accumulate)', 'for __ in range(accumulate)')
+    train(4, 1, script=broken)
+    lines = [line['transformers']['input'] for line in read_lines(folder)]
+    assert len(lines) == 4 and [line.get('infinite', 0) for line in lines] == [0, 0, 1, 1]
+    assert 'scale' in lines[0] and not {'scale', 'x'} & set(lines[2])
+
+
+def test_networks_are_pickled_while_there_is_a_log(train, folder):
+    saved = "    torch.save(network, f'{folder}/whole.pt')\n"
+    train(2, 1, script=SCRIPT.replace('    network.eval()', f'{saved}    network.eval()'))
+    found = torch.load(folder / 'whole.pt', weights_only=False)
+    found(torch.rand(1, 3, 64, 64))
+    assert steps_of(folder) == [1, 2]
+
+
+def test_no_ratio_where_a_closure_is_called(train, folder):
+    closure = SCRIPT.replace('torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)',
+                             'torch.optim.LBFGS(network.parameters(), 1e-3, max_iter=3)').replace(
+        '    optimizer.step()', '''
+    x = torch.rand(3, 3, 64, 64)
+    def again():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+    optimizer.step(again)''')
+    train(2, 1, script=closure)
+    lines = [line['transformers']['input'] for line in read_lines(folder)]
+    assert len(lines) == 2 and all('scale' in line and 'gradient_ratio' not in line for line in lines)
+
+
 @pytest.mark.parametrize(('script', 'message'), [
     (SCRIPT.replace("utils.get_outdir('.', 'run')", "'run'"), module.NO_FOLDER),
     (SCRIPT.replace('stn_', ''), module.NO_NETWORK)])

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .._torch import after_backward
+from ..modules.localization import Regressed
 from ..modules.spatial_transformer import SpatialTransformer
 
 __all__ = ['Gradients', 'named_transformers']
@@ -17,10 +18,25 @@ Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def named_transformers(network: Any) -> dict[str, SpatialTransformer]:
-    """All transformers of a network: by stage, those of further towers by the name of the module."""
-    stages = {id(stn): str(stage) for stage, stn in network.spatial_transformers().items()}
+    """All transformers of a network: by stage, those of further towers or somebody's own by the name of the module."""
+    named = network.spatial_transformers() if hasattr(network, 'spatial_transformers') else {}
+    stages = {id(stn): str(stage) for stage, stn in named.items()}
     return {stages.get(id(stn), name): stn for name, stn in network.named_modules()
             if isinstance(stn, SpatialTransformer)}
+
+
+class _Hook:
+    """A hook of a module; that of a copy, or of a pickle, does nothing."""
+
+    def __init__(self, run: Callable[..., None] | None = None) -> None:
+        self.run = run
+
+    def __call__(self, *args: Any) -> None:
+        if self.run is not None:
+            self.run(*args)
+
+    def __reduce__(self) -> tuple[type['_Hook'], tuple[()]]:
+        return _Hook, ()
 
 
 class Gradients:
@@ -42,6 +58,8 @@ class Gradients:
         self._names = {stn: name for name, stn in self.named.items()}
         self._wanted, self._guard = wanted, guard
         self.clear()
+        self._handles = [stn.localization.register_forward_hook(_Hook(guard(partial(self._regressed, name))))
+                         for name, stn in self.named.items()]
         saw = guard(self._saw)
 
         def recorder(stn: SpatialTransformer, theta: Tensor) -> None:  # a method: of the class, as networks are pickled
@@ -52,17 +70,29 @@ class Gradients:
     def detach(self) -> None:
         """See no more."""
         SpatialTransformer.recorder = None
+        for handle in self._handles:
+            handle.remove()
 
     def clear(self) -> None:
         """Begin with another step."""
         self._thetas: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._squares: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._params: defaultdict[str, list[Tensor]] = defaultdict(list)  # of the forward pass in progress
+        self._finite: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._norm: Tensor | None = None
         self._waits = False
 
     def thetas(self) -> dict[str, Tensor]:
         """By transformer, of all images of the step."""
         return {name: torch.cat(self._thetas[name]) for name in self.named if name in self._thetas}
+
+    def finite(self, name: str) -> Tensor:
+        """Whether all parameters were finite, for each row of the transformer's thetas."""
+        return torch.cat(self._finite[name])
+
+    def columns(self, name: str) -> int:
+        """Of a transformer, glimpses or streams: what has a line of its own."""
+        return self.named[name].rows * self.named[name].glimpses
 
     def ratios(self, name: str) -> list[float] | None:
         """For each glimpse or stream, the norm of theta's gradient over that of all parameters outside transformers.
@@ -77,20 +107,29 @@ class Gradients:
         mine = torch.stack(self._squares[name]).sum(0).double().sqrt() / processes ** 0.5
         return (mine.cpu() / self._norm.double().cpu()).tolist()
 
+    def _regressed(self, name: str, module: nn.Module, args: Any, out: Any) -> None:
+        if self._wanted() and self.named[name].training and torch.is_grad_enabled():
+            params = out.params if isinstance(out, Regressed) else out
+            self._params[name].append(params.detach().isfinite())
+
     def _saw(self, stn: SpatialTransformer, theta: Tensor) -> None:
         name = self._names.get(stn)
         if name is None or not (self._wanted() and stn.training and torch.is_grad_enabled()):
             return
+        each = [finite.reshape(len(theta), -1).all(1) for finite in self._params.pop(name, [])]
+        finite = torch.stack(each).all(0) if each else torch.ones(len(theta), dtype=torch.bool, device=theta.device)
         if theta.requires_grad:
-            came = self._guard(partial(self._came, name, theta.detach()))
+            came = self._guard(partial(self._came, name, theta.detach(), finite))
             theta.register_hook(came)  # type: ignore[no-untyped-call]
         else:  # frozen
             self._thetas[name].append(theta.detach())
+            self._finite[name].append(finite)
 
-    def _came(self, name: str, theta: Tensor, gradient: Tensor) -> None:
+    def _came(self, name: str, theta: Tensor, finite: Tensor, gradient: Tensor) -> None:
         stn = self.named[name]
-        columns = stn.rows * stn.glimpses
+        columns = self.columns(name)
         self._thetas[name].append(theta)
+        self._finite[name].append(finite)
         self._squares[name].append(gradient.detach().float().reshape(-1, columns, theta[0].numel() // stn.glimpses)
                                    .square().sum((0, 2)))
         if not self._waits:
@@ -104,4 +143,5 @@ class Gradients:
         self._norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
         if self._norm is not None and not (self._norm > 0 and self._norm.isfinite()):  # an overflow: no step follows
             self._norm = None
-            self._squares.clear()
+            for held in (self._squares, self._thetas, self._finite):
+                held.clear()

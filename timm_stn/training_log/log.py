@@ -5,8 +5,8 @@ that makes no folder, as all but the first of a distributed training, has no hoo
 transformers whose first forward pass in training mode it sees. Nothing of the training is changed.
 """
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,13 @@ from typing import Any
 from timm import utils
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
+from ..modules.spatial_transformer import SpatialTransformer
 from ..view.dependence import tell
 from ..view.history import LINES, append_line, last_step, pictures_of, scalars
 from .gradient import Gradients
@@ -42,21 +47,32 @@ def logging_training(every: int) -> Iterator[None]:
         return folder
 
     utils.get_outdir = get_outdir
+    has_ended = False
     try:
         yield
-        for log in logs:
-            log.finish()
-        if not logs:
-            tell([NO_FOLDER])
+        has_ended = True
+    except SystemExit:
+        has_ended = True
+        raise
     finally:
         utils.get_outdir = theirs
+        if has_ended:
+            for log in logs:
+                log.finish()
+            tell([] if logs else [NO_FOLDER])
         for log in logs:
             log.close()
 
 
 def network_in(module: nn.Module) -> Any:
-    """The first module of it in training mode that has spatial transformers; None if there is none."""
-    return next((m for m in module.modules() if m.training and hasattr(type(m), 'spatial_transformers')), None)
+    """The first module of it in training mode that has spatial transformers; None if there is none.
+
+    The network in it is preferred to what is around it; a module of somebody's own is taken as it is.
+    """
+    found = next((m for m in module.modules() if m.training and hasattr(type(m), 'spatial_transformers')), None)
+    if found is None and any(isinstance(m, SpatialTransformer) and m.training for m in module.modules()):
+        return module
+    return found
 
 
 class TrainingLog:
@@ -76,7 +92,8 @@ class TrainingLog:
         self._sitters: Sitters | None = None
         self._targets: list[Target] = []
         self._open = 0  # steps of optimizers within steps of others
-        self._blind = False
+        self._blind = self._has_ended = self._has_closure = False
+        self._own: set[int] = set()  # parameters of the network
         self._handles: dict[str, Any] = {}
         self._guarded(self._begin)()
 
@@ -90,42 +107,47 @@ class TrainingLog:
 
     def finish(self) -> None:
         """Draw how it ended."""
-        if self._handles and self._sitters is not None and self.step > self.last:
+        if self._network is None and not self._has_ended:
+            tell([NO_NETWORK])
+        if self._sitters is not None and self.step > self.last:
             self._guarded(self._draw)()
 
     def close(self) -> None:
-        """Leave torch and the network as they were."""
+        """Leave torch and the network as they were. Not within a hook: torch is running through them."""
         for handle in self._handles.values():
             handle.remove()
+        self._handles = {}
+        self._end()
+
+    def _end(self) -> None:
+        """See and write no more."""
+        self._has_ended = True
         if self._gradients is not None:
             self._gradients.detach()
-        targets, self._handles, self._gradients, self._targets = self._targets, {}, None, []
+        targets, self._gradients, self._targets = self._targets, None, []
         for target in targets:
             target.close()
 
     def _guarded(self, run: Callable[..., None]) -> Callable[..., None]:
         """``run``, whose errors end the log alone."""
         def guarded(*args: Any) -> None:
+            if self._has_ended:
+                return
             try:
                 run(*args)
             except Exception as error:
                 tell([f'--stn-log: no more is logged: {type(error).__name__}: {error}'])
-                self._guarded_close()
+                with suppress(Exception):  # of what failed already
+                    self._end()
 
         return guarded
-
-    def _guarded_close(self) -> None:
-        try:
-            self.close()
-        except Exception:  # of what failed already
-            self._targets = []
 
     def _find(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         network = network_in(module)
         if network is None:
             return
         self._handles.pop('find').remove()
-        self._network = network
+        self._network, self._own = network, {id(p) for p in network.parameters()}
         self._gradients = Gradients(network, self._wants, self._guarded)
         self._targets = targets_of(self.folder, self.folder / LINES)
         self._seat(args[0] if args else None)
@@ -135,6 +157,9 @@ class TrainingLog:
     def _seat(self, batch: Any) -> None:
         if not (isinstance(batch, Tensor) and batch.ndim == 4):
             tell(['--stn-log: there are no pictures, as this is no training with images (N, C, H, W)'])
+            return
+        if not hasattr(self._network, 'spatial_transformers'):
+            tell(['--stn-log: there are no pictures, as they are of networks of timm.create_model and timm_stn.wrap'])
             return
         try:
             self._sitters, note = find_sitters(self._network, options_of(self.folder), batch)
@@ -146,16 +171,14 @@ class TrainingLog:
         """Whether the step to come gets a line."""
         return (self.step + 1) % self.every == 0
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._open += 1
+        self._has_closure = any(value is not None for value in (*args[1:], kwargs.get('closure')))
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._open -= 1
-        if self._open:
-            return
-        if self._gradients is None:
-            tell([NO_NETWORK])
-            self.close()
+        params = (p for group in optimizer.param_groups for p in group['params'])
+        if self._open or self._gradients is None or not any(id(p) in self._own for p in params):
             return
         self.step += 1
         if self.step % self.every:
@@ -168,11 +191,11 @@ class TrainingLog:
     def _write(self, gradients: Gradients) -> None:
         said: dict[str, dict[str, float]] = {}
         for name, theta in gradients.thetas().items():
-            parts, ratios = scalars(gradients.named[name], theta), gradients.ratios(name)
-            for k, part in enumerate(parts):
+            ratios = None if self._has_closure else gradients.ratios(name)  # whose passes are no parts of a batch
+            for k, part in enumerate(_parts(gradients, name, theta)):
                 if ratios is not None and math.isfinite(ratios[k]):
                     part['gradient_ratio'] = float(f'{ratios[k]:.6g}')
-                said[name if len(parts) == 1 else f'{name}/{k + 1}'] = part
+                said[name if gradients.columns(name) == 1 else f'{name}/{k + 1}'] = part
         if not said:
             tell([] if self._blind else [COMPILED])
             self._blind = True
@@ -183,8 +206,21 @@ class TrainingLog:
             target.numbers(self.step, numbers)
 
     def _draw(self) -> None:
-        picture = self._sitters.draw(self._network)  # type: ignore[union-attr]
+        try:
+            picture = self._sitters.draw(self._network)  # type: ignore[union-attr]
+        except ValueError as error:  # of logits that are not finite, in a training that explodes
+            tell([f'--stn-log: no picture after step {self.step:,}: {error}'])
+            self.last = self.step
+            return
         save_picture(self.folder, self.step, picture)
         self.last = self.step
         for target in self._targets:
             target.picture(self.step, picture)
+
+
+def _parts(gradients: Gradients, name: str, theta: Tensor) -> list[dict[str, float]]:
+    """The scalars of each glimpse or stream, of the images for which all parameters were finite."""
+    finite = gradients.finite(name)
+    share = float((~finite).double().mean())
+    few = [{} for _ in range(gradients.columns(name))] if share == 1 else scalars(gradients.named[name], theta[finite])
+    return [{'infinite': float(f'{share:.6g}'), **part} for part in few] if share else few

@@ -23,7 +23,7 @@ __all__ = ['Sitters', 'due', 'find_sitters', 'options_of', 'save_picture']
 
 COUNT = 8
 GROWTH = 1.15  # of the steps at which pictures are drawn: some 60 of 10,000 lines
-LAYOUT = dict(tile=96, answer=200, reach=1.25)  # the same in all pictures
+LAYOUT = dict(tile=96, answer=240, reach=1.25)  # the same in all pictures
 VALIDATION = ('val', 'valid', 'validation', 'eval', 'evaluation')  # as timm's scripts look for another name of it
 QUALITY = 92
 
@@ -43,7 +43,7 @@ class Sitters(NamedTuple):
         gpus = [like.device] if like.device.type == 'cuda' else []
         with torch.random.fork_rng(gpus), torch.autocast(like.device.type, enabled=False):
             look = as_in_evaluation(network, images, partial(observe, network, images))
-        said = captions(look.logits, self.classes, [Path(name) for name in self.names], self.truths)
+        said = captions(look.logits, self.classes, [Path(name) for name in self.names], self.truths, count=1)
         return draw(images, look, said, self.config, network.pretrained_cfg['architecture'], **LAYOUT)
 
 

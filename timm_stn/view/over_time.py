@@ -15,7 +15,7 @@ __all__ = ['FORMATS', 'frames', 'save_animation']
 
 FORMATS = {'.webp': 'WEBP', '.gif': 'GIF'}
 STRIP, MARGIN = 30, 22  # units of the layout, of 2 pixels
-EACH, FIRST, LAST = 150, 800, 3000  # milliseconds
+EACH, FIRST, LAST = 350, 1000, 3000  # milliseconds
 
 
 def frames(pictures: Sequence[tuple[int, Path]]) -> list[Image.Image]:

@@ -187,6 +187,7 @@ def captions(
         classes: Classes,
         paths: Sequence[Path],
         truths: Sequence[int | None],
+        count: int | None = None,
 ) -> list[Caption]:
     """What is said of each image: the best answers, the file, and whether they are right.
 
@@ -195,6 +196,7 @@ def captions(
         classes: Names of the classes.
         paths: The N files.
         truths: Their classes; None where it is not known.
+        count: Of answers, see `best_answers`.
 
     Raises:
         ValueError: A logit is not a finite number.
@@ -203,7 +205,7 @@ def captions(
     right = [None if c is None else bool(logits[i, c] == best[i]) for i, c in enumerate(truths)]
     return [
         Caption(answers, short_name(path.name), ok, f'is {classes.names[c]}' if c is not None and not ok else '')
-        for answers, path, ok, c in zip(best_answers(logits, classes.names), paths, right, truths)]
+        for answers, path, ok, c in zip(best_answers(logits, classes.names, count), paths, right, truths)]
 
 
 def short_name(name: str, length: int = 26) -> str:
