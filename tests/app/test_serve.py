@@ -4,6 +4,7 @@ import re
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from timm_stn.app import page, serve
 from timm_stn.app.limits import AT_ONCE, MOST_BYTES
 from timm_stn.app.serve import free_port, running
-from timm_stn.app.shelf import Shelf
+from timm_stn.app.shelf import Shelf, load_network
 
 gradio_client = pytest.importorskip('gradio_client', reason='needs gradio')
 pytest.importorskip('gradio')
@@ -91,6 +92,38 @@ def test_a_failure_is_told_and_the_page_goes_on(client, photos, monkeypatch):
     assert '<img' in look(client, SIGNS, photos / 'a.png')[0]
 
 
+def test_a_network_that_cannot_be_loaded_is_not_answered_by_another(photos):
+    def load(name):
+        raise OSError('no network')
+
+    with running(Shelf([RTS, SIGNS], load=lambda name: load(name) if name == SIGNS else load_network(name)), HERE,
+                 any_port()) as address:
+        client = gradio_client.Client(address, verbose=False, analytics_enabled=False)
+        assert '<img' in look(client, RTS, photos / 'a.png')[0]
+        pictures, ranking = look(client, SIGNS, photos / 'a.png')
+    assert 'stn_gtsrb cannot be loaded: OSError: no network' in pictures and ranking == ''
+
+
+def test_as_many_are_worked_on_as_is_said(client, photos, monkeypatch):
+    """Whatever it is that they ask for."""
+    free, running_now = threading.Event(), []
+
+    def slow(network, pixels):
+        running_now.append(1)
+        assert free.wait(30)
+        raise RuntimeError('over')
+
+    monkeypatch.setattr(page, 'answers', slow)
+    file = gradio_client.handle_file(str(photos / 'a.png'))
+    jobs = [client.submit(RTS, file, '', 'picture', 0, 1, 0, 0, 0, api_name='/look') for _ in range(2 * AT_ONCE)]
+    time.sleep(2)
+    free.set()
+    assert len(running_now) == AT_ONCE
+    for job in jobs:
+        with pytest.raises(gradio_client.exceptions.AppError, match='over'):
+            job.result(timeout=30)
+
+
 def test_a_slow_request_holds_up_no_other(client, photos, monkeypatch):
     free, answers = threading.Event(), page.answers
 
@@ -129,6 +162,10 @@ def test_no_other_host_is_asked(asked):
         call = f'{address}gradio_api/call/look'
         event = json.loads(read(call, {'data': [RTS, example, '', 'picture', 0, 1, 0, 0, 0]}))['event_id']
         assert 'event: complete' in read(f'{call}/{event}')
+        elsewhere = {**example, 'path': 'http://example.com/x.png'}
+        for where in (call, f'{address}gradio_api/queue/join'):
+            with pytest.raises(urllib.error.HTTPError, match='400'):
+                read(where, {'data': [RTS, elsewhere, '', 'picture', 0, 1, 0, 0, 0]})
     assert asked and set(asked) <= {HERE, 'localhost'}
     assert 'font-face' not in style and 'googleapis' not in page + style
 

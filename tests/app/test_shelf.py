@@ -30,9 +30,23 @@ def test_it_is_loaded_once_by_many_at_once():
         return f'network {name}'
 
     shelf = Shelf(['a', 'b'], load=load)
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool:  # the load is shorter than they wait
         found = list(pool.map(shelf.get, ['a', 'b'] * 8))
     assert sorted(loads) == ['a', 'b'] and set(found) == {'network a', 'network b'}
+
+
+def test_who_waits_for_a_load_waits_a_moment(monkeypatch):
+    monkeypatch.setattr(shelves, 'WAIT', 0.05)
+    slow = threading.Event()
+    shelf = Shelf(['slow'], load=lambda name: slow.wait(20) and name)
+    first = threading.Thread(target=shelf.get, args=['slow'])
+    first.start()
+    time.sleep(0.2)
+    with pytest.raises(shelves.Loading):
+        shelf.get('slow')
+    slow.set()
+    first.join()
+    assert shelf.get('slow') == 'slow'
 
 
 def test_loading_one_does_not_hold_up_another():

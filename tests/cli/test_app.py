@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from commands import MODEL, refused
+from makers import ROOT
 
 from timm_stn import cli
 from timm_stn.cli import app as command
@@ -16,6 +17,13 @@ needs_gradio = pytest.mark.skipif(importlib.util.find_spec('gradio') is None, re
 def test_without_gradio_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(command.importlib.util, 'find_spec', lambda name: None)
     assert refused(capsys, 'app').endswith('the page needs Gradio: pip install "timm-stn[app]"\n')
+
+
+@needs_gradio
+def test_an_older_gradio_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(command.importlib.metadata, 'version', lambda name: '6.30.2')
+    assert 'for it is of version 6.30.2, and 6.31 is needed' in refused(capsys, 'app')
+    assert f'app = ["gradio>={".".join(map(str, command.LEAST))}"]' in (ROOT / 'pyproject.toml').read_text()
 
 
 @needs_gradio

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..names.brief import short
 from ..names.zoo import zoo_names
 from ..view.images import BadImage
 from .answers import answers
@@ -14,7 +15,7 @@ from .distort import MOST_CLUTTER, Distortion, distort
 from .inputs import as_digit, pixels_of, save_examples
 from .limits import AT_ONCE, MOST_WAITING
 from .markup import answers_of, hint, pictures_of, refusal
-from .shelf import Network, Shelf
+from .shelf import Loading, Network, Shelf
 
 __all__ = ['EXAMPLES', 'Show', 'build_page', 'theme']
 
@@ -50,6 +51,11 @@ class Show:
     ) -> tuple[str, str]:
         try:
             network = self.shelf.get(name)
+        except Loading:
+            return hint(f'{name} is being loaded: choose it again in a moment.'), ''
+        except Exception as error:  # of many types: its weights may be on the Hub
+            return refusal(f'{name} cannot be loaded: {type(error).__name__}: {short(error)}'), ''
+        try:
             pixels = self._input(network, file, drawing, source)
         except BadImage as error:
             return refusal(f'This file cannot be used: {error}.'), ''
@@ -86,7 +92,7 @@ def build_page(shelf: Shelf, folder: Path) -> Any:
     """
     import gradio as gr
     show, first = Show(shelf), shelf.names[0]
-    digits = shelf.get(first).digits
+    digits = shelf.takes_digits(first)
     examples = [str(path) for path in save_examples(folder, EXAMPLES)]
     with gr.Blocks(title=f'timm-stn: {TITLE}', analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(f'<div class="stn-title"><h1>{TITLE}</h1><p>{INTRODUCTION}</p></div>')
@@ -109,10 +115,12 @@ def build_page(shelf: Shelf, folder: Path) -> Any:
                 sliders, reset = _sliders(gr)
                 ranking = gr.HTML(elem_id='answers')
         _connect(gr, page, show, [name, file, drawing, source, *sliders], [pictures, ranking], reset)
-        gallery.click(lambda i: examples[i], gallery, file, show_progress='hidden', api_visibility='private')
+        gallery.click(lambda i: examples[i], gallery, file, show_progress='hidden', api_visibility='private',
+                      concurrency_id='page')
         gr.on(
-            [name.change, source.change], lambda name, source: _inputs_for(gr, shelf.get(name).digits, source),
-            [name, source], [source, file, gallery, drawing], show_progress='hidden', api_visibility='private')
+            [name.change, source.change], lambda name, source: _inputs_for(gr, shelf.takes_digits(name), source),
+            [name, source], [source, file, gallery, drawing], show_progress='hidden', api_visibility='private',
+            concurrency_id='page')
     return page.queue(max_size=MOST_WAITING, default_concurrency_limit=AT_ONCE)
 
 
@@ -134,10 +142,12 @@ def _connect(gr: Any, page: Any, show: Show, inputs: Sequence[Any], shown: Seque
     name, file, drawing, source, *sliders = inputs
     gr.on(
         [page.load, name.change, file.change, drawing.change, source.change, *(slider.input for slider in sliders)],
-        show.__call__, inputs, shown, trigger_mode='always_last', show_progress='hidden', api_name='look')
+        show.__call__, inputs, shown, trigger_mode='always_last', show_progress='hidden', api_name='look',
+        concurrency_id='page')
     reset.click(
         lambda: [slider.value for slider in sliders], None, sliders, show_progress='hidden', api_visibility='private',
-    ).then(show.__call__, inputs, shown, show_progress='hidden', api_visibility='private')
+        concurrency_id='page',
+    ).then(show.__call__, inputs, shown, show_progress='hidden', api_visibility='private', concurrency_id='page')
 
 
 def _inputs_for(gr: Any, digits: bool, source: str) -> list[Any]:

@@ -1,6 +1,7 @@
 """Serves the page until it is interrupted. Nothing is sent anywhere but to who opened it, and no file is left."""
 import errno
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from .guard import Guard
 from .limits import MOST_BYTES, guarded_pillow
 from .markup import CSS
 from .page import build_page, theme
@@ -17,8 +19,8 @@ from .shelf import Shelf, names_at_hand
 __all__ = ['PORT', 'free_port', 'running', 'serve']
 
 PORT, PORTS = 7860, 100  # the first that is tried, and how many
-QUIET = dict(  # as Gradio and huggingface-hub read them
-    GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_UPDATE_CHECK='1',
+QUIET = dict(  # as Gradio reads them
+    GRADIO_ANALYTICS_ENABLED='False',
     GRADIO_ANALYTICS_MAX_EVENTS='1', GRADIO_ANALYTICS_CACHE_FREQUENCY='1000000000')  # statistics of requests, here
 
 
@@ -30,9 +32,19 @@ def serve(shelf: Shelf | None = None, host: str = '127.0.0.1', port: int = PORT)
         host: Address to listen on; 0.0.0.0 is all of this computer.
         port: A free one.
     """
+    _ends_whole()
     with running(shelf or Shelf(names_at_hand()), host, port) as url:
         print(f'The page is at {url} until you press Ctrl-C', flush=True)
         threading.Event().wait()
+
+
+def _ends_whole() -> None:
+    """SIGTERM, as of a service that is stopped, ends the process as an exception does: uploads are deleted."""
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 @contextmanager
@@ -51,7 +63,8 @@ def _launch(page: Any, host: str, port: int) -> str:
     _, url, _ = page.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, inbrowser=False, share=False,
         show_error=True, theme=theme(), css=CSS, footer_links=[], run_history=False, enable_monitoring=False,
-        pwa=False, ssr_mode=False, mcp_server=False, max_file_size=MOST_BYTES)
+        pwa=False, ssr_mode=False, mcp_server=False, max_file_size=MOST_BYTES,
+        app_kwargs={'middleware': [(Guard, (), {})]})
     return str(url)
 
 

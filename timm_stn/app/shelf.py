@@ -16,9 +16,14 @@ from ..view.classes import classes_of
 from ..view.sheet import data_config
 from .inputs import digit_pieces, takes_digits
 
-__all__ = ['Network', 'Shelf', 'load_network', 'names_at_hand']
+__all__ = ['Loading', 'Network', 'Shelf', 'load_network', 'names_at_hand']
 
 MOST_LOADED = 4
+WAIT = 2.0  # seconds, for a network that another request is loading
+
+
+class Loading(Exception):
+    """Another request is loading the network."""
 
 
 class Network:
@@ -70,9 +75,10 @@ class Shelf:
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
 
     def get(self, name: str) -> Network:
-        """The network of a name. Who asks for one that another request is loading waits for it.
+        """The network of a name.
 
         Raises:
+            Loading: Another request is loading it, and goes on to after a while.
             ValueError: The name is not among ``names``.
         """
         if name not in self.names:
@@ -84,10 +90,18 @@ class Shelf:
             self._slots.move_to_end(name)
             while len(self._slots) > MOST_LOADED:
                 self._slots.popitem(last=False)
-        with slot.lock:
+        if not slot.lock.acquire(timeout=WAIT):  # so that those who wait hold up nobody else for long
+            raise Loading(f'{name} is being loaded')
+        try:
             if slot.network is None:
                 slot.network = self._load(name)
             return slot.network
+        finally:
+            slot.lock.release()
+
+    def takes_digits(self, name: str) -> bool:
+        """Whether a network is for digits, which is known before it is loaded."""
+        return self.given.digits if self.given and name == self.given.name else takes_digits(name)
 
 
 class _Slot:

@@ -1,6 +1,9 @@
 """`timm-stn app`: a page in the browser that shows where a network looks, live."""
 import argparse
+import errno
+import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +15,7 @@ from .models import check_transformers, described, load_model, model_arguments
 
 __all__ = ['app', 'app_arguments']
 
+LEAST = [6, 31]  # version of Gradio
 INSTALL = 'the page needs Gradio: pip install "timm-stn[app]"'
 
 
@@ -25,8 +29,7 @@ def app_arguments(add: Callable[..., Any]) -> None:
 
 def app(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
-    if importlib.util.find_spec('gradio') is None:
-        raise Refused(INSTALL)
+    _check_gradio()
     port = _port(args.host, args.port)
     given = _given(args) if args.model or args.checkpoint else None
     names = names_at_hand()
@@ -34,9 +37,19 @@ def app(args: argparse.Namespace) -> int:
         raise Refused('argument --model: no network with trained weights is at hand; name one')
     try:
         serve(Shelf(names, given, partial(load_network, device=args.device)), args.host, port)
-    except OSError as error:  # somebody was quicker
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:  # somebody was quicker
+            raise
         raise Refused(f'argument --port: {error}') from error
     return 0
+
+
+def _check_gradio() -> None:
+    if importlib.util.find_spec('gradio') is None:
+        raise Refused(INSTALL)
+    found = importlib.metadata.version('gradio')
+    if [int(part) for part in re.findall(r'\d+', found)[:2]] < LEAST:
+        raise Refused(f'{INSTALL}, for it is of version {found}, and {".".join(map(str, LEAST))} is needed')
 
 
 def _given(args: argparse.Namespace) -> Network:
