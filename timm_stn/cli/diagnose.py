@@ -70,7 +70,7 @@ def diagnose(args: argparse.Namespace) -> int:
     if not kind and not files:
         raise Refused(none)
     batches, notes = (_of_task(args, model, kind, none), []) if kind else _of_files(args, model, files, boxes)
-    is_right = _is_right if kind else diagnosis.answered_right
+    is_right = _is_right if kind and TASKS[kind].answers > 1 else diagnosis.answered_right
     run = partial(diagnosis.diagnose, most=args.count, is_right=is_right)
     found = attempt(described(args), run, model, batches)
     attempt(f'--output {args.output}', save_picture, found.picture(args.model or args.checkpoint), args.output)

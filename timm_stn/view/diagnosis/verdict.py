@@ -188,7 +188,7 @@ def _still(f: Figures) -> str:
 
 def _alike_for_all(f: Figures) -> str:
     """That what it learnt as a crop is of use."""
-    return f' (to its start, accuracy is {_points(f.gain)} higher)' if f.gain and _counts(f.gain) else ''
+    return f'. Compared with its start, accuracy is {_points(f.gain)} higher' if f.gain and _counts(f.gain) else ''
 
 
 def _bound(stn: SpatialTransformer) -> str:
