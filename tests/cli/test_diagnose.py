@@ -72,6 +72,9 @@ def test_boxes(birds, tmp_path, capsys):
     model = timm.create_model('stn_test_resnet')
     side = 1 / timm.data.resolve_model_data_config(model)['crop_pct']  # of the box, in half-widths of the input
     assert found['box_found'] == 1 and found['box_overlap'] == pytest.approx(1 / (4 + side ** 2 - 1), rel=0.02)
+    (tmp_path / 'large.csv').write_text('file,x1,y1,x2,y2\njay/0.png,0,0,900,600\n')
+    said = diagnosed(capsys, *argv, '--boxes', tmp_path / 'large.csv')
+    assert 'timm-stn: true boxes reach beyond the image: are they in its pixels? 0.png\n' in said.err
     (tmp_path / 'others.csv').write_text('file,x1,y1,x2,y2\ncat.png,1,2,3,4\n')
     message = refused(capsys, 'diagnose', *argv, '--boxes', tmp_path / 'others.csv')
     assert f"argument --boxes: {tmp_path / 'others.csv'} has none of the files in" in message and 'cat.png' in message

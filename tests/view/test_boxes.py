@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from timm_stn.view.boxes import boxes_of_file, by_trailing_parts, read_boxes, to_input
+from timm_stn.view.boxes import are_beyond, boxes_of_file, by_trailing_parts, read_boxes, to_input
 
 
 def table(tmp_path, text):
@@ -58,3 +58,10 @@ def test_a_table_in_another_encoding_is_refused(tmp_path):
     (tmp_path / 'b.csv').write_bytes('file,x1,y1,x2,y2\nGrünfink.jpg,1,2,3,4\n'.encode('latin-1'))
     with pytest.raises(ValueError, match='it must be a text file in UTF-8'):
         read_boxes(tmp_path / 'b.csv')
+
+
+@pytest.mark.parametrize(('box', 'beyond'), [
+    ((0, 0, 20, 10), False), ((-0.5, 0, 20.5, 10.5), False), ((0, 0, 22, 10), True), ((0, 0, 20, 12), True),
+    ((-2, 0, 20, 10), True)])
+def test_boxes_of_other_units_are_told(box, beyond):
+    assert are_beyond([(1, 1, 2, 2), box], (20, 10)) is beyond

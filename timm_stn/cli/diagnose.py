@@ -15,12 +15,12 @@ from ..data import TASKS
 from ..data.tasks import are_wrong, batches_of, boxes_of
 from ..names.zoo import set_of
 from ..view import diagnosis
-from ..view.boxes import boxes_of_file, read_boxes, to_input
+from ..view.boxes import BEYOND, are_beyond, boxes_of_file, read_boxes, to_input
 from ..view.classes import classes_of
 from ..view.dependence import tell
 from ..view.draw import save_picture
 from ..view.images import find_images, folder_name, in_turn, natural, open_image
-from ..view.sheet import data_config, read_images
+from ..view.sheet import data_config, read_images, some
 from .common import Refused, attempt, check_output, positive, quiet_argument, refusal
 from .digits import normalized, set_argument
 from .models import FROM_CONFIG, check_transformers, described, load_model, model_arguments
@@ -107,8 +107,9 @@ def _of_files(
     classes = classes_of(model, folders, [line.strip() for line in names.rstrip().splitlines()])
     targets = torch.tensor([classes.of_folder.get(labels[i], -1) for i in pictures.chosen])
     parts: list[Tensor] = [pictures.pixels, targets]
+    beyond: list[str] = []
     if boxes:
-        parts.append(_boxes([files[i] for i in pictures.chosen], boxes, config))
+        parts.append(_boxes([files[i] for i in pictures.chosen], boxes, config, beyond))
         if not bool(parts[2].isfinite().any()):
             raise Refused(f'argument --boxes: {args.boxes} has none of the files in {args.data!r}; it has '
                           f'{next(iter(boxes))!r}, for instance')
@@ -118,16 +119,19 @@ def _of_files(
     one = next((labels[i] for i, target in zip(pictures.chosen, targets.tolist()) if target < 0), '')
     notes = [f'{unknown} of {len(targets)} images are of no class that the model names (a folder is {one!r}, a class '
              f'{classes.names[0]!r}): --labels FILE names the classes'] if unknown else []
+    notes += [f'{BEYOND} {some(beyond, ", ")}'] if beyond else []
     return batches, [*(f'skipped {line}' for line in pictures.bad), *pictures.notes, *notes]
 
 
-def _boxes(files: list[Path], boxes: dict[str, Any], config: dict[str, Any]) -> Tensor:
-    """(N, B, 4) in [-1, 1] of the input; of nan where a file has fewer."""
+def _boxes(files: list[Path], boxes: dict[str, Any], config: dict[str, Any], beyond: list[str]) -> Tensor:
+    """(N, B, 4) in [-1, 1] of the input; of nan where a file has fewer; ``beyond`` gets files that some leave."""
     found = [boxes_of_file(file, boxes) for file in files]
     placed = torch.full((len(files), max(1, *map(len, found)), 4), torch.nan)
     for i, (file, own) in enumerate(zip(files, found)):
         if own:
-            placed[i, :len(own)] = to_input(torch.tensor(own), open_image(file)[0].size, config)
+            size = open_image(file)[0].size
+            beyond += [file.name] if are_beyond(own, size) else []
+            placed[i, :len(own)] = to_input(torch.tensor(own), size, config)
     return placed
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from .placing import placing
 
-__all__ = ['boxes_of_file', 'read_boxes', 'to_input']
+__all__ = ['BEYOND', 'are_beyond', 'boxes_of_file', 'read_boxes', 'to_input']
 
 Box = tuple[float, float, float, float]
 SIDES = ('x1', 'y1', 'x2', 'y2')
+BEYOND = 'true boxes reach beyond the image: are they in its pixels?'
 
 T = TypeVar('T')
 
@@ -87,6 +88,11 @@ def by_trailing_parts(path: str | os.PathLike[str], named: Mapping[str, T]) -> T
     parts = Path(os.path.abspath(path)).as_posix().split('/')
     names = ('/'.join(parts[k:]) for k in range(len(parts)))
     return next((named[name] for name in names if name in named), None)
+
+
+def are_beyond(boxes: Sequence[Box], size: tuple[int, int]) -> bool:
+    """Whether some box reaches beyond an image of (width, height) pixels, by more than rounding."""
+    return any(min(x1, y1) < -1 or x2 > size[0] + 1 or y2 > size[1] + 1 for x1, y1, x2, y2 in boxes)
 
 
 def to_input(boxes: Tensor, file_size: tuple[int, int], config: dict[str, Any]) -> Tensor:

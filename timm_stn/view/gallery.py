@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from .._progress import progress
-from .boxes import boxes_of_file, to_input
+from .boxes import BEYOND, are_beyond, boxes_of_file, to_input
 from .classes import Classes
 from .dependence import Witness, witnessing
 from .draw import Caption
@@ -181,10 +181,12 @@ def _opened(
         for note in dict.fromkeys(note for _, notes in read.values() for note in notes):
             trouble.notes.setdefault(note, []).append(path.name)
         size = read[modes[0]][0].size
-        boxes = torch.tensor(boxes_of_file(path, truths.boxes)).reshape(-1, 4)
+        boxes = boxes_of_file(path, truths.boxes)
+        if are_beyond(boxes, size):
+            trouble.notes.setdefault(BEYOND, []).append(path.name)
         mask = _mask(path, size, truths, trouble)
         trouble.met |= {kind for kind, there in (('boxes', len(boxes)), ('masks', mask is not None)) if there}
-        yield i, Opened(pixels, size, boxes, mask)
+        yield i, Opened(pixels, size, torch.tensor(boxes).reshape(-1, 4), mask)
         count -= 1
         if not count:
             return
