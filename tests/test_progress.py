@@ -16,7 +16,10 @@ from timm_stn._progress import is_quiet, progress, quiet
 
 CODE = '''
 from contextlib import nullcontext
-from timm_stn import _progress
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location('_progress', 'timm_stn/_progress.py')  # without torch, which takes seconds
+_progress = module_from_spec(spec)
+spec.loader.exec_module(_progress)
 _progress.DELAY = 0
 with {within}:
     print(sum(_progress.progress(iter(range(5)), 'counting', total=5)))
