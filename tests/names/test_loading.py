@@ -211,7 +211,7 @@ def test_a_name_that_was_never_published_is_not_listed_as_pretrained():
 
 @pytest.mark.parametrize('kwargs', [{}, dict(num_classes=3), dict(features_only=True)])
 def test_without_published_weights_it_says_at_once_how_to_train_it(unplugged, kwargs):
-    with pytest.raises(RuntimeError, match=r'no trained weights yet.*train\.py --device-modules timm_stn') as error:
+    with pytest.raises(RuntimeError, match=r'no trained weights yet.*scripts/train_cub\.sh') as error:
         timm.create_model(NONE, pretrained=True, **kwargs)
     assert str(zoo.card_folder(NONE)) in str(error.value)
 

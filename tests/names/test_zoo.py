@@ -108,8 +108,18 @@ def test_a_name_without_weights_says_how_to_train_it(name):
     assert _ZOO[name].recipe in str(error.value)
 
 
-def test_the_birds_network_is_the_papers():
+def test_the_birds_network_shares_one_tower():
     model = timm.create_model('stn_resnet50_cub', device='meta')
+    assert model.num_classes == 200 and model.glimpses == 2 and model.arguments.whole and not model.has_towers
+    assert model.stn.transform.name == 'attention' and model.stn.scale == 0.5 and model.stn.size == (224, 224)
+    assert sum(p.numel() for p in model.parameters()) < 24_000_000
+    seen, theta = model.look(torch.empty(1, 3, 448, 448, device='meta'))
+    assert seen.shape == (1, 2, 3, 224, 224) and theta.shape == (1, 2, 2, 3)
+    assert model(torch.empty(1, 3, 448, 448, device='meta')).shape == (1, 200)
+
+
+def test_its_other_form_is_the_papers():
+    model = timm.create_model('stn_resnet50_cub_paper', device='meta')
     assert model.num_classes == 200 and model.glimpses == 2 and len(model.towers) == 1
     assert model.stn.transform.name == 'translation' and model.stn.scale == 0.5 and model.stn.size == (224, 224)
     assert model.pretrained_cfg['input_size'] == (3, 448, 448)

@@ -92,16 +92,23 @@ _ZOO = dict(
         recipe='`scripts/train/train_birds.sh DATA WEIGHTS OUTPUT zoom192`',
         sha256='4d955fe754c8c725b01c49643dd458c6cddd8244da0c8c9445bf8f24943dca70',
     ),
-    stn_resnet50_cub=Own(  # the paper's birds network, section 4.3
+    stn_resnet50_cub=Own(  # one network, which looks at the whole image and at two parts of it
+        base='resnet50',
+        input_size=(3, 448, 448),
+        arguments=dict(
+            stn_transform='attention', stn_glimpses=2, stn_whole=True, stn_scale=0.5, stn_size=224,
+            stn_localization='saliency:3', stn_lr_scale=10.0),
+        cfg=dict(num_classes=200, crop_pct=0.875),
+        recipe='`scripts/train_cub.sh DATA OUTPUT stn_resnet50_cub`',
+    ),
+    stn_resnet50_cub_paper=Own(  # the paper's birds network, section 4.3
         base='resnet50',
         input_size=(3, 448, 448),
         arguments=dict(
             stn_transform='translation', stn_glimpses=2, stn_scale=0.5, stn_size=224, stn_towers='separate',
             stn_join='concat', stn_localization='timm:resnet50', stn_localization_size=224, stn_lr_scale=0.01),
         cfg=dict(num_classes=200, crop_pct=0.875),
-        recipe="timm's `train.py --device-modules timm_stn --model stn_resnet50_cub --initial-checkpoint "
-               'RESNET50.safetensors --data-dir CUB_200_2011 --input-size 3 448 448`; a plain checkpoint of '
-               'resnet50 initialises both towers',
+        recipe='`scripts/train_cub.sh DATA OUTPUT stn_resnet50_cub_paper`',
     ),
 )
 default_cfgs: dict[str, DefaultCfg] = {}  # read by timm's register_model
