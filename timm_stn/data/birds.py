@@ -72,7 +72,7 @@ def random_crops(images: Tensor, u: Tensor) -> Tensor:
     return sample(images, matrix_grid(crops(u), images.shape[2:]), padding_mode='border')
 
 
-def crops(u: Tensor) -> Tensor:
+def crops(u: Tensor, least: float = LEAST) -> Tensor:
     """Matrices (N, 2, 3) of random crops, 35 to 100 % of the area, mirrored half the time.
 
     From output to source coordinates, xy in [-1, 1], half-pixel centres. The sides differ by a factor of 4/3 at most,
@@ -80,8 +80,9 @@ def crops(u: Tensor) -> Tensor:
 
     Args:
         u: (N, 5), uniform in [0, 1).
+        least: The smallest share of the area, in place of 35 %.
     """
-    area = between(u[:, 0], LEAST, 1.0).sqrt()
+    area = between(u[:, 0], least, 1.0).sqrt()
     aspect = ASPECT ** between(u[:, 1], -0.5, 0.5)
     half = torch.stack((area * aspect, area / aspect), dim=1).clamp(max=1)  # (N, xy)
     center = between(u[:, 2:4], -1, 1) * (1 - half)
