@@ -154,6 +154,8 @@ class Run:
         self.optimizer = create_optimizer_v2(
             self.model, args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
             layer_decay=args.layer_decay, **capturing)
+        for group in self.optimizer.param_groups:  # timm's schedulers know of it, torch's do not
+            group['lr'] *= group.get('lr_scale', 1.0)
         schedule = warmup_cosine if args.schedule == 'cosine' else warmup_step
         factor = schedule(args.warmup_epochs * steps_per_epoch, args.epochs * steps_per_epoch)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
@@ -384,7 +386,7 @@ def train(args: argparse.Namespace) -> None:
     if (output / 'checkpoint.pt').exists():
         run.load(output / 'checkpoint.pt')
     for epoch in range(len(run.history) + 1, args.epochs + 1):
-        start, lr = time.perf_counter(), float(run.scheduler.get_last_lr()[0])
+        start, lr = time.perf_counter(), max(float(rate) for rate in run.scheduler.get_last_lr())
         loss = train_epoch(run, (images, labels), epoch)
         seconds = round(time.perf_counter() - start, 2)
         tested = epoch % args.val_interval == 0 or epoch == args.epochs

@@ -489,3 +489,17 @@ def test_images_are_shrunk_and_normalised_as_the_network_takes_them(script):
     mean, std = (torch.tensor(cfg[name])[:, None, None] for name in ('mean', 'std'))
     small = torch.nn.functional.interpolate(x, (32, 32), mode='bilinear', antialias=True, align_corners=False)
     torch.testing.assert_close(script.shown(run, x), (small - mean) / std)
+
+
+def test_layers_learn_at_their_own_rates(script, arguments, tmp_path):
+    """As by timm's own schedulers; those of torch know nothing of `lr_scale`."""
+    args = script.parse_args([*arguments, '--layer-decay', '0.5', '--lr', '0.1', '--output', str(tmp_path / 'run')])
+    run = script.Run(args, steps_per_epoch=2)
+    before = {group['lr_scale']: group['lr'] for group in run.optimizer.param_groups}
+    run.optimizer.step()
+    run.scheduler.step()
+    factor = script.warmup_cosine(args.warmup_epochs * 2, args.epochs * 2)
+    assert len(before) > 2
+    for group in run.optimizer.param_groups:
+        assert before[group['lr_scale']] == pytest.approx(0.1 * factor(0) * group['lr_scale'])
+        assert group['lr'] == pytest.approx(0.1 * factor(1) * group['lr_scale'])
