@@ -123,6 +123,19 @@ def birds() -> Iterator[Job]:
                       checkpoint='last.pth.tar', cores=2, smoke=('EPOCHS=1', 'WORKERS=1'))
 
 
+def distil(*seeds: int) -> Iterator[Job]:
+    """`stn_resnet50_cub`, and plain networks that are trained alike; best with nothing beside it.
+
+    One checkpoint has room to come back.
+    """
+    for seed in seeds:
+        command = ('train/distil.py', '--data', '{birds}', '--weights', '{lite0}/model.safetensors', '--output', '{run}',
+                   '--device', '{device}', '--workers', '{workers}', '--seed', str(seed))
+        yield Job(f'distil-{seed}', command, 600, ('lite0', 'birds-train', 'birds-test'),
+                  keeps=WEIGHTS if seed == 0 else WEIGHTS[:2], cores=3, partly=True, returns=seed == 0,
+                  smoke=('--epochs', '1', '1', '1', '1', '--sides', '32', '64', '96', '--photos', '16'))
+
+
 def learning() -> Iterator[Job]:
     """Runs of measure_learning.py."""
     command = ('reproduce/measure_learning.py', '--data', '{learning}', '--weights', '{lite0}/model.safetensors',
@@ -136,7 +149,8 @@ def queue() -> list[Job]:
     every, later = range(SEEDS), range(1, SEEDS)
     where_it_pays = [cell.name for cell in pays()]
     return [
-        *cards(), *paper(every, *where_it_pays, 'volumes-*'), *birds(), *tune_addition(),
+        *cards(), *paper(every, *where_it_pays, 'volumes-*'), *birds(), *distil(0), *tune_addition(),
         *paper([0], 'sequences-*', 'placement-*'), *paper(later, 'placement-*', 'sequences-64-*'),
         *paper(every, 'colocalisation-*'), *paper(every, 'addition-*'), *paper(every, 'table1-*'),
-        *paper(later, 'sequences-128-*'), *tune(), *paper(every, 'paper1-*'), *learning()]
+        *paper(later, 'sequences-128-*'), *tune(), *paper(every, 'paper1-*'), *distil(*later),
+        *learning()]

@@ -44,7 +44,7 @@ TEACHER, STUDENT, LOOKING = 'tf_efficientnet_lite0', 'resnet50', 'stn_resnet50_c
 STAGES = ('teacher', 'student', 'plain', 'plain_448', 'looking')
 COUNTS = ('teacher', 'small', 'large', 'looking')  # parts of stages whose epochs are given
 WHOLE = ('teacher', 'plain', 'plain_448')  # stages that begin anew where they were interrupted
-SAVED = 20.0  # seconds between checkpoints
+SAVED = 30.0  # seconds between checkpoints
 MAY_DIFFER = ('output', 'data', 'weights', 'device', 'workers', 'until')  # between the starts of one run
 
 
@@ -63,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--batch-size', type=positive, default=256, help='of the student (default: %(default)s)')
     add('--until', choices=STAGES, default=STAGES[-1], help='the last stage to run (default: all of them)')
     add('--held-back', type=int, default=0, metavar='N', help='train without the last N photographs, and test on these')
-    add('--photos', type=positive, metavar='N', help='train on the first N alone')
+    add('--photos', type=positive, metavar='N', help='take only N to train on, and N to test on')
     add('--seed', type=int, default=0)
     add('--device', default='cpu')
     add('--workers', type=int, default=0, help='processes that read test photographs (default: %(default)s)')
@@ -78,8 +78,8 @@ def photos_of(args: argparse.Namespace) -> tuple[Photos, Photos]:
                          f'got {args.held_back}')
     end = len(images) - args.held_back
     test = (images[end:], classes[end:]) if args.held_back else load_birds(args.data, 'test')
-    chosen = slice(min(args.photos or end, end))
-    return (images[chosen], classes[chosen]), test
+    chosen = slice(args.photos)
+    return (images[:end][chosen], classes[:end][chosen]), (test[0][chosen], test[1][chosen])
 
 
 class Stage:
@@ -321,6 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     if (Path(args.output) / 'result.json').is_file():
         print(f'{args.output} is finished')
         return
+    torch.backends.cudnn.benchmark = True  # the shapes of most steps are the same
     run = Run(args)
     run.resume()
     run.run()
