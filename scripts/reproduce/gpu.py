@@ -40,7 +40,8 @@ from gpu_queue import Job, queue
 from records import Line, read, replace
 
 SECTIONS = ('checks', 'speed', 'queue')
-CHECKS = ('tests/test_gpu.py', 'tests/geometry/test_fused.py', 'tests/scripts/test_train_task.py')
+CHECKS = ('tests/test_gpu.py', 'tests/geometry/test_fused.py', 'tests/scripts/test_train_task.py',
+          'tests/scripts/test_distil.py')
 SANITIZED = ('tests/geometry/test_fused.py', '-k', 'values_and_gradients and border')
 SANITIZERS = ('memcheck', 'racecheck')
 MOST_CHECKS, MOST_SANITIZER, MOST_SPEED = 190.0, 45.0, 80.0  # seconds

@@ -129,8 +129,8 @@ def distil(*seeds: int) -> Iterator[Job]:
     One checkpoint has room to come back.
     """
     for seed in seeds:
-        command = ('train/distil.py', '--data', '{birds}', '--weights', '{lite0}/model.safetensors', '--output', '{run}',
-                   '--device', '{device}', '--workers', '{workers}', '--seed', str(seed))
+        command = ('train/distil.py', '--data', '{birds}', '--weights', '{lite0}/model.safetensors', '--output',
+                   '{run}', '--device', '{device}', '--workers', '{workers}', '--seed', str(seed))
         yield Job(f'distil-{seed}', command, 600, ('lite0', 'birds-train', 'birds-test'),
                   keeps=WEIGHTS if seed == 0 else WEIGHTS[:2], cores=3, partly=True, returns=seed == 0,
                   smoke=('--epochs', '1', '1', '1', '1', '--sides', '32', '64', '96', '--photos', '16'))

@@ -221,6 +221,32 @@ def test_what_travels_is_enough_to_go_on(script, sources, cut, tmp_path, most, s
     assert len(stages) == 9 and (tmp_path / 'run' / 'result.json').exists()
 
 
+def test_a_run_in_bfloat16(script, sources, whole, tmp_path, monkeypatch):
+    """As on a GPU."""
+    for module in (script, lessons):
+        monkeypatch.setattr(module, 'precision', lambda device: torch.autocast('cpu', torch.bfloat16))
+    script.main([*sources, *SMALL, '--output', str(tmp_path / 'run')])
+    lines, expected = ([*csv.DictReader((folder / 'summary.csv').open())] for folder in (tmp_path / 'run', whole))
+    for line, other in zip(lines, expected, strict=True):
+        assert float(line['loss']) == pytest.approx(float(other['loss']), rel=0.1) and line['loss'] != other['loss']
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_run_on_a_gpu(script, sources, whole, cut, tmp_path):
+    command = [*sources, *SMALL, '--output', str(tmp_path / 'run'), '--device', 'cuda', '--workers', '2']
+    cut(4)
+    with pytest.raises(Cut):
+        script.main(command)
+    cut(99)
+    script.main(command)
+    lines, expected = ([*csv.DictReader((folder / 'summary.csv').open())] for folder in (tmp_path / 'run', whole))
+    for line, other in zip(lines, expected, strict=True):
+        assert float(line['loss']) == pytest.approx(float(other['loss']), rel=0.1)
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert result['device'] == torch.cuda.get_device_name()
+
+
 def test_test_photographs_influence_nothing(script, sources, whole, tmp_path):
     other = tmp_path / 'data'
     other.mkdir()
