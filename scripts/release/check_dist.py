@@ -7,15 +7,20 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST = dict(wheel=4e6, sdist=25e6)  # bytes
-SMALL = 3_000_000  # weights up to here are part of the wheel
+MOST = dict(wheel=4e6, sdist=10e6)  # bytes
+SMALL = 2_500_000  # bytes; weights up to here are part of the wheel, others of neither
+WEIGHTS = 'model.safetensors'
 
 
 def expected_in_wheel(card: Path) -> list[str]:
     """The files of a card in the package: all, or without the weights if these are only on the Hub."""
-    whole = (card / 'model.safetensors').stat().st_size <= SMALL
-    names = [p.name for p in card.iterdir()] if whole else ['README.md', 'config.json']
+    names = [p.name for p in card.iterdir()] if is_small(card) else ['README.md', 'config.json']
     return [f'timm_stn/model_cards/{card.name}/{name}' for name in names]
+
+
+def is_small(card: Path) -> bool:
+    """Whether the weights of a card are part of a release; those that are not are on the Hub."""
+    return (card / WEIGHTS).is_file() and (card / WEIGHTS).stat().st_size <= SMALL
 
 
 def check_wheel(path: Path) -> list[str]:
@@ -32,7 +37,12 @@ def check_sdist(path: Path) -> list[str]:
         names = {name.partition('/')[2] for name in archive.getnames()}
     wanted = ['pyproject.toml', 'README.md', 'LICENSE', 'CHANGELOG.md', 'Makefile', 'tests/network/test_model.py',
               'scripts/train/train_task.py', 'docs/hub.md', 'timm_stn/network/model.py']
-    return [f'lacks {name}' for name in wanted if name not in names]
+    cards = [card for card in (ROOT / 'model_cards').iterdir() if card.is_dir()]
+    wanted += [f'model_cards/{card.name}/{p.name}' for card in cards for p in card.iterdir()
+               if p.name != WEIGHTS or is_small(card)]
+    wrong = [f'holds model_cards/{card.name}/{WEIGHTS}' for card in cards
+             if not is_small(card) and f'model_cards/{card.name}/{WEIGHTS}' in names]
+    return wrong + [f'lacks {name}' for name in wanted if name not in names]
 
 
 def main() -> None:

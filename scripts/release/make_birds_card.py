@@ -16,7 +16,7 @@ from pathlib import Path
 
 import timm
 import torch
-from card_files import CARDS, HEAD, write_folder
+from card_files import CARDS, HALF, HEAD, write_folder
 from timm.models import clean_state_dict
 
 from timm_stn.view.cost import glance, multiply_adds
@@ -86,7 +86,8 @@ All networks have the same training recipe. The number of test images alone give
 
 Weights: Apache-2.0, like their initial weights `timm/tf_efficientnet_lite0.in1k`. The photographs are for
 research use; see the data set's own terms.
-'''
+
+''' + HALF + '\n'
 
 
 def results(runs: list[Path], name: str) -> list[dict]:

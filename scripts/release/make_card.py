@@ -21,7 +21,7 @@ from typing import Any
 import timm
 import torch
 from card_data import DATA, Data
-from card_files import CARDS, HEAD, write_folder
+from card_files import CARDS, HALF, HEAD, write_folder
 from check_dist import SMALL
 from safetensors.torch import load_file
 
@@ -94,7 +94,7 @@ To recompute the error of the published weights, and to train all seeds again:
 
 ## Licence
 
-{data.licence}
+{data.licence}{half}
 '''
 PICTURE = '''
 
@@ -245,11 +245,12 @@ def card(args: argparse.Namespace, model: Any, record: dict[str, Line]) -> str:
     choice = ' '.join(f'--{name} {value}' for name, value in cell.choice.items())
     commands = [(args.name, line), *((other.row, group[0]) for other, group in others)]
     everything = [*lines, *(entry for _, group in others for entry in group)]
-    small = sum(t.numel() * t.element_size() for t in model.state_dict().values()) < SMALL
+    small = sum(t.numel() * t.element_size() for t in model.state_dict().values()) <= SMALL
     return CARD.format(
         name=args.name, data=data, accuracy=1 - line['test_error'] / 100, error=line['test_error'],
         what=described(model, model.backbone.pretrained_cfg['architecture']), seed=line['args']['seed'],
         picture=PICTURE if args.data else '', note=f' {args.note}' if args.note else '',
+        half='' if small else f'\n\n{HALF}',
         where='  # no download: the weights come with timm_stn' if small else '',
         source='pays_cells.py' if cell in pays() else 'cells.py',
         rows=table([(f'**{args.name}**', cell, lines), *((o.row, o, group) for o, group in others)]),

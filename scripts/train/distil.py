@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 import timm_stn
 from timm_stn.cli.common import positive
 from timm_stn.data.birds import load_birds
+from timm_stn.publish.half import halved
 from timm_stn.view.cost import multiply_adds
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
 
@@ -216,7 +217,7 @@ class Run:
         """All of it, or what is small enough to travel."""
         def weights(network: nn.Module | None) -> dict[str, Tensor] | None:
             state = None if network is None else network.state_dict()
-            return state if exact or state is None else {key: halved(value) for key, value in state.items()}
+            return state if exact or state is None else halved(state)
 
         kept = dict(args=comparable(self.args), stage=self.stage, epoch=self.epoch, found=self.found,
                     history=self.history, teacher=weights(self.teacher), network=weights(self.network))
@@ -261,7 +262,7 @@ class Run:
     def write_result(self) -> None:
         """`model.safetensors`, in half precision, and `result.json`, which says that the run is finished."""
         network, found = self.network.cpu().eval(), self.found
-        weights = {key: halved(value).contiguous() for key, value in network.state_dict().items()}
+        weights = {key: value.contiguous() for key, value in halved(network.state_dict()).items()}
         write_whole(self.folder / 'model.safetensors', lambda path: save_file(weights, path))
         plain, (_, large, full) = self.made(STUDENT).cpu().eval(), self.args.sides
         seconds: dict[str, float] = {}
@@ -298,10 +299,6 @@ class Photographs(Dataset):
 def share(answers: Tensor, truth: Tensor) -> float:
     """Of how many photographs one of the answers (N, K) is the true one (N,)."""
     return (answers == truth[:, None]).any(1).double().mean().item()
-
-
-def halved(value: Tensor) -> Tensor:
-    return value.half() if value.is_floating_point() and value.ndim > 1 else value
 
 
 def comparable(args: argparse.Namespace) -> dict[str, Any]:

@@ -163,6 +163,23 @@ def test_dry_run_sends_nothing(hub, capsys, monkeypatch):
     assert not hub.requests
 
 
+def test_half_precision(hub, tmp_path, capsys):
+    model = network()
+    before = logits(model)
+    pushed = timm_stn.push_to_hub(model, REPO, half=True)
+    assert torch.equal(logits(model), before) and 'weights in half precision; loaded, they are float32' in pushed.card
+    timm.models.save_for_hf(model, tmp_path / 'whole', safe_serialization=True)
+    whole = (tmp_path / 'whole' / 'model.safetensors').stat().st_size
+    assert len(hub.files(REPO)['model.safetensors']) < 0.6 * whole
+    loaded = load(REPO)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert not torch.equal(logits(loaded), before) and torch.allclose(logits(loaded), before, atol=0.02)
+    folder = card_folder('stn_mnist_cnn_rts')
+    with pytest.raises(ValueError, match='half: the files of a folder are pushed as they are'):
+        timm_stn.push_to_hub(folder, REPO, half=True)
+    assert 'argument --half: with --all' in refused(capsys, '--all', '--repo', 'acme', '--half')
+
+
 # --- what is not pushed ---
 
 def test_what_does_not_come_back_the_same_is_not_pushed(hub, tmp_path):

@@ -28,6 +28,7 @@ def push_arguments(add: Callable[..., Any]) -> None:
              '(default: some validation images of the run, if they still exist)')
     add('--no-picture', action='store_true', help='no picture')
     add('--license', metavar='ID', help='license of the weights (default: that of pretrained weights it started from)')
+    add('--half', action='store_true', help='weights in half precision, a file of half the size; loaded as float32')
     add('--dry-run', action='store_true', help='write and test the files, print the card, send nothing')
     quiet_argument(add)
 
@@ -35,9 +36,11 @@ def push_arguments(add: Callable[..., Any]) -> None:
 def push(args: argparse.Namespace) -> int:
     if bool(args.model) == args.all:
         raise Refused('argument CHECKPOINT|NAME: takes one, or else --all')
+    if args.all and args.half:
+        raise Refused('argument --half: with --all, files are pushed as they are')
     if args.all and '/' in args.repo:
         raise Refused(f'argument --repo: with --all takes ORG alone, got {args.repo!r}')
-    given = {k: getattr(args, k) for k in ('revision', 'private', 'message', 'card', 'license', 'dry_run')}
+    given = {k: getattr(args, k) for k in ('revision', 'private', 'message', 'card', 'license', 'half', 'dry_run')}
     given['images'] = [] if args.no_picture else args.images
     if not args.all:
         _report_push(_try_push(args.model, args.repo, replace_card=args.replace_card, **given))

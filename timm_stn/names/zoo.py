@@ -79,7 +79,7 @@ _ZOO = dict(
         arguments=dict(stn_iterations=2),
         cfg=dict(num_classes=43, interpolation='bilinear', crop_pct=1.0, license='apache-2.0'),
         recipe='`python scripts/reproduce.py signs --model input --data GTSRB_FOLDER`',
-        sha256='66b4c519ab76cbf2b55057743dfdd9b20e502994f451d9851bfd09ef55267be4',
+        sha256='b1e305eed61495d95d63bca51f5aab35a9975af2670eb00c4a909a70a4912ae4',
         task='SIGNS',
     ),
     stn_tf_efficientnet_lite0_cub2010=Own(
@@ -90,7 +90,7 @@ _ZOO = dict(
             stn_localization_size=112, stn_lr_scale=10.0),
         cfg=dict(num_classes=200, crop_pct=0.875, license='apache-2.0'),
         recipe='`scripts/train/train_birds.sh DATA WEIGHTS OUTPUT zoom192`',
-        sha256='4d955fe754c8c725b01c49643dd458c6cddd8244da0c8c9445bf8f24943dca70',
+        sha256='4f91605be178b0de8c998be28178aa230d340b6c3a1183c94de326d868d6d0cd',
     ),
     stn_resnet50_cub=Own(  # one network, which looks at the whole image and at two parts of it
         base='resnet50',

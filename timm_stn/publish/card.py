@@ -19,10 +19,18 @@ MACHINE = {  # options of the machine, not of the training
     'recovery_interval', 'checkpoint_hist', 'device', 'device_modules', 'prefetcher', 'no_prefetcher',
     'model', 'resume'}
 FILES = ('initial_checkpoint', 'pretrained_path')  # the card has only the file name of these
+HALF = ' The file has weights in half precision; loaded, they are float32.'
 METRICS = dict(top1=('accuracy', 'Top-1 accuracy'), top5=('top_5_accuracy', 'Top-5 accuracy'))
 
 
-def write_card(model: Any, at: str, run: Run, license: str | None = None, picture: str | None = None) -> str:
+def write_card(
+        model: Any,
+        at: str,
+        run: Run,
+        license: str | None = None,
+        picture: str | None = None,
+        half: bool = False,
+) -> str:
     """The text of a repository's README.md.
 
     Args:
@@ -31,6 +39,7 @@ def write_card(model: Any, at: str, run: Run, license: str | None = None, pictur
         run: Its training run.
         license: License of the weights. Default: that of the model's cfg, or else ``unknown``.
         picture: File name of the picture beside the card.
+        half: Whether the weights are in half precision.
     """
     name = at.partition('@')[0].partition('/')[2]
     known = model.pretrained_cfg.get('license')
@@ -40,8 +49,9 @@ def write_card(model: Any, at: str, run: Run, license: str | None = None, pictur
         license=license, library_name='timm', pipeline_tag='image-classification', model_name=name,
         tags=['image-classification', 'timm', 'timm-stn', 'spatial-transformer'],
         eval_results=_results(run, model.num_classes) or None)
-    parts = [f'---\n{data.to_yaml()}\n---\n# {name}', _what(model), _usage(at), _looks(model, picture)]
-    parts += [_measured(run, model.num_classes), _recipe(run), f'## Licence\n\nWeights: {license}{of_start}.']
+    parts = [f'---\n{data.to_yaml()}\n---\n# {name}', _what(model) + (HALF if half else ''), _usage(at)]
+    parts += [_looks(model, picture), _measured(run, model.num_classes), _recipe(run)]
+    parts += [f'## Licence\n\nWeights: {license}{of_start}.']
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 

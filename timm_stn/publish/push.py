@@ -26,6 +26,7 @@ from ..view.sheet import sheet_of
 from . import silence
 from .card import write_card
 from .errors import PushError, explained, hint
+from .half import rounded
 from .run_record import Run, read_run
 from .save import CONFIG, save_network
 from .scratch import scratch_folder
@@ -60,6 +61,7 @@ def push_to_hub(
         replace_card: bool = False,
         images: Iterable[str | Path] | None = None,
         license: str | None = None,
+        half: bool = False,
         token: str | None = None,
         dry_run: bool = False,
 ) -> Pushed:
@@ -83,6 +85,8 @@ def push_to_hub(
             they still exist. They become public with the repository; [] draws none.
         license: License of the weights, a name of the Hub, for card and config. Default: that of the pretrained weights
             which the model was made with, or which its training started from; ``unknown`` without such.
+        half: Write weights in half precision, a file of half the size; loaded, they are float32 again. The model itself
+            is not changed.
         token: Default: the token that huggingface_hub finds.
         dry_run: Write and test the files, send nothing.
 
@@ -105,9 +109,11 @@ def push_to_hub(
     with scratch_folder() as beside, explained(repo, token):
         folder, run = _source(model)
         advice: list[str] = []
+        if half and folder is not None:
+            raise ValueError(f'half: the files of a folder are pushed as they are, and {str(model)!r} is one.')
         if folder is None:
             folder, at = beside, repo if revision in (None, 'main') else f'{repo}@{revision}'
-            x, logits, advice = _write(run, folder, at, pictures, license, card is None)
+            x, logits, advice = _write(run, folder, at, pictures, license, half, card is None)
         else:
             x, logits = _try(f'local-dir:{folder}')
         files = _files(folder)
@@ -168,6 +174,7 @@ def _write(
         at: str,
         images: list[Path] | None,
         license: str | None,
+        half: bool,
         with_card: bool,
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Write the repository's files to a folder; returns an input, the network's logits for it, and advice."""
@@ -178,13 +185,13 @@ def _write(
         model.pretrained_cfg.update(dict.fromkeys(inherited(model.pretrained_cfg)))
     model.pretrained_cfg.update(dict(label_names=names) if (names := run.class_names()) else {})
     model.pretrained_cfg.update(dict(license=license) if license else {})
-    save_network(model, folder)
+    save_network(rounded(model) if half else model, folder, half)
     x, logits = _answer(model)
     _try(f'local-dir:{folder}', x, logits)
     advice: list[str] = []
     if with_card:
         advice = _draw(model, run.images(SHOWN) if images is None else images, images is None, folder / PICTURE)
-        text = write_card(model, at, run, license, PICTURE if (folder / PICTURE).is_file() else None)
+        text = write_card(model, at, run, license, PICTURE if (folder / PICTURE).is_file() else None, half)
         (folder / CARD).write_text(text, encoding='utf-8')
     return x, logits, advice
 
