@@ -190,8 +190,9 @@ def test_a_localization_network_of_the_backbones_architecture_starts_from_its_fi
     torch.manual_seed(5)
     plain = timm.create_model('test_resnet').state_dict()
     torch.save(plain, tmp_path / 'plain.pth')
-    model = create(pretrained=True, stn_localization=f'timm:{arch}', stn_glimpses=2, stn_towers='separate', num_classes=3,
-                   pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')))
+    overlay = dict(file=str(tmp_path / 'plain.pth'))
+    model = create(pretrained=True, pretrained_cfg_overlay=overlay, stn_localization=f'timm:{arch}', num_classes=3,
+                   stn_glimpses=2, stn_towers='separate')
     body = model.stn.localization.body[0].net.state_dict()
     for part in (model.backbone.state_dict(), model.towers['1'].state_dict(), *[body] * same):
         assert {k for k, v in part.items() if torch.equal(v, plain[k])} == {k for k in plain if not k.startswith('fc.')}

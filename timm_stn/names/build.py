@@ -344,7 +344,7 @@ def _start_localizations(net: SpatialTransformerNetwork, base: str) -> None:
     """Localization networks of the backbone's architecture start from the plain checkpoint that it has loaded."""
     for transformer in net.spatial_transformers().values():
         if transformer.localization.kind == f'timm:{base}':
-            start_as(transformer.localization.body, net.backbone.state_dict())
+            start_as(cast(nn.Module, transformer.localization.body), net.backbone.state_dict())
 
 
 def _knows_channels() -> bool:
