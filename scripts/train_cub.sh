@@ -3,20 +3,21 @@
 #
 #   TIMM_SCRIPTS=/path/to/pytorch-image-models scripts/train_cub.sh DATA OUTPUT [OPTION=VALUE...] [NAME...]
 #
-# DATA is what `timm-stn data cub` makes: the folders train and test, each with one folder of images per class. Every run
-# gets a folder OUTPUT/NAME-RECIPE-SEED. An interrupted run resumes; a finished run is skipped.
+# DATA is what `timm-stn data cub` makes: the folders train and test, each with one folder of images per class. Every
+# run gets a folder OUTPUT/NAME-RECIPE-SEED. An interrupted run resumes; a finished run is skipped.
 # NAMEs (plain stn_resnet50_cub): plain, plain_half (ResNet-50 that sees SIDE, or half of it), stn_resnet50_cub,
 # stn_resnet50_cub_paper.
 # OPTIONs, also from the environment: WEIGHTS (resnet50.tv_in1k; one of timm's ResNet-50 on the Hub, or a file),
 # RECIPE (sgd; or adamw), EPOCHS (sgd 100, adamw 60), BATCH_SIZE (32, of all GPUs together), SIDE (448), SEED (0),
-# DEVICE (cuda), NPROC (1; GPUs), AMP (bfloat16 on CUDA, else none; or float16), WORKERS (4, of each GPU), PYTHON (python).
+# DEVICE (cuda), NPROC (1; GPUs), AMP (bfloat16 on CUDA, else none; or float16), WORKERS (4, of each GPU),
+# PYTHON (python).
 set -euo pipefail
 
 refuse() { echo "$*" >&2; exit 2; }
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if (($# < 2)); then
-    sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
 fi
 [[ -d $1/train && -d $1/test ]] || refuse "DATA $1 has no folders train and test; \`timm-stn data cub\` makes them"
@@ -26,8 +27,8 @@ shift 2
 NAMES=()
 for word; do
     case $word in
-        WEIGHTS=* | RECIPE=* | EPOCHS=* | BATCH_SIZE=* | SIDE=* | SEED=* | DEVICE=* | NPROC=* | AMP=* | WORKERS=* | PYTHON=*)
-            declare "$word" ;;
+        WEIGHTS=* | RECIPE=* | EPOCHS=* | BATCH_SIZE=* | SIDE=* | SEED=* | DEVICE=* | NPROC=* | AMP=* | WORKERS=* | \
+            PYTHON=*) declare "$word" ;;
         *=*) refuse "unknown option ${word%%=*}; options: WEIGHTS RECIPE EPOCHS BATCH_SIZE SIDE SEED DEVICE NPROC AMP" \
             "WORKERS PYTHON" ;;
         plain | plain_half | stn_resnet50_cub | stn_resnet50_cub_paper) NAMES+=("$word") ;;
@@ -35,8 +36,8 @@ for word; do
     esac
 done
 ((${#NAMES[@]})) || NAMES=(plain stn_resnet50_cub)
-WEIGHTS=${WEIGHTS:-resnet50.tv_in1k} RECIPE=${RECIPE:-sgd} BATCH_SIZE=${BATCH_SIZE:-32} SIDE=${SIDE:-448} SEED=${SEED:-0}
-DEVICE=${DEVICE:-cuda} NPROC=${NPROC:-1} WORKERS=${WORKERS:-4} PYTHON=${PYTHON:-python}
+WEIGHTS=${WEIGHTS:-resnet50.tv_in1k} RECIPE=${RECIPE:-sgd} BATCH_SIZE=${BATCH_SIZE:-32} SIDE=${SIDE:-448}
+SEED=${SEED:-0} DEVICE=${DEVICE:-cuda} NPROC=${NPROC:-1} WORKERS=${WORKERS:-4} PYTHON=${PYTHON:-python}
 case $RECIPE in
     sgd)  # as mmpretrain's resnet50_8xb8_cub: a rate for 64 images; the shorter side 448 to 600, then any square of 448
         EPOCHS=${EPOCHS:-100}
@@ -55,6 +56,7 @@ for option in SEED WORKERS; do
 done
 ((SIDE % 2 == 0 && SIDE >= 64)) || refuse "SIDE takes an even number from 64, got $SIDE"
 ((BATCH_SIZE % NPROC == 0)) || refuse "BATCH_SIZE takes a multiple of NPROC=$NPROC, got $BATCH_SIZE"
+[[ $NPROC == 1 || $DEVICE == cuda ]] || refuse "NPROC takes 1 with DEVICE=$DEVICE, got $NPROC"
 if [[ -z ${AMP:-} ]]; then
     [[ $DEVICE == cuda* ]] && AMP=bfloat16 || AMP=none
 fi
@@ -71,7 +73,8 @@ for name in "${NAMES[@]}"; do
         refuse "${begun%/*} was begun with $(<"$begun"), not $options; another OUTPUT keeps both"
 done
 [[ -f ${TIMM_SCRIPTS:-}/train.py ]] ||
-    refuse "TIMM_SCRIPTS must name a checkout: $("$PYTHON" -c 'from timm_stn.run import clone_command as c; print(c())')"
+    refuse "TIMM_SCRIPTS must name a checkout:" \
+        "$("$PYTHON" -c 'from timm_stn.run import clone_command; print(clone_command())')"
 [[ $DEVICE != cuda* ]] || "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
     refuse "DEVICE=$DEVICE, but torch sees no GPU here; DEVICE=cpu does without"
 START=$("$PYTHON" "$HERE/train/cub_weights.py" "$WEIGHTS")

@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import birds_result
 import cub_weights
 import numpy as np
 import pytest
@@ -115,6 +113,8 @@ def test_several_gpus_share_the_batch(stub):
 def test_without_a_gpu(stub):
     call, = stub('DEVICE=cpu', 'plain')[2]
     assert ' --device cpu -j 4 ' in call and '--amp' not in call and '--pin-mem' not in call
+    code, said, calls = stub('DEVICE=cpu', 'NPROC=2', 'plain')  # train.py cannot
+    assert (code, calls) == (2, []) and said == 'NPROC takes 1 with DEVICE=cpu, got 2\n'
 
 
 def test_a_finished_run_is_skipped_and_one_that_was_cut_off_resumes(stub, tmp_path):
@@ -138,8 +138,9 @@ def test_a_run_is_not_continued_by_other_options(stub):
     ('RECIPE=lamb', 'RECIPE takes sgd or adamw, got lamb'), ('EPOCHS=0', 'EPOCHS takes a positive number, got 0'),
     ('EPOCHS=1e2', 'EPOCHS takes a positive number, got 1e2'), ('SEED=-1', 'SEED takes a number, 0 or more, got -1'),
     ('SIDE=65', 'SIDE takes an even number from 64, got 65'), ('SIDE=32', 'SIDE takes an even number from 64, got 32'),
-    ('BATCH_SIZE=08', 'BATCH_SIZE takes a positive number, got 08'), ('AMP=int8', 'AMP takes bfloat16, float16 or none'),
-    ('NPROC=5', 'BATCH_SIZE takes a multiple of NPROC=5, got 32'), ('WORKERS=', None)])
+    ('BATCH_SIZE=08', 'BATCH_SIZE takes a positive number, got 08'), ('AMP=int8', 'AMP takes bfloat16, '),
+    ('NPROC=0', 'NPROC takes a positive number'), ('NPROC=5', 'BATCH_SIZE takes a multiple of NPROC=5, got 32'),
+    ('WORKERS=', None)])
 def test_a_wrong_word_is_refused_before_anything_begins(stub, tmp_path, word, message):
     code, said, calls = stub('plain', word)
     if message is None:  # as not given
@@ -164,7 +165,8 @@ def test_weights_are_a_file_or_a_resnet50_of_timms(tmp_path, monkeypatch):
     assert cub_weights.find(str(tmp_path / 'mine.pth')) == tmp_path / 'mine.pth'
     asked = []
     monkeypatch.setattr(cub_weights.huggingface_hub, 'hf_hub_download', lambda *a: asked.append(a) or str(tmp_path))
-    assert cub_weights.find('resnet50.tv_in1k') == tmp_path and asked == [('timm/resnet50.tv_in1k', 'model.safetensors')]
+    assert cub_weights.find('resnet50.tv_in1k') == tmp_path
+    assert asked == [('timm/resnet50.tv_in1k', 'model.safetensors')]
     for wrong in ('resnet50', 'resnet18.tv_in1k', str(tmp_path / 'none.pth'), 'stn_resnet50.tv_in1k'):
         with pytest.raises(ValueError, match=r'WEIGHTS takes a file or one of .*resnet50\.tv_in1k'):
             cub_weights.find(wrong)
@@ -187,7 +189,8 @@ def test_weights_that_cannot_be_fetched_are_told_in_a_line(monkeypatch, capsys):
 def plain(tmp_path_factory):
     """A checkpoint of ResNet-50, as the Hub has them, and what is in it."""
     torch.manual_seed(0)
-    state, file = timm.create_model('resnet50').state_dict(), tmp_path_factory.mktemp('weights') / 'resnet50.safetensors'
+    state = timm.create_model('resnet50').state_dict()
+    file = tmp_path_factory.mktemp('weights') / 'resnet50.safetensors'
     save_file(state, file)
     return file, state
 
@@ -219,6 +222,10 @@ def environment():
     return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
 
 
+def run_it(asked, **more):
+    return subprocess.run(asked, env=environment() | more, capture_output=True, text=True)
+
+
 @needs_scripts
 def test_a_run_that_is_killed_resumes_and_ends(plain, tmp_path):
     data, out = photographs(tmp_path / 'data'), tmp_path / 'out'
@@ -229,7 +236,7 @@ def test_a_run_that_is_killed_resumes_and_ends(plain, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (run / 'result.json').exists() and (run / 'summary.csv').read_text().count('\n') == 2
-    done = subprocess.run(asked, env=environment(), capture_output=True, text=True)
+    done = run_it(asked)
     assert done.returncode == 0 and 'Loaded checkpoint' in done.stderr, done.stderr
     assert re.findall(r'^\d+', (run / 'summary.csv').read_text(), re.MULTILINE) == ['4', '5']
     found = json.loads((run / 'result.json').read_text())
@@ -238,17 +245,96 @@ def test_a_run_that_is_killed_resumes_and_ends(plain, tmp_path):
     held = torch.load(run / 'last.pth.tar', weights_only=False)['state_dict']
     start = plain[1]['layer4.2.conv3.weight']
     assert 0 < (held['backbone.layer4.2.conv3.weight'] - start).norm() < 0.2 * start.norm(), 'it began with the file'
-    assert subprocess.run(asked, env=environment(), capture_output=True, text=True).stdout == f'{run.name} is finished\n'
+    assert run_it(asked).stdout == f'{run.name} is finished\n'
 
 
 @needs_scripts
 @pytest.mark.slow
-@pytest.mark.parametrize('words', [
-    ['RECIPE=adamw', 'plain', 'plain_half'], ['RECIPE=adamw', *OURS], [OURS[1]], ['NPROC=2', OURS[0]]], ids=' '.join)
+@pytest.mark.parametrize('words', [['RECIPE=adamw', 'plain', 'plain_half'], ['RECIPE=adamw', *OURS], [OURS[1]]],
+                         ids=' '.join)
 def test_every_network_trains_by_both_recipes(plain, tmp_path, words):
     data, out = photographs(tmp_path / 'data'), tmp_path / 'out'
-    done = subprocess.run(command(data, out, plain, 'EPOCHS=1', *words), env=environment(), capture_output=True, text=True)
+    done = run_it(command(data, out, plain, 'EPOCHS=1', *words))
     assert done.returncode == 0, done.stderr
     results = [json.loads(file.read_text()) for file in out.glob('*/result.json')]
     assert len(results) == sum('=' not in word for word in words)
     assert all(np.isfinite(result['train_loss']) for result in results)
+
+
+JOB_WORDS = ('acme/birds', 'SEED=2', 'BATCH_SIZE=8')
+
+
+@pytest.fixture
+def job(stub, tmp_path):
+    """`job(*words)` runs cub_job.sh with a python that does nothing: exit status, and all that was asked of it."""
+    def run(*words):
+        photographs(tmp_path / 'work' / 'data', each=1)
+        (tmp_path / 'asked').write_text('')
+        env = dict(PYTHON=str(tmp_path / 'python'), TIMM_SCRIPTS=str(tmp_path), ASKED=str(tmp_path / 'asked'))
+        done = run_it([JOB, *words, f'WORK={tmp_path}/work'], **env)
+        return done.returncode, (tmp_path / 'asked').read_text(), done.stderr
+    return run
+
+
+def test_a_job_tries_to_publish_before_it_trains(job, tmp_path):
+    code, asked, said = job(*JOB_WORDS)
+    assert code == 0, said
+    work, run = tmp_path / 'work', tmp_path / 'work' / 'runs' / f'{OURS[0]}-sgd-2'
+    steps = [asked.index(text) for text in (
+        'create_repo(sys.argv[1], exist_ok=True) acme/birds',
+        f'https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz {work} CUB_200_2011.tgz 97eceeb196236b17',
+        f'-m timm_stn.cli data cub --source {work}/CUB_200_2011.tgz --out {work}/data\n',
+        f'-m timm_stn.run train.py --data-dir {work}/data ',
+        f'-m timm_stn.cli push {run}/last.pth.tar --repo acme/birds ',
+        f'upload_file(path_or_fileobj=sys.argv[2], path_in_repo="result.json", repo_id=sys.argv[1]) acme/birds {run}/')]
+    assert steps == sorted(steps)
+    assert ' --batch-size 8 ' in asked and ' --seed 2 ' in asked and f' --model {OURS[0]} ' in asked
+
+
+def test_a_job_of_another_archive_and_network(job, tmp_path):
+    (tmp_path / 'mine.tgz').touch()
+    code, asked, said = job('acme/birds', 'RECIPE=adamw', f'ARCHIVE={tmp_path}/mine.tgz', 'SUBSET=1', 'LICENSE=mit',
+                            'DRY_RUN=1', 'plain')
+    assert code == 0, said
+    assert f'data cub --source {tmp_path}/mine.tgz --out {tmp_path}/work/data --subset' in asked
+    assert '/plain-adamw-0/last.pth.tar --repo acme/birds --no-picture --license mit --dry-run' in asked
+    assert not any(word in asked for word in ('create_repo', 'upload_file', 'download_url'))
+
+
+@pytest.mark.parametrize('words', [[], ['plain'], ['SEED=1', 'acme/birds'], ['acme/birds', 'plain', OURS[0]]])
+def test_a_job_has_one_repository_and_one_network(job, words):
+    code, asked, _ = job(*words)
+    assert (code, asked) == (2, '')
+
+
+def job_lines():
+    """The lines of the page that start a job."""
+    return [line.strip() for line in PAGE.splitlines() if line.startswith('    hf jobs run ')]
+
+
+def test_the_line_of_the_page_is_understood_by_the_client():
+    """By the parser of the one that is installed; nothing is sent."""
+    hf = shutil.which('hf')
+    if hf is None or b'--dry-run' not in subprocess.run([hf, 'jobs', 'run', '--help'], capture_output=True).stdout:
+        pytest.skip('hf jobs run --dry-run came with huggingface_hub 2')
+    line, = job_lines()
+    words = shlex.split(line)
+    env = os.environ | dict(HF_TOKEN='hf_secret', HF_ENDPOINT='http://127.0.0.1:9', COLUMNS='400')
+    done = subprocess.run([hf, *words[1:3], '--dry-run', *words[3:]], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and '(dry run) Job not submitted.' in done.stdout, done.stderr
+    told = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith('  '))
+    assert (told['flavor'], told['image']) == ('a10g-large', 'pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime')
+    assert told['secrets'] == 'HF_TOKEN=***' and told['timeout'] == '12h', 'the default is 30 minutes'
+    shell, option, inner = shlex.split(told['command'])
+    assert (shell, option) == ('bash', '-c')
+    assert inner.split(' && ')[-1] == 'timm_stn/scripts/cub_job.sh USER/stn_resnet50_cub'
+    assert subprocess.run(['bash', '-n', '-c', inner]).returncode == 0
+
+
+def test_the_commands_of_the_page_are_those_of_the_scripts(stub):
+    """Every line of it that trains, as it stands."""
+    lines = re.findall(r'^    (?:for .*; do )?scripts/train_cub\.sh DATA OUTPUT([^#;\n]*)', PAGE, re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        code, said, _ = stub(*shlex.split(line.replace('$seed', '1')))
+        assert code == 0, said
