@@ -7,13 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import cub_weights
 import numpy as np
 import pytest
 import timm
 import torch
+from hub_server import Hub, User
 from makers import ROOT
 from PIL import Image
 from safetensors.torch import save_file
@@ -305,6 +309,31 @@ def test_a_job_of_another_archive_and_network(job, tmp_path):
 def test_a_job_has_one_repository_and_one_network(job, words):
     code, asked, _ = job(*words)
     assert (code, asked) == (2, '')
+
+
+@needs_scripts
+@pytest.mark.slow
+def test_a_job_from_the_archive_to_the_hub(plain, tmp_path):
+    """All of it: from a server with a small archive to a Hub, both on the loopback."""
+    small = pytest.importorskip('small_archives')
+    (tmp_path / 'served').mkdir()
+    small.small_cub(tmp_path / 'served' / 'CUB.tgz', classes=2, each=8)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / 'served')
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server, Hub() as hub:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub.users = {'hf_AnnWrites': User('ann', ('ann', 'acme'))}
+        words = ['EPOCHS=1', f'WEIGHTS={plain[0]}', 'DEVICE=cpu', 'SIDE=64', 'WORKERS=0', 'BATCH_SIZE=4', 'SUBSET=1',
+                 f'ARCHIVE=http://127.0.0.1:{server.server_port}/CUB.tgz', f'WORK={tmp_path}/work', 'LICENSE=mit']
+        done = run_it([JOB, 'acme/birds', *words], PYTHON=sys.executable, HF_ENDPOINT=hub.url, HF_TOKEN='hf_AnnWrites',
+                      HF_HOME=str(tmp_path / 'home'), HF_HUB_DISABLE_XET='1')
+        server.shutdown()
+        assert done.returncode == 0, done.stderr
+        repo = hub.repos['acme/birds']
+        files = {path: blob.content for path, blob in repo.commits[repo.branches['main']].tree.items()}
+    assert files.keys() >= {'README.md', 'config.json', 'model.safetensors', 'result.json'}
+    assert json.loads(files['result.json'])['args']['model'] == OURS[0] and b'license: mit' in files['README.md']
+    config = json.loads(files['config.json'])
+    assert config['num_classes'] == 2 and config['label_names'][0] == '001.Random_a_Bird'
 
 
 def job_lines():
