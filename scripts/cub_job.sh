@@ -32,7 +32,9 @@ WORK=$(realpath "$WORK")
 CALTECH=https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz
 MD5=97eceeb196236b17998738112f37df78
 
-"$PYTHON" -c 'import timm_stn' 2>/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 "$PYTHON" -m pip install -q "$ROOT"
+{  # read whole, for the file may change while it runs
+# (timm_stn alone may also be the folder of the checkout)
+"$PYTHON" -c 'import timm_stn.run' 2>/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 "$PYTHON" -m pip install -q "$ROOT"
 [[ $DRY_RUN ]] || "$PYTHON" -c '
 import sys
 from huggingface_hub import create_repo
@@ -62,3 +64,5 @@ import sys
 from huggingface_hub import upload_file
 upload_file(path_or_fileobj=sys.argv[2], path_in_repo="result.json", repo_id=sys.argv[1])' "$REPO" "$RUN/result.json"
 cat "$RUN/result.json"
+exit
+}

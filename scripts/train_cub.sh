@@ -116,6 +116,7 @@ train() {  # NAME MODEL SIDE [stn_argument=value...]
 
 half=$((SIDE / 2)) seen=() looked=()
 ((SIDE == 448)) || seen=(stn_size=$half) looked=(stn_size=$half stn_localization_size=$half)
+{  # read whole, for the file may change while it runs
 for name in "${NAMES[@]}"; do
     case $name in
         plain) train "$name" resnet50 "$SIDE" ;;
@@ -124,3 +125,5 @@ for name in "${NAMES[@]}"; do
         stn_resnet50_cub_paper) train "$name" "$name" "$SIDE" "${looked[@]}" ;;
     esac
 done
+exit
+}

@@ -131,6 +131,16 @@ def test_a_finished_run_is_skipped_and_one_that_was_cut_off_resumes(stub, tmp_pa
     assert len(stub('plain', 'SEED=1')[2]) == 1, 'another seed is another run'
 
 
+def test_a_script_that_changes_while_it_runs_goes_on_as_it_was(stub, tmp_path, monkeypatch):
+    """As an update of the checkout changes it; bash reads a script line by line."""
+    shutil.copytree(TRAIN.parent, tmp_path / 'scripts', ignore=shutil.ignore_patterns('__pycache__'))
+    monkeypatch.setitem(globals(), 'TRAIN', tmp_path / 'scripts' / TRAIN.name)
+    stop = tmp_path / 'python'
+    stop.write_text(stop.read_text().replace('touch "$folder', f'echo broken {"x" * 9999} >"{TRAIN}"; touch "$folder'))
+    code, said, calls = stub('plain', OURS[0])
+    assert (code, len(calls)) == (0, 2), said
+
+
 def test_a_run_is_not_continued_by_other_options(stub):
     stub('plain', CUT_OFF='1')
     code, said, calls = stub('EPOCHS=50', OURS[0], 'plain')
