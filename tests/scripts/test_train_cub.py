@@ -324,7 +324,7 @@ def test_a_job_has_one_repository_and_one_network(job, words):
 @needs_scripts
 @pytest.mark.slow
 def test_a_job_from_the_archive_to_the_hub(plain, tmp_path):
-    """All of it: from a server with a small archive to a Hub, both on the loopback."""
+    """All of it, with a small archive on a server, and weights on a Hub that takes the network, on the loopback."""
     small = pytest.importorskip('small_archives')
     (tmp_path / 'served').mkdir()
     small.small_cub(tmp_path / 'served' / 'CUB.tgz', classes=2, each=8)
@@ -332,16 +332,18 @@ def test_a_job_from_the_archive_to_the_hub(plain, tmp_path):
     with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server, Hub() as hub:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         hub.users = {'hf_AnnWrites': User('ann', ('ann', 'acme'))}
-        words = ['EPOCHS=1', f'WEIGHTS={plain[0]}', 'DEVICE=cpu', 'SIDE=64', 'WORKERS=0', 'BATCH_SIZE=4', 'SUBSET=1',
+        hub.create('timm/resnet50.tv_in1k', {'model.safetensors': plain[0].read_bytes()})
+        words = ['EPOCHS=1', 'DEVICE=cpu', 'SIDE=64', 'WORKERS=0', 'BATCH_SIZE=4', 'SUBSET=1',
                  f'ARCHIVE=http://127.0.0.1:{server.server_port}/CUB.tgz', f'WORK={tmp_path}/work', 'LICENSE=mit']
         done = run_it([JOB, 'acme/birds', *words], PYTHON=sys.executable, HF_ENDPOINT=hub.url, HF_TOKEN='hf_AnnWrites',
                       HF_HOME=str(tmp_path / 'home'), HF_HUB_DISABLE_XET='1')
         server.shutdown()
         assert done.returncode == 0, done.stderr
-        repo = hub.repos['acme/birds']
-        files = {path: blob.content for path, blob in repo.commits[repo.branches['main']].tree.items()}
+        files = hub.files('acme/birds')
     assert files.keys() >= {'README.md', 'config.json', 'model.safetensors', 'result.json'}
-    assert json.loads(files['result.json'])['args']['model'] == OURS[0] and b'license: mit' in files['README.md']
+    result = json.loads(files['result.json'])
+    assert (result['args']['model'], result['weights']) == (OURS[0], 'resnet50.tv_in1k')
+    assert b'license: mit' in files['README.md']
     config = json.loads(files['config.json'])
     assert config['num_classes'] == 2 and config['label_names'][0] == '001.Random_a_Bird'
 
@@ -355,7 +357,7 @@ def test_the_line_of_the_page_is_understood_by_the_client():
     """By the parser of the one that is installed; nothing is sent."""
     hf = shutil.which('hf')
     if hf is None or b'--dry-run' not in subprocess.run([hf, 'jobs', 'run', '--help'], capture_output=True).stdout:
-        pytest.skip('hf jobs run --dry-run came with huggingface_hub 2')
+        pytest.skip('the installed huggingface_hub has no hf jobs run --dry-run')
     line, = job_lines()
     words = shlex.split(line)
     env = os.environ | dict(HF_TOKEN='hf_secret', HF_ENDPOINT='http://127.0.0.1:9', COLUMNS='400')
