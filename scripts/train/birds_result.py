@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Write the results of a finished run of scripts/train/train_birds.sh: RUN/result.json.
+"""Write the results of a finished run of scripts/train/train_birds.sh or scripts/train_cub.sh: RUN/result.json.
 
     python scripts/train/birds_result.py RUN
 
-Removes the optimizer state from the last checkpoint, which makes it a third as large. Multiply-adds are those of one
-image, counted by `timm_stn.view.cost`.
+It names no folders of this machine. Removes the optimizer state from the last checkpoint, which makes it a third as
+large. Multiply-adds are those of one image, counted by `timm_stn.view.cost`.
 """
 import argparse
 import csv
@@ -21,6 +21,8 @@ from timm_stn.publish.run_record import read_run
 from timm_stn.view.cost import multiply_adds
 from timm_stn.whole_file import write_text, write_whole
 
+PLACES = ('data_dir', 'output', 'experiment', 'resume', 'pretrained_path')  # options of train.py that name folders
+
 
 def summary(run: Path) -> dict[str, float] | None:
     """The last line of a finished run's summary.csv."""
@@ -32,28 +34,34 @@ def summary(run: Path) -> dict[str, float] | None:
     return last if last.get('epoch') == epochs - 1 else None
 
 
-def result(run: Path) -> dict[str, Any]:
+def result(run: Path, **more: Any) -> dict[str, Any]:
+    """What goes into the file; ``more`` is what the caller knows, where it is known."""
     found = summary(run)
     if found is None:
-        raise SystemExit(f'{run} is no finished run of scripts/train/train_birds.sh: no last epoch in its summary.csv.')
+        raise SystemExit(f"{run} is no finished run of timm's train.py: no last epoch in its summary.csv.")
     model, args, epoch, *_ = read_run(run / 'last.pth.tar')
     if epoch != found['epoch']:
         raise SystemExit(f'{run}: the checkpoint is of epoch {epoch}, the last figures are of {found["epoch"]:.0f}.')
     device = str(args['device'])
+    empty = (None, '', [], {})
     return {
-        'args': {k: v for k, v in args.items() if v not in (None, '', [], {}) and v is not False},
+        'args': {k: v for k, v in args.items() if v not in empty and v is not False and k not in PLACES},
         'top1': found['eval_top1'], 'top5': found['eval_top5'], 'train_loss': found['train_loss'],
         'multiply_adds': multiply_adds(model, tuple(model.pretrained_cfg['input_size'])),
         'parameters': sum(p.numel() for p in model.parameters()),
         'device': torch.cuda.get_device_name(device) if device.startswith('cuda') else device,
-        'versions': {'torch': torch.__version__, 'timm': timm.__version__, 'timm_stn': timm_stn.__version__}}
+        'versions': {'torch': torch.__version__, 'timm': timm.__version__, 'timm_stn': timm_stn.__version__},
+        **{k: v for k, v in more.items() if v is not None}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('run', type=Path, metavar='RUN', help='its folder')
-    run = parser.parse_args().run
-    found = json.dumps(result(run), indent=2, default=str)
+    parser.add_argument('--weights', metavar='NAME', help='what it started from')
+    parser.add_argument('--seconds-per-epoch', type=float, metavar='S', help='as measured, validation included')
+    given = vars(parser.parse_args())
+    run = given.pop('run')
+    found = json.dumps(result(run, **given), indent=2, default=str)
     with torch.serialization.safe_globals([argparse.Namespace]):
         held = torch.load(run / 'last.pth.tar', map_location='cpu', weights_only=True)
     slim = {k: v for k, v in held.items() if k != 'optimizer'}

@@ -185,6 +185,22 @@ def test_a_localization_network_gets_its_own_weights_only_beside_timms(tmp_path,
     assert asked == ([] if from_file else [('test_resnet', True)]) + [('test_efficientnet', not from_file)]
 
 
+@pytest.mark.parametrize('arch, same', [('test_resnet', True), ('test_efficientnet', False)])
+def test_a_localization_network_of_the_backbones_architecture_starts_from_its_file(tmp_path, arch, same):
+    torch.manual_seed(5)
+    plain = timm.create_model('test_resnet').state_dict()
+    torch.save(plain, tmp_path / 'plain.pth')
+    overlay = dict(file=str(tmp_path / 'plain.pth'))
+    model = create(pretrained=True, pretrained_cfg_overlay=overlay, stn_localization=f'timm:{arch}', num_classes=3,
+                   stn_glimpses=2, stn_towers='separate')
+    body = model.stn.localization.body[0].net.state_dict()
+    for part in (model.backbone.state_dict(), model.towers['1'].state_dict(), *[body] * same):
+        assert {k for k, v in part.items() if torch.equal(v, plain[k])} == {k for k in plain if not k.startswith('fc.')}
+    assert model.classifier.weight.shape[0] == 3
+    if not same:
+        assert not any(torch.equal(v, plain[k]) for k, v in body.items() if k in plain and v.ndim > 1)
+
+
 @pytest.mark.parametrize('name, words', [
     ('transform', "'transform'. Did you mean 'stn_transform'?"), ('stages', "'stages'. Did you mean 'stn_stages'?"),
     ('colour', "'colour'")])

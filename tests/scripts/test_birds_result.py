@@ -29,8 +29,8 @@ def run(tmp_path):
     return folder
 
 
-def finish(run, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['birds_result.py', str(run)])
+def finish(run, monkeypatch, *more):
+    monkeypatch.setattr(sys, 'argv', ['birds_result.py', str(run), *more])
     birds_result.main()
     return json.loads((run / 'result.json').read_text())
 
@@ -46,6 +46,13 @@ def test_a_result_and_a_checkpoint_without_the_optimizer(run, monkeypatch):
     assert before.keys() - after.keys() == {'optimizer'}
     assert all(torch.equal(after['state_dict'][k], v) for k, v in before['state_dict'].items())
     assert finish(run, monkeypatch) == found, 'the same when it is made again'
+
+
+def test_a_result_names_no_folders_and_has_what_the_caller_knows(run, monkeypatch):
+    found = finish(run, monkeypatch, '--weights', 'resnet50.tv_in1k', '--seconds-per-epoch', '61.5')
+    assert (found['weights'], found['seconds_per_epoch']) == ('resnet50.tv_in1k', 61.5)
+    assert 'data_dir' not in found['args'] and '"/' not in json.dumps(found)
+    assert not {'weights', 'seconds_per_epoch'} & finish(run, monkeypatch).keys()
 
 
 @pytest.mark.parametrize('epochs, rows, message', [(3, 2, 'no finished run'), (2, 1, 'no finished run')])

@@ -18,6 +18,7 @@ SCRIPTS = {
 SHELL = {
     'check/check_timm_scripts.sh': ['--markdown', '{}/a'],
     'train/train_birds.sh': ['.', '{}', '{}'],
+    'train_cub.sh': ['.', '{}'],
 }
 
 

@@ -11,7 +11,7 @@ from ..geometry.layout import Layout, infer_layout, told_of_layout
 from .moments import Moments
 from .trial import trial_forward
 
-__all__ = ['is_known', 'size_seen', 'timm_body']
+__all__ = ['is_known', 'size_seen', 'start_as', 'timm_body']
 
 
 class _Unpooled(nn.Module):
@@ -38,6 +38,14 @@ def timm_body(arch: str, in_chans: int, size: Any, pretrained: bool, **dd: Any) 
                 return nn.Sequential(_Unpooled(net, layout), Moments()), 3 * layout.channels
     net = make(**dd)
     return net, trial_forward(net, (in_chans, *size)).shape[-1]
+
+
+def start_as(body: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load into a body what a network of its architecture has, if all of it fits; a classifier is left out."""
+    net = body[0].net if isinstance(body, nn.Sequential) and isinstance(body[0], _Unpooled) else body
+    own = net.state_dict()
+    if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
+        net.load_state_dict({name: weights[name] for name in own})
 
 
 def _layout(net: Any, features: Any, size: Any) -> Layout | None:

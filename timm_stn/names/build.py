@@ -29,6 +29,7 @@ from ..modules.gradients import without_counts
 from ..modules.record import misfit, without_records
 from ..modules.spatial_transformer import SpatialTransformer
 from ..modules.standardize import without_statistics
+from ..modules.timm_body import start_as
 from ..network.arguments import DEFAULTS, StnArguments, hint, split_arguments, stn_arguments
 from ..network.features import StnFeatures, usual_indices
 from ..network.keys import (
@@ -73,7 +74,8 @@ def build_network(
         name: Name of the network, ``stn_resnet50``.
         base: Name of the timm architecture in it, ``resnet50``.
         pretrained: Load the weights of the whole network if the cfg leads to some, else the backbone's. If these are
-            timm's own, a ``timm:<arch>`` localization network is pretrained too.
+            timm's own, a ``timm:<arch>`` localization network is pretrained too; if they come from elsewhere, one of
+            the backbone's architecture starts from them, too.
         pretrained_cfg: Tag, dict or cfg, as in ``timm.create_model``.
         pretrained_cfg_overlay: Entries that replace those of the cfg.
         cache_dir: Where downloads are kept.
@@ -158,6 +160,8 @@ def _assemble(
     if whole and state_dict is not None:
         with naming(location_of(cfg)):
             _load_own(net, state_dict, cfg)
+    elif state_dict is not None:
+        _start_localizations(net, base)
     return StnFeatures(net, **feature_args) if features_only and at_stages else net
 
 
@@ -334,6 +338,13 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
             f"The checkpoint does not fit this network's stn_ arguments. Missing: {listed(missing)}; unexpected: "
             f"{listed(unexpected)}; of another shape: {listed(wrong)}.{''.join(why)}")
     net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
+
+
+def _start_localizations(net: SpatialTransformerNetwork, base: str) -> None:
+    """Localization networks of the backbone's architecture start from the plain checkpoint that it has loaded."""
+    for transformer in net.spatial_transformers().values():
+        if transformer.localization.kind == f'timm:{base}':
+            start_as(cast(nn.Module, transformer.localization.body), net.backbone.state_dict())
 
 
 def _knows_channels() -> bool:
