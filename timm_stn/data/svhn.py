@@ -83,7 +83,7 @@ def _find(folder: Path, split: str) -> Path:
             return place
     raise FileNotFoundError(
         f'No {split}/digitStruct.mat in {folder} (nor in svhn/ below it). Download {split}.tar.gz from {SOURCE} and '
-        'unpack it in that folder.')
+        'unpack it in that folder: `timm-stn data svhn` does, and checks it.')
 
 
 def image_names(path: str | os.PathLike[str]) -> list[str]:

@@ -66,18 +66,19 @@ def scan(sources: Sequence[Path], home: Home) -> Found:
     sizes: dict[str, int] = {}
     lists: dict[str, str] = {}
     for source in sources:
-        before, first = len(sizes) + len(lists), ''
+        before, others = len(sizes) + len(lists), ''
         for member in members(source, 'checking'):
-            first = first or member.name
             if match := home.images.fullmatch(member.name):
                 member.check_size(_most(match[1]))
                 _put(sizes, match[1], member.size, member)
             elif match := home.lists.fullmatch(member.name):
                 _put(lists, match[1], _text(member), member)
-            elif stranger := _stranger(member.name):
-                raise WrongSource(f'{str(source)!r}: it holds {stranger}')
-        if len(sizes) + len(lists) == before:
-            raise WrongSource(f'{str(source)!r}: it holds nothing of {home.title}, but {first or "no files"!r}')
+            else:
+                others = others or _stranger(member.name, home)
+                if others and not source.is_dir():  # a folder may hold several sets
+                    break
+        if others and not source.is_dir() or len(sizes) + len(lists) == before:
+            raise WrongSource(f'{str(source)!r}: it holds {others or f"nothing of {home.title}"}')
     return Found(sizes, lists)
 
 
@@ -117,6 +118,7 @@ def _text(member: Member) -> str:
         raise WrongSource(f'{str(member.source)!r}: {member.name} is no text: {error}') from error
 
 
-def _stranger(name: str) -> str:
-    known = {home.title: home.images for home in HOMES.values()} | STRANGERS
+def _stranger(name: str, home: Home) -> str:
+    """What else a file is of; '' if that is not known."""
+    known = {other.title: other.images for other in HOMES.values() if other.title != home.title} | STRANGERS
     return next((title for title, pattern in known.items() if pattern.fullmatch(name)), '')

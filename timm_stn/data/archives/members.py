@@ -40,7 +40,7 @@ class Member(NamedTuple):
     name: str
     size: int
     is_file: bool  # and no link, device, or the like
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], IO[bytes] | io.RawIOBase]
 
     def read(self, most: int = LARGEST) -> bytes:
         """All of it.
@@ -134,7 +134,7 @@ def _of_folder(source: Path, doing: str) -> Iterator[Member]:
     for path in progress(paths, f'{doing} {source.name}', unit='file'):
         if path.is_file():
             name = path.relative_to(source).as_posix()
-            yield Member(source, name, path.stat().st_size, True, partial(open, path, 'rb'))
+            yield Member(source, name, path.stat().st_size, True, partial(io.FileIO, path))
 
 
 def _of_zip(source: Path, doing: str) -> Iterator[Member]:

@@ -3,7 +3,6 @@
 `DIR/.<key>.part` is filled; `whole.json` in it says that nothing is missing any more; then its files and folders move
 to `DIR`; then `whole.json` does, as `DIR/.<key>.json`. Whatever stops this, another run goes on from there.
 """
-import fcntl
 import json
 import os
 import shutil
@@ -14,6 +13,11 @@ from typing import NamedTuple
 
 from timm_stn.data.archives.members import WrongSource
 from timm_stn.whole_file import write_text, write_whole
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ['InTheWay', 'Job', 'Plan', 'Unpacked', 'check_place', 'keep', 'tidy', 'unpack']
 
@@ -90,18 +94,18 @@ def unpack(job: Job, plan: Callable[[], Plan], subset: bool) -> Unpacked:
         InTheWay: Something is in the way, or the disk has no room.
         OSError: It cannot be written.
     """
-    counts, was_there = check_place(job), job.done.is_file() and not job.whole.is_file()
+    was_there = job.done.is_file()
+    counts = check_place(job)
     if counts is None:
-        planned, was_there = plan(), False
+        was_there, planned = False, plan()
+        counts = planned.counts
         _check_counts(job, planned, subset)
         with _held(job):
             _write(job, planned)
-            _move(job)
-        return Unpacked(job.out, job.names, planned.counts, was_there)
-    if counts != job.official and not subset:
+    elif counts != job.official and not subset:
         raise InTheWay(f'{str(job.out)!r} holds a part of the set, {_said(counts)}, made with --subset; takes that '
                        'option, or another folder')
-    if not was_there:
+    if job.part.exists():
         with _held(job):
             _move(job)
     return Unpacked(job.out, job.names, counts, was_there)
@@ -139,7 +143,7 @@ def _said(counts: Counts) -> str:
 
 def _counts(path: Path) -> Counts:
     try:
-        counts = json.loads(path.read_text())
+        counts: Counts = json.loads(path.read_text())
     except ValueError as error:
         raise InTheWay(f'{str(path)!r} is damaged: remove it, or take another folder') from error
     return counts
@@ -150,10 +154,11 @@ def _held(job: Job) -> Iterator[None]:
     """One process at a time; what it has written is left where it is stopped, but not of a source that is wrong."""
     job.part.mkdir(parents=True, exist_ok=True)
     with (job.part / 'lock').open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InTheWay(f'{str(job.out)!r}: another process is writing there') from error
+        if fcntl:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InTheWay(f'{str(job.out)!r}: another process is writing there') from error
         try:
             yield
         except WrongSource:
@@ -162,14 +167,14 @@ def _held(job: Job) -> Iterator[None]:
 
 
 def _write(job: Job, plan: Plan) -> None:
-    job.whole.unlink(missing_ok=True)
     there = sum(path.stat().st_size for path in job.part.rglob('*') if path.is_file())
     free = shutil.disk_usage(job.part).free
     if plan.size - there > free:
         raise InTheWay(f'{str(job.out)!r}: about {(plan.size - there) / 1e9:.1f} GB are still to be written, and '
                        f'{free / 1e9:.1f} GB are free')
     plan.write(job.part)
-    os.sync()  # what is said to be whole is so after a power cut, too
+    if hasattr(os, 'sync'):  # what is said to be whole is so after a power cut, too
+        os.sync()
     write_text(job.whole, json.dumps(plan.counts) + '\n')
 
 
@@ -177,5 +182,6 @@ def _move(job: Job) -> None:
     for name in job.names:
         if (job.part / name).exists():
             os.rename(job.part / name, job.out / name)
-    os.replace(job.whole, job.done)
+    if job.whole.exists():
+        os.replace(job.whole, job.done)
     shutil.rmtree(job.part)
