@@ -77,7 +77,7 @@ def scan(sources: Sequence[Path], home: Home) -> Found:
                 others = others or _stranger(member.name, home)
                 if others and not source.is_dir():  # a folder may hold several sets
                     break
-        if others and not source.is_dir() or len(sizes) + len(lists) == before:
+        if (others and not source.is_dir()) or len(sizes) + len(lists) == before:
             raise WrongSource(f'{str(source)!r}: it holds {others or f"nothing of {home.title}"}')
     return Found(sizes, lists)
 
