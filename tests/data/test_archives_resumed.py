@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import sys
 from collections import namedtuple
 
@@ -172,8 +171,12 @@ def test_what_is_in_the_way(tmp_path, name, kind):
 def test_what_comes_in_the_way_later(tmp_path, monkeypatch):
     """Between two runs somebody puts a folder where one is to go."""
     unpack = archives_of('cub', tmp_path)
+
+    def interrupt(old, new):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, 'rename', lambda old, new: signal.raise_signal(signal.SIGINT))
+        patch.setattr(os, 'rename', interrupt)
         with pytest.raises(KeyboardInterrupt):
             unpack(tmp_path / 'out')
     (tmp_path / 'out' / 'test').mkdir()
