@@ -47,10 +47,10 @@ def test_birds(archives, capsys):
     assert timm.is_model(show[show.index('--model') + 1])
     show[show.index('--model') + 1] = 'test_resnet'
     assert cli.main([*show[1:], '--no-pretrained']) == 0
-    assert 'box' in capsys.readouterr().out and os.path.isfile('look.png')
+    assert 'none is of these images' not in capsys.readouterr().err and os.path.isfile('look.png')
     argv = ['diagnose', '--model', 'stn_test_resnet', '--no-pretrained', '--data']
     assert cli.main([*argv, 'my data/test', '--boxes', 'my data/test-boxes.csv', '--count', '6']) == 0
-    assert 'box' in capsys.readouterr().out
+    assert '6 images' in capsys.readouterr().err  # it refuses boxes of other images
     assert said(capsys, 'cub', archives['cub'])[0].endswith('3 classes (there already)')
 
 

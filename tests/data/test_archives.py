@@ -2,6 +2,7 @@
 import csv
 import gzip
 import io
+import os
 import re
 import shutil
 
@@ -70,6 +71,16 @@ def test_real_photographs_may_be_given(tmp_path):
     small_cub(tmp_path / 'cub.tgz', mine)
     unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True)
     assert (tmp_path / 'out' / 'train' / '002.Jay' / 'Jay_0001_1000.jpg').read_bytes() == mine[1][1][0]
+
+
+@pytest.mark.skipif(not os.environ.get('TIMM_STN_DATA'), reason='TIMM_STN_DATA does not name a folder with cub200-2010')
+def test_real_photographs(tmp_path):
+    photographs = create_dataset('', root=f'{os.environ["TIMM_STN_DATA"]}/cub200-2010/test.tar')
+    contents = [photographs.reader[i][0].read() for i in range(0, 200, 5)]
+    small_cub(tmp_path / 'cub.tgz', [(f'{c + 1:03}.Class', contents[c::4]) for c in range(4)])
+    assert unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True).counts['train'] == 20
+    written = [path.read_bytes() for path in (tmp_path / 'out').glob('*/*/*.jpg')]
+    assert sorted(written) == sorted(contents)
 
 
 def test_fractions_of_pixels_are_kept(tmp_path):
