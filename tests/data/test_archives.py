@@ -349,3 +349,24 @@ def test_a_folder_may_hold_several_sets(tmp_path):
         unpack([tmp_path / 'all'], tmp_path / unpack.__name__, subset=True)
     assert {path.name for path in tmp_path.glob('unpack_*/[!.]*')} == {
         'train', 'test', 'train.tar', 'test.tar', 'train-boxes.csv', 'test-boxes.csv'}
+
+
+def test_bars_run_to_their_ends(tmp_path, monkeypatch):
+    """Of a tar.gz by megabytes that were read, else by files."""
+    bars = []
+
+    def progress(items, what, total=None, unit='it'):
+        bars.append([what, total or len(items), unit, 0])
+        for item in items:
+            bars[-1][-1] += 1
+            yield item
+
+    monkeypatch.setattr('timm_stn.data.archives.members.progress', progress)
+    files, _ = cub_files()
+    big = {name: content + os.urandom(2 ** 18) if name.endswith('.jpg') else content for name, content in files.items()}
+    write_tgz(tmp_path / 'cub.tgz', big)
+    unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'one', subset=True)
+    assert bars == [[f'{doing} cub.tgz', 4, 'MB', 4] for doing in ('checking', 'unpacking')]
+    write_zip(tmp_path / 'cub.zip', files)
+    unpack_cub([tmp_path / 'cub.zip'], tmp_path / 'two', subset=True)
+    assert bars[2:] == [[f'{doing} cub.zip', len(files), 'file', len(files)] for doing in ('checking', 'unpacking')]

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from timm_stn._progress import progress
 from timm_stn.data.sequences import LENGTH, NONE
 
 __all__ = ['GROWTH', 'SPLITS', 'image_names', 'load_svhn']
@@ -100,7 +101,8 @@ def _read_struct(path: Path, read: Callable[[Any, Any, Any], T]) -> list[T]:
     try:
         with h5py.File(path, 'r') as file:
             names, boxes = (file['digitStruct'][key][:, 0] for key in ('name', 'bbox'))
-            return [read(file, *references) for references in zip(names, boxes, strict=True)]
+            pairs = progress(zip(names, boxes, strict=True), f'reading {path.name}', len(names), unit='image')
+            return [read(file, *references) for references in pairs]
     except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # h5py's
         raise ValueError(f'{path}: not the digitStruct.mat of SVHN, or damaged ({error}).') from error
 
