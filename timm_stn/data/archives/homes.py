@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from timm_stn.data.archives.members import LARGEST, Member, WrongSource, members
 
-__all__ = ['HOMES', 'Found', 'Home', 'reread', 'scan']
+__all__ = ['HOMES', 'STRUCT', 'Found', 'Home', 'reread', 'scan']
 
 LONGEST = 2 ** 22  # bytes of a list; the longest of the three sets has 1 MB
-STRUCT = 2 ** 31  # of SVHN's digitStruct.mat
+STRUCT = 2 ** 32  # of SVHN's digitStruct.mat, some kB for each image; it is never in memory
 MOST = 10 ** 6  # files of a set
 FILE = r"[\w+,()'-][\w+,()'. -]*"  # a part of a path that every system takes
 

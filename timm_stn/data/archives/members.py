@@ -23,7 +23,7 @@ from timm_stn._progress import progress
 __all__ = ['LARGEST', 'Member', 'WrongSource', 'members']
 
 LARGEST = 2 ** 26  # bytes of a file that is read at once; the largest image of the three sets has less than 1 MB
-TOTAL = 2 ** 33  # of an archive, unpacked; the largest of the three sets has 2 GB
+TOTAL = 2 ** 34  # of an archive, unpacked; the largest of the three sets, SVHN's extra, has some GB
 BLOCK = 2 ** 20  # of a read of the archive, and the unit of its bar
 FAULTS = (  # what Python's readers raise of damaged archives, and of those that ask for a password
     EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError, struct.error, tarfile.TarError,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from timm_stn.data.archives.homes import HOMES, Home, reread, scan
+from timm_stn.data.archives.homes import HOMES, STRUCT, Home, reread, scan
 from timm_stn.data.archives.members import Member, WrongSource, members
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, check_place, keep, tidy, unpack
@@ -17,7 +17,7 @@ __all__ = ['unpack_svhn']
 
 HOME = HOMES['svhn']
 COUNTS = {'train': 33_402, 'test': 13_068, 'extra': 202_353}
-STRUCT, LARGEST = 'digitStruct.mat', 2 ** 31
+TABLE = 'digitStruct.mat'
 
 
 def unpack_svhn(
@@ -54,7 +54,7 @@ def unpack_svhn(
 def _splits(source: Path) -> list[str]:
     """Those of a folder; or the one of an archive, by its first file."""
     if source.is_dir():
-        return [split for split in COUNTS if (source / split / STRUCT).is_file()] or [next(iter(COUNTS))]
+        return [split for split in COUNTS if (source / split / TABLE).is_file()] or [next(iter(COUNTS))]
     for member in members(source, 'checking'):
         if match := HOME.images.fullmatch(member.name):
             return [match[1].split('/')[0]]
@@ -69,15 +69,14 @@ def _plan(source: Path, split: str) -> Plan:
     sizes = scan([source], home).sizes
     if other := sorted(path for path in sizes if not path.startswith(f'{split}/')):
         raise WrongSource(f'{where}: it holds files of two splits, {split} and {other[0].split("/")[0]}')
-    struct = f'{split}/{STRUCT}'
-    if struct not in sizes:
-        raise WrongSource(f'{where}: there is no {struct}')
+    if f'{split}/{TABLE}' not in sizes:
+        raise WrongSource(f'{where}: there is no {split}/{TABLE}')
     return Plan(where, {split: len(sizes) - 1}, sum(sizes.values()), partial(_write, source, home, set(sizes), split))
 
 
 def _write(source: Path, home: Home, paths: set[str], split: str, part: Path) -> None:
     for path, member in reread([source], home, paths):
-        if path.endswith(STRUCT):
+        if path.endswith(TABLE):
             write_whole(part / path, partial(_write_blocks, member))
         else:
             content = member.read()
@@ -89,7 +88,7 @@ def _write(source: Path, home: Home, paths: set[str], split: str, part: Path) ->
 
 def _write_blocks(member: Member, path: Path) -> None:
     with path.open('wb') as file:
-        file.writelines(member.blocks(LARGEST))
+        file.writelines(member.blocks(STRUCT))
 
 
 def _check_names(source: Path, folder: Path) -> None:
@@ -97,9 +96,9 @@ def _check_names(source: Path, folder: Path) -> None:
     named = {f'{i + 1}.png' for i in range(len(images))}
     if importlib.util.find_spec('h5py'):
         try:
-            named = set(image_names(folder / STRUCT))
+            named = set(image_names(folder / TABLE))
         except ValueError as error:
-            raise WrongSource(f'{str(source)!r}: {folder.name}/{STRUCT} is not that of SVHN, or damaged') from error
+            raise WrongSource(f'{str(source)!r}: {folder.name}/{TABLE} is not that of SVHN, or damaged') from error
     if odd := sorted(images ^ named):
-        raise WrongSource(f'{str(source)!r}: {STRUCT} and the images differ: {folder.name}/{odd[0]} is '
+        raise WrongSource(f'{str(source)!r}: {TABLE} and the images differ: {folder.name}/{odd[0]} is '
                           f'{"no image of its list" if odd[0] in images else "missing"} ({len(odd):,} such)')
