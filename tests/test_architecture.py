@@ -39,6 +39,7 @@ FOREIGN = {  # what else the lower ones may import, beside the standard library
     'data': {'torch'},
     'data/svhn.py': {'torch', 'PIL', 'h5py'},
     'data/signs.py': {'torch', 'PIL'},
+    **{f'data/archives/{name}.py': {'PIL'} for name in ('gtsrb', 'pictures')},
     'data/birds.py': {'torch', 'PIL', 'timm'},  # whose readers know folders and tars
 }
 

@@ -9,46 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_archives import GREEN, GREY, RED, write_svhn
 
 from timm_stn import cli
 from timm_stn.data.svhn import load_svhn
-
-RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (90, 90, 90)
-ENTRIES = [  # size of the image, boxes (left, top, width, height), labels
-    ((200, 100), [(80, 30, 20, 40), (100, 30, 20, 40)], [7, 10]),
-    ((100, 60), [(40, 20, 20, 20)], [3]),
-    ((120, 60), [(10 + 15 * i, 20, 15, 20) for i in range(6)], [1, 2, 3, 4, 5, 6]),  # too long
-    ((90, 40), [(5 + 16 * i, 10, 16, 20) for i in range(5)], [10, 10, 9, 1, 2]),
-]
-
-
-def write_svhn(folder, entries=ENTRIES):
-    """The files of a split; boxes are red and green in turn, the rest is grey."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with h5py.File(folder / 'digitStruct.mat', 'w') as file:
-        names, boxes = (file.create_dataset(f'digitStruct/{key}', (len(entries), 1), h5py.ref_dtype)
-                        for key in ('name', 'bbox'))
-        count = iter(range(10 ** 6))
-
-        def reference(values, dtype=np.float64):
-            return file.create_dataset(f'#refs#/{next(count)}', data=np.array(values, dtype)[:, None]).ref
-
-        for i, (size, places, labels) in enumerate(entries):
-            image = Image.new('RGB', size, GREY)
-            for k, (left, top, width, height) in enumerate(places):
-                image.paste((RED, GREEN)[k % 2], (left, top, left + width, top + height))
-            image.save(folder / f'{i + 1}.png')
-            names[i, 0] = reference([ord(c) for c in f'{i + 1}.png'], np.uint16)
-            group = file.create_group(f'#refs#/{next(count)}')
-            for key, values in zip(('left', 'top', 'width', 'height', 'label'), (*zip(*places), labels)):
-                if len(values) == 1:
-                    group[key] = np.array([values], np.float64)
-                else:
-                    references = [reference([value]) for value in values]
-                    column = group.create_dataset(key, (len(values), 1), h5py.ref_dtype)
-                    column[:, 0] = references
-            boxes[i, 0] = group.ref
-    return folder
 
 
 @pytest.mark.parametrize('below', ['', 'svhn'])

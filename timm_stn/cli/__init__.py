@@ -9,7 +9,7 @@ from typing import NoReturn
 from .._ending import ends_quietly
 from .._progress import quiet
 from ..version import __version__
-from . import app, diagnose, digits, doctor, models, push, show
+from . import app, data, diagnose, digits, doctor, models, push, show
 from .common import Refused
 from .scripts import SCRIPTS, run_timm_script
 
@@ -69,6 +69,8 @@ def _parser() -> Parser:
              'network looks; docs/app.md', app.app_arguments),
             ('eval', digits.evaluate, 'test error on 10,000 distorted digits (your own images: timm-stn validate)',
              digits.eval_arguments),
+            ('data', data.data, 'turn the published archives of CUB-200-2011, GTSRB or SVHN into folders to train on: '
+             'docs/data.md', data.data_arguments),
             ('push', push.push, 'publish a trained network on the Hugging Face Hub: docs/hub.md', push.push_arguments),
             ('list', models.list_models, 'list model names', models.list_arguments),
             ('doctor', doctor.doctor, 'versions, devices, timm features and a self-check', lambda add: None),

@@ -3,7 +3,8 @@
 Stallkamp et al. 2012, https://benchmark.ini.rub.de: 43 classes, 39,209 signs to train on and 12,630 to test on. A
 split is `train.tar` or `test.tar`, with one folder of images for each class (`00000/` to `00042/`), all of 32 x 32
 pixels, and `train-boxes.csv` or `test-boxes.csv` beside it, with a line for each image: file, width, height, x1, y1,
-x2, y2, class. The box of the sign and the size are those of the original image, in its pixels.
+x2, y2, class. The box of the sign and the size are those of the original image, in its pixels. `timm-stn data gtsrb`
+makes these files of the published ones.
 
 A track is the photographs of one sign as a car drives by: thirty images that are nearly the same, whose names begin
 with the same five digits. So tracks are kept together in the order of training images, and those at its end can be held
@@ -136,8 +137,8 @@ def _find(data: str | os.PathLike[str] | None, split: str) -> Path:
         if (place / f'{split}.tar').is_file() and (place / f'{split}-boxes.csv').is_file():
             return place
     raise FileNotFoundError(
-        f'No {files} in {folder} (nor in gtsrb32/ below it). Download GTSRB from {SOURCE}, resize its images to '
-        f'{SIDE} x {SIDE} pixels, and pack them as the docstring of timm_stn/data/signs.py says.')
+        f'No {files} in {folder} (nor in gtsrb32/ below it). Download GTSRB from {SOURCE}; `timm-stn data gtsrb` turns '
+        'it into these files.')
 
 
 def _by_track(names: list[str]) -> list[str]:

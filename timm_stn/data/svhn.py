@@ -14,20 +14,25 @@ beyond the image repeats its edge. Goodfellow et al. take random crops of 54 x 5
 here. Boxes count pixels from 0.
 """
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from timm_stn._progress import progress
 from timm_stn.data.sequences import LENGTH, NONE
 
-__all__ = ['GROWTH', 'SPLITS', 'load_svhn']
+__all__ = ['GROWTH', 'SPLITS', 'image_names', 'load_svhn']
 
 SPLITS = ('train', 'extra', 'test')
 SOURCE = 'http://ufldl.stanford.edu/housenumbers/'
 GROWTH = {64: 1.3, 128: 2.6}  # side of the crop, pixels -> its width as a multiple of the tight box's
+
+
+T = TypeVar('T')
 
 
 class _Digit(NamedTuple):
@@ -61,7 +66,7 @@ def load_svhn(folder: str | os.PathLike[str], split: str = 'train', size: int = 
         raise ValueError(f'size must be 64 or 128, got {size!r}.')
     place = _find(Path(folder).expanduser(), split)
     struct = place / 'digitStruct.mat'
-    entries = _read_struct(struct)
+    entries = _read_struct(struct, _entry)
     for entry in entries:
         _check(struct, *entry)
     found = [(name, digits) for name, digits in entries if len(digits) <= LENGTH]
@@ -79,11 +84,16 @@ def _find(folder: Path, split: str) -> Path:
             return place
     raise FileNotFoundError(
         f'No {split}/digitStruct.mat in {folder} (nor in svhn/ below it). Download {split}.tar.gz from {SOURCE} and '
-        'unpack it in that folder.')
+        'unpack it in that folder: `timm-stn data svhn` does, and checks it.')
 
 
-def _read_struct(path: Path) -> list[tuple[str, list[_Digit]]]:
-    """Each image's file name and digits."""
+def image_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the images that a `digitStruct.mat` describes. Raises ValueError and ImportError as `load_svhn` does."""
+    return _read_struct(Path(path), lambda file, name, box: _text(file, name))
+
+
+def _read_struct(path: Path, read: Callable[[Any, Any, Any], T]) -> list[T]:
+    """What `read` makes of each image, that is of the file and its references to the image's name and digits."""
     try:
         import h5py
     except ImportError as error:
@@ -91,7 +101,8 @@ def _read_struct(path: Path) -> list[tuple[str, list[_Digit]]]:
     try:
         with h5py.File(path, 'r') as file:
             names, boxes = (file['digitStruct'][key][:, 0] for key in ('name', 'bbox'))
-            return [_entry(file, *references) for references in zip(names, boxes, strict=True)]
+            pairs = progress(zip(names, boxes, strict=True), f'reading {path.name}', len(names), unit='image')
+            return [read(file, *references) for references in pairs]
     except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # h5py's
         raise ValueError(f'{path}: not the digitStruct.mat of SVHN, or damaged ({error}).') from error
 
@@ -99,7 +110,11 @@ def _read_struct(path: Path) -> list[tuple[str, list[_Digit]]]:
 def _entry(file: Any, name: Any, box: Any) -> tuple[str, list[_Digit]]:
     """What an image's two references lead to."""
     columns = [_column(file, file[box][key]) for key in _Digit._fields]
-    return ''.join(map(chr, file[name][:, 0])), [_Digit(*row) for row in zip(*columns, strict=True)]
+    return _text(file, name), [_Digit(*row) for row in zip(*columns, strict=True)]
+
+
+def _text(file: Any, name: Any) -> str:
+    return ''.join(map(chr, file[name][:, 0]))
 
 
 def _column(file: Any, dataset: Any) -> list[float]:

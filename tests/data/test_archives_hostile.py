@@ -1,0 +1,216 @@
+"""Archives that are cut off, damaged, or made to harm: one line that names the file, and nothing written."""
+import gzip
+import io
+import stat
+import tarfile
+import tracemalloc
+import zipfile
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from small_archives import cub_files, picture, small_cub, small_gtsrb, tree, write_tgz, write_zip
+
+from timm_stn.data.archives import WrongSource, unpack_cub, unpack_gtsrb
+from timm_stn.data.archives import members as reading
+
+IMAGE = 'CUB_200_2011/images/001.Random_a_Bird/Random_a_Bird_0001_0.jpg'
+BOMB = reading.LARGEST + 1
+
+
+def tar_member(name, kind=tarfile.REGTYPE, link=''):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, link
+    return member
+
+
+def refused(tmp_path, archive, message, unpack=unpack_cub):
+    """It is, in one line, and nothing is written but in a folder of no results."""
+    before = tree(tmp_path)
+    with pytest.raises(WrongSource, match=message) as error:
+        unpack(archive if isinstance(archive, list) else [archive], tmp_path / 'out' / 'deep', subset=True)
+    assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize('name', [
+    '../evil.jpg', 'CUB_200_2011/images/../../../evil.jpg', '/tmp/evil.jpg', 'C:/evil.jpg', 'C:evil.jpg',
+    'CUB_200_2011\\images\\evil.jpg', '..', 'CUB_200_2011/images/001.Random_a_Bird/..'])
+@pytest.mark.parametrize('kind', ['tgz', 'zip'])
+def test_names_that_lead_out(tmp_path, name, kind):
+    files, _ = cub_files()
+    {'tgz': write_tgz, 'zip': write_zip}[kind](tmp_path / 'cub', {**files, name: picture((9, 9))})
+    refused(tmp_path, tmp_path / 'cub', 'is no path within a folder')
+
+
+@pytest.mark.parametrize('name', [
+    'CUB_200_2011/images/001.Random_a_Bird/new\nline.jpg', 'CUB_200_2011/images/a/b/c.jpg', 'CUB_200_2011/images/a.jpg',
+    'CUB_200_2011/images/001.Random_a_Bird/.hidden.jpg', 'CUB_200_2011/images/.git/a.jpg', 'train/a.jpg', '.cub.json',
+    'CUB_200_2011/images/001.Random_a_Bird/ü\udcff.jpg', 'CUB_200_2011/images/a:b/c.jpg'])
+def test_what_is_not_wanted_is_not_written(tmp_path, name):
+    files, _ = cub_files()
+    for which in (files, {name: picture((9, 9)), **files}):
+        write_tgz(tmp_path / 'cub', which)
+        unpack_cub([tmp_path / 'cub'], tmp_path / f'{len(which)}', subset=True)
+    assert tree(tmp_path / f'{len(files)}') == tree(tmp_path / f'{len(files) + 1}')
+
+
+@pytest.mark.parametrize('kind', [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices(tmp_path, kind):
+    files, _ = cub_files()
+    secret = tmp_path / 'secret.jpg'
+    secret.write_bytes(files.pop(IMAGE))
+    write_tgz(tmp_path / 'cub', files, [(tar_member(IMAGE, kind, str(secret)), None)])
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is a link or a device, and must be a file')
+    files['CUB_200_2011/images.txt'] = b''
+    write_tgz(tmp_path / 'cub', files, [(tar_member('CUB_200_2011/classes.txt', kind, str(secret)), None)])
+    refused(tmp_path, tmp_path / 'cub', 'is there twice|is a link or a device')
+
+
+def test_a_folder_that_a_link_of_the_archive_stands_for(tmp_path):
+    """A file below it goes to the folder of its name, not to where the link leads."""
+    files, photographs = cub_files()
+    (tmp_path / 'target').mkdir()
+    link = tar_member('CUB_200_2011/images/001.Random_a_Bird', tarfile.SYMTYPE, str(tmp_path / 'target'))
+    with tarfile.open(tmp_path / 'cub', 'w:gz') as tar:
+        tar.addfile(link)
+        for name, content in files.items():
+            member = tar_member(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    unpack_cub([tmp_path / 'cub'], tmp_path / 'out', subset=True)
+    assert not any((tmp_path / 'target').iterdir())
+    assert (tmp_path / 'out' / 'train' / photographs[0].path).read_bytes() == photographs[0].content
+
+
+def test_links_in_a_zip(tmp_path):
+    files, _ = cub_files()
+    files.pop(IMAGE)
+    link = zipfile.ZipInfo(IMAGE)
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    write_zip(tmp_path / 'cub', files, [(link, b'/etc/passwd')])
+    refused(tmp_path, tmp_path / 'cub', 'is a link or a device')
+
+
+@pytest.mark.parametrize('kind', ['tgz', 'zip'])
+def test_bombs_of_zeros(tmp_path, kind):
+    """Refused by what the archive says, before any of it is unpacked."""
+    files, _ = cub_files()
+    files[IMAGE] = bytes(BOMB)
+    {'tgz': write_tgz, 'zip': write_zip}[kind](tmp_path / 'cub', files)
+    assert (tmp_path / 'cub').stat().st_size < BOMB / 100
+    files.clear()
+    tracemalloc.start()
+    refused(tmp_path, tmp_path / 'cub', 'would have 67,108,865 bytes, and 67,108,864 is the most that is accepted')
+    assert tracemalloc.get_traced_memory()[1] < 2 ** 23
+    tracemalloc.stop()
+
+
+def test_a_list_that_is_a_bomb(tmp_path):
+    files, _ = cub_files()
+    files['CUB_200_2011/images.txt'] = bytes(2 ** 22 + 1)
+    write_tgz(tmp_path / 'cub', files)
+    refused(tmp_path, tmp_path / 'cub', 'images.txt would have 4,194,305 bytes')
+
+
+def test_bombs_beside_what_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, 'TOTAL', 2 ** 22)
+    files, _ = cub_files()
+    write_tgz(tmp_path / 'cub', {'CUB_200_2011/zeros': bytes(2 ** 23), **files})
+    refused(tmp_path, tmp_path / 'cub', 'it unpacks to more than')
+    write_tgz(tmp_path / 'cub', files)
+    with (tmp_path / 'cub').open('ab') as file:
+        file.write(gzip.compress(bytes(2 ** 23)))  # behind the end
+    refused(tmp_path, tmp_path / 'cub', 'it unpacks to more than')
+
+
+@pytest.mark.parametrize('kind', [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_name_that_is_a_bomb(tmp_path, kind):
+    """tarfile would read all of it at once."""
+    header = tar_member('x', kind)
+    header.size = 2 ** 32
+    with gzip.open(tmp_path / 'cub', 'wb', compresslevel=1) as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.write(bytes(2 ** 20))
+    refused(tmp_path, tmp_path / 'cub', r'a name or header of 4,294,96\d,\d{3} bytes')
+
+
+def test_an_image_of_too_many_pixels(tmp_path, monkeypatch):
+    small_cub(tmp_path / 'cub', side=60)
+    for most, error in ((2500, 'Warning'), (1500, 'Error')):
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', most)
+        refused(tmp_path, tmp_path / 'cub', rf'is no image, or damaged \(DecompressionBomb{error}\)')
+
+
+def test_a_file_twice(tmp_path):
+    files, _ = cub_files()
+    member = tar_member(f'./{IMAGE.replace("/images/", "//images/./")}')
+    write_tgz(tmp_path / 'cub', files, [(member, picture((9, 9)))])
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is there twice')
+    with pytest.warns(UserWarning, match='Duplicate name'):
+        write_zip(tmp_path / 'cub', files, [(IMAGE, picture((9, 9)))])
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is there twice')
+
+
+def test_a_zip_with_a_password(tmp_path):
+    zips, _ = small_gtsrb(tmp_path)
+    content = bytearray(zips[0].read_bytes())
+    for magic, flags in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):
+        at = content.find(magic)
+        while at >= 0:
+            content[at + flags] |= 1
+            at = content.find(magic, at + 4)
+    zips[0].write_bytes(content)
+    refused(tmp_path, zips, 'password required', unpack_gtsrb)
+
+
+def test_what_is_no_archive(tmp_path):
+    for content in (b'', b'<html>Not found</html>' * 99, b'PK\x03\x04', b'\x1f\x8b', gzip.compress(b''),
+                    gzip.compress(b'<html>' * 999)):
+        (tmp_path / 'cub').write_bytes(content)
+        refused(tmp_path, tmp_path / 'cub', 'damaged, or no tar or zip archive|it ends early')
+
+
+@pytest.mark.parametrize('share', [0.02, 0.2, 0.4, 0.6, 0.8, 0.97, 0.9999])
+def test_archives_that_end_early(tmp_path, share):
+    small_cub(tmp_path / 'cub')
+    zips, _ = small_gtsrb(tmp_path)
+    for path in (tmp_path / 'cub', zips[0]):
+        content = path.read_bytes()
+        path.write_bytes(content[:min(int(len(content) * share), len(content) - 1)])
+    refused(tmp_path, tmp_path / 'cub', "cub': it ends early: was the download cut off")
+    refused(tmp_path, zips, 'Training_Images.zip.: damaged, or no tar or zip archive', unpack_gtsrb)
+
+
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory):
+    """Small sound archives of each kind, and what they become."""
+    folder = tmp_path_factory.mktemp('sound')
+    files, _ = cub_files(classes=2, each=2, side=16)
+    write_tgz(folder / 'tgz', files)
+    write_zip(folder / 'zip', files)
+    (folder / 'tar').write_bytes(gzip.decompress((folder / 'tgz').read_bytes()))
+    unpack_cub([folder / 'tgz'], folder / 'out', subset=True)
+    return {kind: (folder / kind).read_bytes() for kind in ('tgz', 'zip')}, tree(folder / 'out')
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_damaged_archives_are_told_or_do_not_matter(sound, tmp_path_factory, data):
+    """Whatever bytes change, cut or are added: refused in a line, or the result is right."""
+    archives, expected = sound
+    content = bytearray(archives[data.draw(st.sampled_from(sorted(archives)))])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        new = data.draw(st.binary(max_size=4))
+        content[at:at + data.draw(st.integers(0, 4))] = new
+    folder = tmp_path_factory.mktemp('damaged')
+    (folder / 'cub').write_bytes(content)
+    try:
+        unpack_cub([folder / 'cub'], folder / 'out', subset=True)
+    except WrongSource as error:
+        assert '\n' not in str(error)
+        assert not (folder / 'out').exists() or not any((folder / 'out').iterdir())
+    else:
+        assert tree(folder / 'out') == expected

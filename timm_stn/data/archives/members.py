@@ -1,0 +1,203 @@
+"""The files in an archive (tar, tar.gz, zip) or a folder, one after another. Nothing that an archive says is trusted.
+
+Nothing is written here. Names that lead out of the archive are refused, links and devices are told as such, hidden
+files are left out, and no read takes more memory than a limit.
+"""
+import gzip
+import io
+import os
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from timm_stn._progress import progress
+
+__all__ = ['LARGEST', 'Member', 'WrongSource', 'members']
+
+LARGEST = 2 ** 26  # bytes of a file that is read at once; the largest image of the three sets has less than 1 MB
+TOTAL = 2 ** 34  # of an archive, unpacked; the largest of the three sets, SVHN's extra, has some GB
+BLOCK = 2 ** 20  # of a read of the archive, and the unit of its bar
+FAULTS = (  # what Python's readers raise of damaged archives, and of those that ask for a password
+    EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError, struct.error, tarfile.TarError,
+    zipfile.BadZipFile, zlib.error)
+
+
+class WrongSource(ValueError):
+    """A source is not what it must be, or damaged; the message says which, and in one line why."""
+
+
+class Member(NamedTuple):
+    """A file of an archive: its name, with parts separated by /, and what the archive says of its size in bytes."""
+    source: Path
+    name: str
+    size: int
+    is_file: bool  # and no link, device, or the like
+    open: Callable[[], IO[bytes] | io.RawIOBase]
+
+    def read(self, most: int = LARGEST) -> bytes:
+        """All of it.
+
+        Raises:
+            WrongSource: It has more than `most` bytes, or other than it says; or the archive is damaged.
+        """
+        return b''.join(self.blocks(most))
+
+    def blocks(self, most: int) -> Iterator[bytes]:
+        """Its contents, block by block. Raises what `read` raises."""
+        self.check_size(most)
+        left = self.size
+        with _faults(self.source), self.open() as file:
+            while block := file.read(min(BLOCK, left + 1)):
+                left -= len(block)
+                if left < 0:
+                    break
+                yield block
+        if left:
+            raise WrongSource(f'{str(self.source)!r}: {self.name} has other than the {self.size:,} bytes it should')
+
+    def check_size(self, most: int) -> None:
+        """Raises WrongSource of what has more than `most` bytes, by what the archive says, or is no file."""
+        if not self.is_file:
+            raise WrongSource(f'{str(self.source)!r}: {self.name} is a link or a device, and must be a file')
+        if self.size > most:
+            raise WrongSource(f'{str(self.source)!r}: {self.name} would have {self.size:,} bytes, and {most:,} is the '
+                              'most that is accepted')
+
+
+def members(source: Path, doing: str) -> Iterator[Member]:
+    """All files of a source but hidden ones, in its order. Each is to be read before the next one is asked for.
+
+    Args:
+        source: A tar, tar.gz or zip, whatever its name; or a folder, of which all files below it.
+        doing: What the progress bar says, as 'checking'.
+
+    Raises:
+        WrongSource: There is no such file; it is of no known kind, damaged, or ends early; a name leads out of it.
+    """
+    with _faults(source):
+        if source.is_dir():
+            found = _of_folder(source, doing)
+        elif _begins_with(source, b'PK'):
+            found = _of_zip(source, doing)
+        else:
+            found = _of_tar(source, doing)
+        for member in found:
+            if not any(part.startswith('.') for part in member.name.split('/')):
+                yield member
+
+
+@contextmanager
+def _faults(source: Path) -> Iterator[None]:
+    """Errors of Python's readers become a WrongSource."""
+    try:
+        yield
+    except WrongSource:
+        raise
+    except FileNotFoundError as error:
+        raise WrongSource(f'{str(source)!r}: no such file') from error
+    except EOFError as error:
+        raise WrongSource(f'{str(source)!r}: it ends early: was the download cut off?') from error
+    except FAULTS as error:
+        if reason := getattr(error, 'strerror', None):
+            raise WrongSource(f'{str(source)!r}: it cannot be read: {reason}') from error
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise WrongSource(f'{str(source)!r}: damaged, or no tar or zip archive ({reason})') from error
+
+
+def _begins_with(source: Path, magic: bytes) -> bool:
+    with source.open('rb') as file:
+        return file.read(len(magic)) == magic
+
+
+def _within(source: Path, name: str) -> str:
+    """A name without `./`, if it stays in the archive."""
+    parts = PurePosixPath(name).parts
+    if name.startswith('/') or '..' in parts or '\\' in name or re.match('[A-Za-z]:', name):
+        raise WrongSource(f'{str(source)!r}: refused, for the name {name!r} in it is no path within a folder')
+    return '/'.join(parts)
+
+
+def _of_folder(source: Path, doing: str) -> Iterator[Member]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(source, onerror=fail)
+    paths = sorted(Path(folder, name) for folder, _, names in walk for name in names)
+    for path in progress(paths, f'{doing} {source.name}', unit='file'):
+        if path.is_file():
+            name = path.relative_to(source).as_posix()
+            yield Member(source, name, path.stat().st_size, True, partial(io.FileIO, path))
+
+
+def _of_zip(source: Path, doing: str) -> Iterator[Member]:
+    with zipfile.ZipFile(source) as archive:
+        for info in progress(archive.infolist(), f'{doing} {source.name}', unit='file'):
+            if not info.is_dir():
+                is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+                yield Member(source, _within(source, info.filename), info.file_size, is_file,
+                             partial(archive.open, info))
+
+
+def _of_tar(source: Path, doing: str) -> Iterator[Member]:
+    with source.open('rb') as file:
+        total = -(-os.fstat(file.fileno()).st_size // BLOCK)
+        blocks = progress(iter(lambda: file.read(BLOCK), b''), f'{doing} {source.name}', total, unit='MB')
+        raw = io.BufferedReader(_Blocks(iter(blocks)))
+        unpacked: IO[bytes] = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b'\x1f\x8b' else raw  # type: ignore
+        forward = _Forward(source, unpacked)
+        with tarfile.open(fileobj=forward, mode='r:') as tar:  # type: ignore[call-overload]
+            while (info := tar.next()) is not None:
+                if not info.isdir():
+                    is_file = info.isreg() and not info.issparse()
+                    yield Member(source, _within(source, info.name), info.size, is_file,
+                                 partial(tar.extractfile, info))  # type: ignore[arg-type]
+                tar.members.clear()  # else tarfile keeps hundreds of thousands
+        while forward.read(BLOCK):  # to its end, where gzip's checksum is
+            pass
+
+
+class _Blocks(io.RawIOBase):
+    """Bytes that come in blocks, as a file."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, memoryview(b'')
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._rest = self._rest or memoryview(next(self._blocks, b''))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+class _Forward:
+    """What tarfile asks of a file, of one that only goes forward, with limits on what a bomb unpacks to."""
+
+    def __init__(self, source: Path, file: IO[bytes]) -> None:
+        self._source, self._file, self._at = source, file, 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        if size > 2 * LARGEST or self._at + size > TOTAL:
+            raise WrongSource(f'{str(self._source)!r}: refused, for it unpacks to more than {TOTAL >> 30} GB, or to '
+                              f'a name or header of {size:,} bytes')
+        found = self._file.read(size)
+        self._at += len(found)
+        return found
+
+    def seek(self, place: int) -> None:
+        while self._at < place and self.read(min(BLOCK, place - self._at)):
+            pass
