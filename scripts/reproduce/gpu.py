@@ -9,9 +9,10 @@ DIR of the data has `mnist/`, `gtsrb32/` and `cub200-2010/` as in measure_learni
 of tf_efficientnet_lite0. DIR of the scripts is a checkout of pytorch-image-models. `--parts` selects the parts to pack
 again. `run` starts the jobs whose parts are present, and names the parts that other jobs need.
 
-A job writes to `.gpu/runs/NAME`. `run` copies it to OUT repeatedly, so little is lost if the machine goes away. An
-interrupted job resumes from there on the next machine. `collect` moves finished jobs to `.gpu/finished/NAME`, adds
-their results to model_cards/results.jsonl, and figures to docs/gpu/DEVICE/.
+A job writes to `.gpu/runs/NAME`. `run` copies it to OUT repeatedly, so little is lost if the machine goes away.
+`collect` brings it back to `.gpu/runs/`, moves finished jobs to `.gpu/finished/NAME`, adds their results to
+model_cards/results.jsonl, and figures to docs/gpu/DEVICE/. What an interrupted job needs to go on is in the tars
+of `.gpu/begun/`, which `pack` writes and `run` reads.
 """
 import argparse
 import importlib.util
@@ -32,6 +33,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import gpu_begun
 import gpu_files
 import gpu_pack
 from checkout import ROOT, place_of_folder, write_text
@@ -51,7 +53,8 @@ def pack(args: argparse.Namespace) -> None:
     gpu_pack.pack(gpu_pack.Sources(args.data, args.weights, args.scripts), args.pack, args.parts)
     if (args.pack / 'base').is_dir():
         write_text(args.pack / 'base' / 'revision', describe() or '')  # whichever parts were made
-    print(gpu_pack.report(args.pack, args.root, args.places.waiting(args.only), args.places.runs))
+    begun = gpu_begun.write(args.pack, args.places.to_go_on())
+    print(gpu_pack.report(args.pack, args.root, args.places.waiting(args.only), begun))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -218,6 +221,9 @@ def work(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Cloc
             subprocess.run(tiny, env=env, check=True)
     else:
         replace(args.places.runs / 'learning' / LEARNING.name, args.places.learned())  # not to be run again
+        said, late = gpu_begun.read(place, args.places.runs, jobs)
+        print(*said, sep='\n', end='\n' * bool(said), flush=True)
+        jobs = [job for job in jobs if job not in late]
     there = gpu_pack.present(place)
     if not jobs:
         print(f'no job is left of --only {args.only}: each has a result'

@@ -281,26 +281,29 @@ def loads(jobs: Iterable[Job], sizes: dict[str, int], room: int, always: Iterabl
     return found
 
 
-def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
-    """The sizes of the parts, and which to upload together."""
+def report(folder: Path, root: Path, jobs: list[Job], begun: dict[str, list[str]]) -> str:
+    """The sizes of the parts, and which to upload together.
+
+    Args:
+        begun: The tars of interrupted jobs, as `gpu_begun.write` returns them: parts that these jobs need, too.
+    """
     def mib(count: int) -> str:
         return f'{count / 2 ** 20:8.2f} MiB'
 
     there = present(folder)
-    paths = [*(folder / name for name in PARTS if name in there), *([runs] if runs.is_dir() else [])]
-    sizes = {path.name: size(path) for path in paths}
+    names = [*(name for name in PARTS if name in there), *dict.fromkeys(tar for tars in begun.values() for tar in tars)]
+    sizes = {name: size(folder / name) for name in names}
     checkout = size_of_checkout(root)
     lines = [f'{mib(checkout)}  checkout', *(f'{mib(count)}  {name}' for name, count in sizes.items())]
-    ready = [job for job in jobs if {*job.parts} <= there]
-    always = [name for name in ('base', runs.name) if name in sizes]
-    for number, load in enumerate(loads(ready, sizes, MOST - checkout, always), 1):
+    ready = [job._replace(parts=(*job.parts, *begun.get(job.name, ()))) for job in jobs if {*job.parts} <= there]
+    for number, load in enumerate(loads(ready, sizes, MOST - checkout, sizes.keys() & {'base'}), 1):
         names = ' '.join(str(folder.relative_to(root) / name) if folder.is_relative_to(root) else name
                          for name in load.parts)
         weight, begin = checkout + sum(sizes[p] for p in load.parts), tally(job.kind for job in load.jobs)
         lines.append(f'{mib(weight)}  load {number} with the checkout: {names}')
         lines.append(f'{"":14}jobs that can then begin: {begin or "none yet"}')
-        if weight > MOST and runs.name in load.parts:
-            lines.append(f'{"":14}that is more than {MOST / 2 ** 20:.0f} MiB: without some checkpoints in {runs.name}')
+        if weight > MOST:
+            lines.append(f'{"":14}that is more than {MOST / 2 ** 20:.0f} MiB, for a part travels whole')
     return '\n'.join([*lines, *lacking(jobs, there)])
 
 
