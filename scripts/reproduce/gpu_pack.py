@@ -150,8 +150,8 @@ def thin(source: Path, target: Path, names: set[str] | None = None) -> None:
 
 
 PARTS: dict[str, Callable[[Sources, Path], None]] = {
-    'base': base, 'mnist': mnist, 'lite0': lite0, 'lite2': lite2, 'timm-scripts': timm_scripts, 'birds-train': birds_train,
-    'birds-test': birds_test, 'learning': learning, 'signs': signs}
+    'base': base, 'mnist': mnist, 'lite0': lite0, 'lite2': lite2, 'timm-scripts': timm_scripts,
+    'birds-train': birds_train, 'birds-test': birds_test, 'learning': learning, 'signs': signs}
 DIGITS = [f'{split}-{kind}-ubyte.gz' for split in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
 BIRDS = {split: ('data', 'cub200-2010', f'{split}.tar') for split in ('train', 'test')}
 SIGNS = [('data', 'gtsrb32', f'{split}{end}') for split in ('train', 'test') for end in ('.tar', '-boxes.csv')]

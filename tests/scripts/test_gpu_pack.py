@@ -4,11 +4,17 @@ import os
 import random
 import subprocess
 import tarfile
+from argparse import Namespace
 
+import gpu
 import numpy as np
 import pytest
+import torch
+from birds_cells import birds
+from cells import SEEDS
 from gpu_files import add, read, write
-from gpu_pack import DIGITS, SIDE, Load, Missing, Sources, lacking, loads, pack, report, thin, unpack
+from gpu_jobs import Places
+from gpu_pack import DIGITS, PARTS, SIDE, Load, Missing, Sources, lacking, loads, pack, report, thin, unpack
 from gpu_queue import Job, queue
 from gpu_tiny import images
 from hypothesis import given, settings
@@ -17,6 +23,7 @@ from makers import write_mnist
 from measure_learning import pictures
 from PIL import Image
 from records import read as read_lines
+from safetensors.torch import load_file, save_file
 
 MOST = 200_000
 
@@ -182,10 +189,40 @@ def test_tars_of_a_begun_job_travel_one_after_another(tmp_path):
     assert 'can then begin: 1 x' in second and 'more than' not in said and 'load 3' not in said
 
 
+@pytest.mark.parametrize('part, given', [('lite0', 'weights'), ('lite2', 'weights2')])
+def test_weights_travel_in_half_precision(tmp_path, part, given):
+    state = {'a': torch.rand(3, 4), 'b': torch.tensor([7])}
+    save_file(state, tmp_path / 'some.safetensors')
+    pack(Sources(**{given: tmp_path / 'some.safetensors'}), tmp_path / 'pack', [part])
+    found = load_file(tmp_path / 'pack' / part / 'model.safetensors')
+    assert torch.equal(found['a'], state['a'].half()) and torch.equal(found['b'], state['b'])
+
+
+def test_a_second_backbone_is_packed_where_its_weights_are_given(tmp_path, monkeypatch, capsys):
+    """Without, all else is, and the report tells what waits for it."""
+    made = []
+    monkeypatch.setattr('gpu_pack.pack', lambda sources, folder, names: made.append(list(names)))
+    places = Places(tmp_path, tmp_path, jobs=[job('birds2-0', 'lite2')])
+    for weights2 in (None, tmp_path / 'some.safetensors'):
+        gpu.pack(Namespace(places=places, data=None, weights=None, weights2=weights2, scripts=None, parts=None,
+                           pack=tmp_path, root=tmp_path, only='*'))
+        said = capsys.readouterr().out
+        assert ('lite2 is left out, for --weights2' in said) == (weights2 is None)
+        assert 'waiting for parts that are not here (lite2): 1 birds2' in said
+    assert made == [[part for part in PARTS if part != 'lite2'], [*PARTS]]
+    with pytest.raises(Missing, match='lite2: --weights2 is not given'):
+        pack(Sources(), tmp_path, ['lite2'])
+
+
+def test_birds_of_the_page_have_jobs():
+    names = {job.name for job in queue() if job.kind in ('birds', 'birds2')}
+    assert names == {cell.name.replace('*', str(seed)) for cell in birds() for seed in range(SEEDS)}
+
+
 def test_jobs_name_parts_and_words_that_there_are():
     jobs = queue()
-    assert len({job.name for job in jobs}) == len(jobs) and len(jobs) == 6 + 87 + 14 + 318 + 52 + 30 + 1
-    names = ('mnist', 'learning', 'birds', 'signs', 'lite0', 'run', 'parent', 'device', 'workers', 'left')
+    assert len({job.name for job in jobs}) == len(jobs) and len(jobs) == 6 + 87 + 14 + 318 + 52 + 45 + 1
+    names = ('mnist', 'learning', 'birds', 'signs', 'lite0', 'lite2', 'run', 'parent', 'device', 'workers', 'left')
     words = dict.fromkeys(names, '')
     for each in jobs:
         assert each.parts and all(word.format(**words) is not None for word in each.command)
