@@ -5,7 +5,6 @@ it is not started, because a checkpoint of a new beginning would replace the one
 """
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import gpu_files
@@ -60,13 +59,13 @@ def size(files: Files) -> int:
     return sum(path.stat().st_size + EDGE for _, path in files)
 
 
-def read(folder: Path, runs: Path, jobs: Iterable[Job]) -> tuple[list[str], list[Job]]:
-    """Put what the tars hold into the folder of runs, where it is not older than what is there.
+def read(folder: Path, runs: Path, jobs: list[Job]) -> tuple[list[str], list[Job]]:
+    """Put what the tars hold of these jobs into the folder of runs, where it is not older than what is there.
 
     Returns:
         What there is to say, and those of the jobs whose checkpoint is still to come.
     """
-    told = gpu_files.read(folder / FOLDER, runs, tell_older=False)
+    told = gpu_files.read(folder / FOLDER, runs, folders={job.name for job in jobs}, tell_older=False)
     listed = json.loads((folder / LIST).read_text()) if (folder / LIST).is_file() else {}
     late = []
     for job in jobs:

@@ -5,7 +5,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -80,10 +80,12 @@ def write(
     return left_out
 
 
-def read(source: Path, target: Path, lines: str = '', tell_older: bool = True) -> list[str]:
+def read(
+        source: Path, target: Path, lines: str = '', folders: Container[str] | None = None, tell_older: bool = True,
+) -> list[str]:
     """Extract the files of `write`, unless there are newer ones; reports incomplete files, and older ones if asked.
 
-    To files of the name `lines` what they lack is added, a line each.
+    To files of the name `lines` what they lack is added, a line each. With `folders`, only files of these are taken.
     """
     target.mkdir(parents=True, exist_ok=True)
     told = []
@@ -94,9 +96,12 @@ def read(source: Path, target: Path, lines: str = '', tell_older: bool = True) -
                 extract(path, beside)
             except tarfile.TarError as error:
                 told.append(f'{path.name} is broken off, what follows is missing: {error}')
-        told += [f'{name} came in part, and is not used' for name in join(beside)]
+        told += [f'{name} came in part, and is not used' for name in join(beside)
+                 if folders is None or str(name.parent) in folders]
         for path in sorted(p for p in beside.rglob('*') if p.is_file()):
             name = path.relative_to(beside)
+            if folders is not None and str(name.parent) not in folders:
+                continue
             place = target / name
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.is_file() and path.name == lines:
@@ -137,7 +142,7 @@ class Whole(NamedTuple):
     digest: str
 
 
-def join(folder: Path) -> list[str]:
+def join(folder: Path) -> list[Path]:
     """Join pieces to files, to the newest where there are several; files of which none is whole are named."""
     found: dict[Whole, dict[int, Path]] = {}
     for path in folder.rglob('*'):
@@ -154,4 +159,4 @@ def join(folder: Path) -> list[str]:
             shutil.copystat(pieces[0], whole.name)
         for path in pieces.values():
             path.unlink()
-    return [str(name.relative_to(folder)) for name in broken if not name.is_file()]
+    return [name.relative_to(folder) for name in broken if not name.is_file()]

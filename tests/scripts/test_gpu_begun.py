@@ -114,6 +114,17 @@ def test_an_older_tar_does_not_undo_a_newer_run(tmp_path, here):
         assert (there.runs / 'large-0' / name).read_bytes() == content
 
 
+def test_a_job_that_has_a_result_stays_away(tmp_path, here):
+    """Or its old checkpoint would take the room of others on the way back."""
+    for name in ('large-0', 'a-0'):
+        begun(here, name, 200_000)
+    tars = gpu_begun.write(here.runs.parent, here.to_go_on(), MOST)
+    (tmp_path / 'here' / tars['large-0'][1]).unlink()
+    there = tmp_path / 'there' / 'runs'
+    assert gpu_begun.read(tmp_path / 'here', there, here.jobs[1:]) == ([], [])
+    assert [path.name for path in there.iterdir()] == ['a-0']
+
+
 def test_a_job_that_went_on_elsewhere_waits_for_its_newer_checkpoint(tmp_path, here):
     """What is left of it on a machine where it ran before is not enough."""
     there = Places(tmp_path / 'there', tmp_path / 'root', jobs=here.jobs)
