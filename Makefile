@@ -41,7 +41,7 @@ bench: $(VENV)/.installed
 # for a machine with a GPU, which may be bare and offline: what it needs, of which PARTS="..." makes some
 gpu-pack: $(VENV)/.installed
 	$(BIN)/python scripts/reproduce/gpu.py pack $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
-		$(if $(TIMM_SCRIPTS),--scripts "$(TIMM_SCRIPTS)") $(if $(PARTS),--parts $(PARTS))
+		$(if $(WEIGHTS2),--weights2 "$(WEIGHTS2)") $(if $(TIMM_SCRIPTS),--scripts "$(TIMM_SCRIPTS)") $(if $(PARTS),--parts $(PARTS))
 
 # and there all that waits for it; SECTIONS=queue, ONLY='card-*'; DEVICE=cpu SMOKE=1 rehearses it
 gpu:

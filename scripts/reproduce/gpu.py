@@ -6,12 +6,14 @@
     python scripts/reproduce/gpu.py collect OUT                      # back here: adds the results to the records
 
 DIR of the data has `mnist/`, `gtsrb32/` and `cub200-2010/` as in measure_learning.py. FILE is the ImageNet checkpoint
-of tf_efficientnet_lite0. DIR of the scripts is a checkout of pytorch-image-models. `--parts` selects the parts to pack
-again. `run` starts the jobs whose parts are present, and names the parts that other jobs need.
+of tf_efficientnet_lite0; with `--weights2 FILE` that of tf_efficientnet_lite2 is packed, too. DIR of the scripts is a
+checkout of pytorch-image-models. `--parts` selects the parts to pack again. `run` starts the jobs whose parts are
+present, and names the parts that other jobs need.
 
-A job writes to `.gpu/runs/NAME`. `run` copies it to OUT repeatedly, so little is lost if the machine goes away. An
-interrupted job resumes from there on the next machine. `collect` moves finished jobs to `.gpu/finished/NAME`, adds
-their results to model_cards/results.jsonl, and figures to docs/gpu/DEVICE/.
+A job writes to `.gpu/runs/NAME`. `run` copies it to OUT repeatedly, so little is lost if the machine goes away.
+`collect` brings it back to `.gpu/runs/`, moves finished jobs to `.gpu/finished/NAME`, adds their results to
+model_cards/results.jsonl, and figures to docs/gpu/DEVICE/. What an interrupted job needs to go on is in the tars
+of `.gpu/begun/`, which `pack` writes and `run` reads.
 """
 import argparse
 import importlib.util
@@ -32,6 +34,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import gpu_begun
 import gpu_files
 import gpu_pack
 from checkout import ROOT, place_of_folder, write_text
@@ -49,10 +52,15 @@ MOST_CHECKS, MOST_SANITIZER, MOST_SPEED = 190.0, 45.0, 80.0  # seconds
 
 def pack(args: argparse.Namespace) -> None:
     args.places.put_aside(recorded=True)
-    gpu_pack.pack(gpu_pack.Sources(args.data, args.weights, args.scripts), args.pack, args.parts)
+    sources = gpu_pack.Sources(args.data, args.weights, args.scripts, args.weights2)
+    parts = args.parts or gpu_pack.usual(sources)
+    gpu_pack.pack(sources, args.pack, parts)
+    if not args.parts and 'lite2' not in parts:
+        print('lite2 is left out, for --weights2 (with make WEIGHTS2=FILE) is not given')
     if (args.pack / 'base').is_dir():
         write_text(args.pack / 'base' / 'revision', describe() or '')  # whichever parts were made
-    print(gpu_pack.report(args.pack, args.root, args.places.waiting(args.only), args.places.runs))
+    begun = gpu_begun.write(args.pack, args.places.to_go_on())
+    print(gpu_pack.report(args.pack, args.root, args.places.waiting(args.only), begun))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -219,6 +227,9 @@ def work(args: argparse.Namespace, found: Line, env: dict[str, str], clock: Cloc
             subprocess.run(tiny, env=env, check=True)
     else:
         replace(args.places.runs / 'learning' / LEARNING.name, args.places.learned())  # not to be run again
+        said, late = gpu_begun.read(place, args.places.runs, jobs)
+        print(*said, sep='\n', end='\n' * bool(said), flush=True)
+        jobs = [job for job in jobs if job not in late]
     there = gpu_pack.present(place)
     if not jobs:
         print(f'no job is left of --only {args.only}: each has a result'
@@ -310,10 +321,11 @@ def main() -> int:
     add = command('pack', pack)
     add('--data', type=Path, metavar='DIR', help='has mnist/, cub200-2010/ and gtsrb32/, as docs/gpu.md tells')
     add('--weights', type=Path, metavar='FILE', help='ImageNet checkpoint of tf_efficientnet_lite0')
+    add('--weights2', type=Path, metavar='FILE', help='the same of tf_efficientnet_lite2: convert_lite.py makes it')
     add('--scripts', type=Path, metavar='DIR', default=os.environ.get('TIMM_SCRIPTS'),
         help='checkout of pytorch-image-models (default: TIMM_SCRIPTS)')
-    add('--parts', nargs='+', default=[*gpu_pack.PARTS], choices=[*gpu_pack.PARTS], metavar='PART',
-        help=f'to make anew, of {", ".join(gpu_pack.PARTS)} (default: all)')
+    add('--parts', nargs='+', choices=[*gpu_pack.PARTS], metavar='PART',
+        help=f'to make anew, of {", ".join(gpu_pack.PARTS)} (default: all; lite2 only with --weights2)')
     add = command('run', run)
     add('--budget', type=float, default=540.0, metavar='SECONDS', help='it ends after so long (default: 540)')
     add('--output', type=place_of_folder, required=True, metavar='OUT', help='folder for what comes back')
@@ -326,7 +338,7 @@ def main() -> int:
     args = parser.parse_args()
     if getattr(args, 'device', 'cuda') == 'cpu' and not args.smoke:
         parser.error('--device cpu is for rehearsals: --smoke is needed, too')
-    for name in {'pack', 'root', 'output', 'data', 'weights', 'scripts'} & vars(args).keys():
+    for name in {'pack', 'root', 'output', 'data', 'weights', 'weights2', 'scripts'} & vars(args).keys():
         if getattr(args, name) is not None:  # jobs run elsewhere
             setattr(args, name, Path(getattr(args, name)).resolve())
     args.places = Places(args.pack, args.root, getattr(args, 'smoke', False))

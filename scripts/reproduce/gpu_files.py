@@ -1,11 +1,11 @@
-"""Packs results into a few small tars, with large files split, for a machine that returns only these."""
+"""Packs files into a few small tars, with large files split, for a machine that takes or returns only these."""
 import hashlib
 import os
 import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -44,8 +44,10 @@ def add(tar: tarfile.TarFile, name: str, content: bytes, time: float = 0) -> Non
     tar.addfile(member, BytesIO(content))
 
 
-def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, count: int = COUNT) -> list[str]:
-    """Write named files in order to `runs-N.tar` in a folder; returns the names of files without room."""
+def write(
+        target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, count: int = COUNT, first: int = 0,
+) -> list[str]:
+    """Write named files in order to `runs-N.tar` in a folder, N from `first`; returns the names without room."""
     bins, left_out = [Bin(most) for _ in range(count)], []
     for name, path in files:
         try:
@@ -68,7 +70,7 @@ def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, cou
         digest = hashlib.sha256(content).hexdigest()[:16]
         for index, (b, piece) in enumerate(pieces):
             b.add(f'{name}.piece-{index}-of-{len(pieces)}-{digest}', piece, time)
-    for number, b in enumerate(bins):
+    for number, b in enumerate(bins, first):
         place = target / f'runs-{number}.tar'
         content = b.packed() if b.members else b''
         if not content:
@@ -78,10 +80,12 @@ def write(target: Path, files: Iterable[tuple[str, Path]], most: int = MOST, cou
     return left_out
 
 
-def read(source: Path, target: Path, lines: str = '') -> list[str]:
-    """Extract the files of `write`, unless there are newer ones; reports incomplete and skipped files.
+def read(
+        source: Path, target: Path, lines: str = '', folders: Container[str] | None = None, tell_older: bool = True,
+) -> list[str]:
+    """Extract the files of `write`, unless there are newer ones; reports incomplete files, and older ones if asked.
 
-    To files of the name `lines` what they lack is added, a line each.
+    To files of the name `lines` what they lack is added, a line each. With `folders`, only files of these are taken.
     """
     target.mkdir(parents=True, exist_ok=True)
     told = []
@@ -92,16 +96,19 @@ def read(source: Path, target: Path, lines: str = '') -> list[str]:
                 extract(path, beside)
             except tarfile.TarError as error:
                 told.append(f'{path.name} is broken off, what follows is missing: {error}')
-        told += [f'{name} came in part, and is not used' for name in join(beside)]
+        told += [f'{name} came in part, and is not used' for name in join(beside)
+                 if folders is None or str(name.parent) in folders]
         for path in sorted(p for p in beside.rglob('*') if p.is_file()):
             name = path.relative_to(beside)
+            if folders is not None and str(name.parent) not in folders:
+                continue
             place = target / name
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.is_file() and path.name == lines:
                 add_lines(place, path)
             elif not place.is_file() or place.stat().st_mtime <= path.stat().st_mtime:
                 os.replace(path, place)
-            elif place.read_bytes() != path.read_bytes():
+            elif tell_older and place.read_bytes() != path.read_bytes():
                 told.append(f'{name} is older than the one that is here, and is not used')
     return told
 
@@ -113,14 +120,20 @@ def add_lines(old: Path, new: Path) -> None:
 
 
 def extract(path: Path, target: Path) -> None:
-    """Extract a tar; if it is cut off, the incomplete member is deleted."""
+    """Extract a tar, but nothing over what is newer; if it is cut off, the incomplete member is deleted."""
     with tarfile.open(path) as tar:
         for member in tar:
+            if is_newer(target / member.name, member.mtime):  # from another tar
+                continue
             try:
                 tar.extract(member, target, filter='data')
             except tarfile.TarError:
                 (target / member.name).unlink(missing_ok=True)
                 raise
+
+
+def is_newer(path: Path, time: float) -> bool:
+    return path.is_file() and path.stat().st_mtime > time
 
 
 class Whole(NamedTuple):
@@ -129,8 +142,8 @@ class Whole(NamedTuple):
     digest: str
 
 
-def join(folder: Path) -> list[str]:
-    """Join pieces to files; incomplete ones are named and deleted."""
+def join(folder: Path) -> list[Path]:
+    """Join pieces to files, to the newest where there are several; files of which none is whole are named."""
     found: dict[Whole, dict[int, Path]] = {}
     for path in folder.rglob('*'):
         if path.is_file() and (match := PIECE.fullmatch(path.name)):
@@ -139,11 +152,11 @@ def join(folder: Path) -> list[str]:
     broken = []
     for whole, pieces in found.items():
         content = b''.join(path.read_bytes() for _, path in sorted(pieces.items()))
-        if len(pieces) == whole.count and hashlib.sha256(content).hexdigest().startswith(whole.digest):
+        if len(pieces) != whole.count or not hashlib.sha256(content).hexdigest().startswith(whole.digest):
+            broken.append(whole.name)
+        elif not is_newer(whole.name, pieces[0].stat().st_mtime):
             whole.name.write_bytes(content)
             shutil.copystat(pieces[0], whole.name)
-        else:
-            broken.append(str(whole.name.relative_to(folder)))
         for path in pieces.values():
             path.unlink()
-    return broken
+    return [name.relative_to(folder) for name in broken if not name.is_file()]

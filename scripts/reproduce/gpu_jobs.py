@@ -69,18 +69,20 @@ class Places:
 
     def worth_keeping(self) -> list[tuple[str, Path]]:
         """The files to return: small files of all jobs, then weights, then checkpoints, in the order of jobs."""
-        found: list[tuple[int, str, Path]] = []
-        for job in self.jobs:
-            done = (self.runs / job.name / job.result).is_file()
-            names = {*job.keeps, job.result, ENVIRONMENT} | (set() if done else {LOG})
-            if not done and job.returns:
-                names.add(job.checkpoint)
-            for name in sorted(names):
-                path = self.runs / job.name / name
-                with suppress(FileNotFoundError):
-                    rank = 0 if path.stat().st_size < SMALL else 1 if done else 2
-                    found.append((rank, f'{job.name}/{name}', path))
+        found = [file for job in self.jobs for file in self.files_of(job)]
         return [file[1:] for file in sorted(found, key=lambda file: file[0])]
+
+    def files_of(self, job: Job) -> Iterator[tuple[int, str, Path]]:
+        """The files of a job that travel: in which turn, their names, their paths."""
+        done = (self.runs / job.name / job.result).is_file()
+        names = {*job.keeps, job.result, ENVIRONMENT} | (set() if done else {LOG})
+        if not done and job.returns:
+            names.add(job.checkpoint)
+        for name in sorted(names):
+            path = self.runs / job.name / name
+            with suppress(FileNotFoundError):
+                rank = 0 if path.stat().st_size < SMALL else 1 if done else 2
+                yield rank, f'{job.name}/{name}', path
 
     def learned(self) -> list[Line]:
         """The record of learning with the lines of jobs; recorded lines take precedence."""
@@ -111,6 +113,10 @@ class Places:
     def begun(self) -> list[Job]:
         """Interrupted jobs, which resume from their checkpoint."""
         return [job for job in self.waiting() if (self.runs / job.name / job.checkpoint).is_file()]
+
+    def to_go_on(self) -> dict[Job, list[tuple[str, Path]]]:
+        """What interrupted jobs need to go on elsewhere, unless their checkpoints are too large to travel."""
+        return {job: [file[1:] for file in self.files_of(job)] for job in self.begun() if job.returns}
 
     def record(self) -> dict[Job, list[str]]:
         """Move finished jobs aside and record their new results, each once."""

@@ -1,7 +1,7 @@
 """The parts of a pack: the data of gpu_queue.py's jobs for a bare machine, one folder per part.
 
-`pack` makes the parts here; `unpack` makes the jobs' input files there. All parts are lossless except `lite0` (weights
-in half precision) and `signs` (JPEG; docs/gpu.md has the loss).
+`pack` makes the parts here; `unpack` makes the jobs' input files there. All parts are lossless except `lite0` and
+`lite2` (weights in half precision) and `signs` (JPEG; docs/gpu.md has the loss).
 """
 import gzip
 import json
@@ -27,6 +27,7 @@ class Sources(NamedTuple):
     data: Path | None = None  # has mnist/, gtsrb32/ and cub200-2010/, as measure_learning.py wants them
     weights: Path | None = None  # the ImageNet checkpoint of tf_efficientnet_lite0
     scripts: Path | None = None  # a checkout of pytorch-image-models
+    weights2: Path | None = None  # the ImageNet checkpoint of tf_efficientnet_lite2
 
     def find(self, name: str, *path: str) -> Path:
         found = getattr(self, name)
@@ -66,10 +67,19 @@ def mnist(sources: Sources, folder: Path) -> None:
 
 
 def lite0(sources: Sources, folder: Path) -> None:
-    """ImageNet weights, in half precision."""
+    """ImageNet weights of tf_efficientnet_lite0, in half precision."""
+    in_halves(sources.find('weights'), folder)
+
+
+def lite2(sources: Sources, folder: Path) -> None:
+    """The same of tf_efficientnet_lite2."""
+    in_halves(sources.find('weights2'), folder)
+
+
+def in_halves(weights: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
-    state = load_file(sources.find('weights'))
+    state = load_file(weights)
     halves = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
     save_file(halves, folder / 'model.safetensors')
 
@@ -140,15 +150,21 @@ def thin(source: Path, target: Path, names: set[str] | None = None) -> None:
 
 
 PARTS: dict[str, Callable[[Sources, Path], None]] = {
-    'base': base, 'mnist': mnist, 'lite0': lite0, 'timm-scripts': timm_scripts, 'birds-train': birds_train,
-    'birds-test': birds_test, 'learning': learning, 'signs': signs}
+    'base': base, 'mnist': mnist, 'lite0': lite0, 'lite2': lite2, 'timm-scripts': timm_scripts,
+    'birds-train': birds_train, 'birds-test': birds_test, 'learning': learning, 'signs': signs}
 DIGITS = [f'{split}-{kind}-ubyte.gz' for split in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
 BIRDS = {split: ('data', 'cub200-2010', f'{split}.tar') for split in ('train', 'test')}
 SIGNS = [('data', 'gtsrb32', f'{split}{end}') for split in ('train', 'test') for end in ('.tar', '-boxes.csv')]
 NEEDS: dict[str, list[tuple[str, ...]]] = {
     'base': [], 'mnist': [('data', 'mnist', name) for name in DIGITS], 'lite0': [('weights',)],
+    'lite2': [('weights2',)],
     'timm-scripts': [('scripts', 'train.py')], 'birds-train': [BIRDS['train']], 'birds-test': [BIRDS['test']],
     'learning': [*BIRDS.values(), *SIGNS], 'signs': SIGNS}
+
+
+def usual(sources: Sources) -> list[str]:
+    """The parts to be made where none is named: all, but `lite2` only of weights that are given."""
+    return [name for name in PARTS if name != 'lite2' or sources.weights2]
 
 
 def check(sources: Sources, names: Iterable[str]) -> None:
@@ -281,26 +297,29 @@ def loads(jobs: Iterable[Job], sizes: dict[str, int], room: int, always: Iterabl
     return found
 
 
-def report(folder: Path, root: Path, jobs: list[Job], runs: Path) -> str:
-    """The sizes of the parts, and which to upload together."""
+def report(folder: Path, root: Path, jobs: list[Job], begun: dict[str, list[str]]) -> str:
+    """The sizes of the parts, and which to upload together.
+
+    Args:
+        begun: The tars of interrupted jobs, as `gpu_begun.write` returns them: parts that these jobs need, too.
+    """
     def mib(count: int) -> str:
         return f'{count / 2 ** 20:8.2f} MiB'
 
     there = present(folder)
-    paths = [*(folder / name for name in PARTS if name in there), *([runs] if runs.is_dir() else [])]
-    sizes = {path.name: size(path) for path in paths}
+    names = [*(name for name in PARTS if name in there), *dict.fromkeys(tar for tars in begun.values() for tar in tars)]
+    sizes = {name: size(folder / name) for name in names}
     checkout = size_of_checkout(root)
     lines = [f'{mib(checkout)}  checkout', *(f'{mib(count)}  {name}' for name, count in sizes.items())]
-    ready = [job for job in jobs if {*job.parts} <= there]
-    always = [name for name in ('base', runs.name) if name in sizes]
-    for number, load in enumerate(loads(ready, sizes, MOST - checkout, always), 1):
+    ready = [job._replace(parts=(*job.parts, *begun.get(job.name, ()))) for job in jobs if {*job.parts} <= there]
+    for number, load in enumerate(loads(ready, sizes, MOST - checkout, sizes.keys() & {'base'}), 1):
         names = ' '.join(str(folder.relative_to(root) / name) if folder.is_relative_to(root) else name
                          for name in load.parts)
         weight, begin = checkout + sum(sizes[p] for p in load.parts), tally(job.kind for job in load.jobs)
         lines.append(f'{mib(weight)}  load {number} with the checkout: {names}')
         lines.append(f'{"":14}jobs that can then begin: {begin or "none yet"}')
-        if weight > MOST and runs.name in load.parts:
-            lines.append(f'{"":14}that is more than {MOST / 2 ** 20:.0f} MiB: without some checkpoints in {runs.name}')
+        if weight > MOST:
+            lines.append(f'{"":14}that is more than {MOST / 2 ** 20:.0f} MiB, for a part travels whole')
     return '\n'.join([*lines, *lacking(jobs, there)])
 
 

@@ -1,8 +1,8 @@
 """The list of trainings for a GPU, in order; `gpu.py` runs them.
 
-A command is a path in scripts/ with arguments. In these, {mnist}, {learning}, {birds}, {signs} and {lite0} are the
-packed data, {run} is the job's folder, {parent} its parent folder, {device} the device, {workers} the number of loader
-processes, and {left} the remaining seconds.
+A command is a path in scripts/ with arguments. In these, {mnist}, {learning}, {birds}, {signs}, {lite0} and {lite2}
+are the packed data, {run} is the job's folder, {parent} its parent folder, {device} the device, {workers} the number of
+loader processes, and {left} the remaining seconds.
 """
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
@@ -36,8 +36,10 @@ WEIGHTS = ('result.json', 'summary.csv', 'model.safetensors')
 CARD = ('--epochs', '20', '--batch-size', '64', '--lr', '0.0015', '--ema-decay', '0.999', '--channels-last')
 RTS = ('--model', 'stn_mnist_cnn_rts', '--model-kwargs', 'stn_size=24', 'channels=[64,128]', 'stn_iterations=2')
 TC = ('--model', 'stn_mnist_cnn_tc')
-BIRDS = ('plain224', 'zoom192', 'plain176', 'one176', 'plain112', 'zoom112', 'whole2', 'whole4', 'glimpses2',
-         'glimpses4')
+BIRDS = dict(  # runs of train_birds.sh, and their seconds
+    plain224=150, zoom192=150, whole2at448=450, plain448=500, plain176=150, one176=150, plain112=150, zoom112=150,
+    whole2=150, whole4=150, glimpses2=150, glimpses4=150)
+BIRDS2 = dict(plain224=220, zoom192=220, whole2=220)  # those of lite2
 
 
 def train_mnist(*args: str) -> tuple[str, ...]:
@@ -112,15 +114,17 @@ def tune_addition() -> Iterator[Job]:
 
 
 def birds() -> Iterator[Job]:
-    """The runs of train_birds.sh; the weights of the card's network come back for the first seed."""
-    for name in BIRDS:
-        for seed in range(3):
-            command = ('train/train_birds.sh', '{birds}', '{lite0}/model.safetensors', '{parent}',
-                       f'SEED={seed}', 'EPOCHS=12', 'DEVICE={device}', 'WORKERS={workers}', name)
-            keeps = ('result.json', 'summary.csv', 'args.yaml')
-            yield Job(f'birds-{seed}/{name}', command, 150, ('lite0', 'timm-scripts', 'birds-train', 'birds-test'),
-                      keeps=(*keeps, 'last.pth.tar') if (name, seed) == ('zoom192', 0) else keeps,
-                      checkpoint='last.pth.tar', cores=2, smoke=('EPOCHS=1', 'WORKERS=1'))
+    """The runs of train_birds.sh; the weights of the cards' networks come back for the first seed."""
+    parts, keeps = ('timm-scripts', 'birds-train', 'birds-test'), ('result.json', 'summary.csv', 'args.yaml')
+    for kind, part, runs in (('birds', 'lite0', BIRDS), ('birds2', 'lite2', BIRDS2)):
+        for name, seconds in runs.items():
+            for seed in range(3):
+                command = ('train/train_birds.sh', '{birds}', f'{{{part}}}/model.safetensors', '{parent}',
+                           f'BASE=tf_efficientnet_{part}', f'SEED={seed}', 'EPOCHS=12', 'DEVICE={device}',
+                           'WORKERS={workers}', name)
+                yield Job(f'{kind}-{seed}/{name}', command, seconds, (part, *parts),
+                          keeps=(*keeps, 'last.pth.tar') if (name, seed) == ('zoom192', 0) else keeps,
+                          checkpoint='last.pth.tar', cores=2, smoke=('EPOCHS=1', 'WORKERS=1'))
 
 
 def distil(*seeds: int) -> Iterator[Job]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 def sources(folder: Path) -> Sources:
     """Data as measure_learning.py reads it, and weights."""
-    data, weights = folder / 'data', folder / 'model.safetensors'
+    data = folder / 'data'
     for name in ('mnist', 'gtsrb32', 'cub200-2010'):
         (data / name).mkdir(parents=True)
     digits(data / 'mnist')
@@ -29,9 +29,10 @@ def sources(folder: Path) -> Sources:
         boxes = '\n'.join(['file,width,height,x1,y1,x2,y2,class', *names, ''])
         (data / 'gtsrb32' / f'{split}-boxes.csv').write_text(boxes)
     torch.manual_seed(0)
-    save_file(timm.create_model('tf_efficientnet_lite0').state_dict(), weights)
+    for name in ('lite0', 'lite2'):
+        save_file(timm.create_model(f'tf_efficientnet_{name}').state_dict(), folder / f'{name}.safetensors')
     scripts = os.environ.get('TIMM_SCRIPTS')
-    return Sources(data, weights, Path(scripts) if scripts else None)
+    return Sources(data, folder / 'lite0.safetensors', Path(scripts) if scripts else None, folder / 'lite2.safetensors')
 
 
 def digits(folder: Path) -> None:

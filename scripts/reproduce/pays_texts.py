@@ -72,7 +72,8 @@ LITE0 = 'tf_efficientnet_lite0, fine-tuned from ImageNet weights'
 BIRDS_COMMAND = """    TIMM_SCRIPTS=PYTORCH_IMAGE_MODELS scripts/train/train_birds.sh DATA FILE OUTPUT SEED=0 [NAME ...]
 
 NAMEs are {names}. DATA has the folders train and test, each with one folder of images per class; FILE is the
-model.safetensors of timm/tf_efficientnet_lite0.in1k. `make gpu` runs the same, and records it ([GPU](gpu.md))."""
+model.safetensors of timm/tf_efficientnet_lite0.in1k. With BASE=tf_efficientnet_lite2 and its FILE, the second table is
+that of a larger backbone. `make gpu` runs the same, and records it ([GPU](gpu.md))."""
 
 TEXTS = {
     'scattered-birds': Told(
@@ -103,10 +104,12 @@ images. The whole image is right in {{bound[whole]}}; the crop where the publish
 224 x 224 pixels, in {{bound[pointed_at]}}; the crop of which the network is most certain in {{bound[surest]}}. Some
 crop of the 28 is right in {{bound[any]}}: that is the bound for whoever chooses among them, and only one who knows the
 answer reaches it (`scripts/reproduce/measure_bound.py`).""",
-        ('birds-*/plain224',),
+        ('birds-*/plain224', 'birds2-*/plain224'),
         (Goal('birds-*/zoom112', 'birds-*/plain112', 2.5),
          *(Goal(f'birds-*/{name}', 'birds-*/plain224', 0.0, 0.75, clear=False)
-           for name in ('whole2', 'whole4', 'glimpses2', 'glimpses4', 'one176', 'zoom192'))),
+           for name in ('whole2', 'whole4', 'glimpses2', 'glimpses4', 'one176', 'zoom192')),
+         Goal('birds-*/whole2at448', 'birds-*/plain224', 0.0), Goal('birds-*/whole2at448', 'birds-*/plain448'),
+         *(Goal(f'birds2-*/{name}', 'birds2-*/plain224', 0.0, 0.75, clear=False) for name in ('zoom192', 'whole2'))),
         (Use('filling the picture, and few pixels must do', 'a zoom', 'birds-*/zoom112', 'birds-*/plain112',
              size='img_size=224'),
          Use('filling the picture, and accuracy counts',

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Fine-tunes tf_efficientnet_lite0 on birds with timm's own train.py, plain and with spatial transformers, by one recipe.
+# Fine-tunes a backbone on birds with timm's own train.py, plain and with spatial transformers, by one recipe.
 #
 #   TIMM_SCRIPTS=/path/to/pytorch-image-models scripts/train/train_birds.sh DATA WEIGHTS OUTPUT [OPTION=VALUE...] [NAME...]
 #
-# DATA has the folders train and test, each with one folder of images per class. WEIGHTS is the ImageNet checkpoint
-# (model.safetensors of timm/tf_efficientnet_lite0.in1k). Every run gets a folder in OUTPUT. An interrupted run
-# resumes; a finished run is skipped.
-# NAMEs (all): plain112 zoom112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192.
-# OPTIONs, also from the environment: PYTHON (python), DEVICE (cpu), WORKERS (1), EPOCHS (12), SEED (0),
-# OMP_NUM_THREADS (1).
+# DATA has the folders train and test, each with one folder of images per class. WEIGHTS is the ImageNet checkpoint of
+# BASE (model.safetensors of timm/tf_efficientnet_lite0.in1k). Every run gets a folder in OUTPUT. An interrupted run
+# resumes; a finished run is skipped. For every BASE, sides are those of the photographs (224 x 224) or less; 448 is that
+# of photographs enlarged twofold.
+# NAMEs (all): plain112 zoom112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192 plain448 whole2at448.
+# OPTIONs, also from the environment: BASE (tf_efficientnet_lite0), PYTHON (python), DEVICE (cpu), WORKERS (1),
+# EPOCHS (12), SEED (0), OMP_NUM_THREADS (1).
 set -euo pipefail
 
 if (($# < 3)); then
-    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
 fi
 if [[ ! -d $1/train || ! -d $1/test || ! -f $2 ]]; then
@@ -28,8 +29,8 @@ shift 3
 names=()
 for word; do
     case $word in
-        PYTHON=* | DEVICE=* | WORKERS=* | EPOCHS=* | SEED=* | OMP_NUM_THREADS=*) declare "$word" ;;
-        *=*) echo "unknown option ${word%%=*}; options: PYTHON DEVICE WORKERS EPOCHS SEED OMP_NUM_THREADS" >&2; exit 2 ;;
+        BASE=* | PYTHON=* | DEVICE=* | WORKERS=* | EPOCHS=* | SEED=* | OMP_NUM_THREADS=*) declare "$word" ;;
+        *=*) echo "unknown option ${word%%=*}; options: BASE PYTHON DEVICE WORKERS EPOCHS SEED OMP_NUM_THREADS" >&2; exit 2 ;;
         *) names+=("$word") ;;
     esac
 done
@@ -61,10 +62,12 @@ run() {  # NAME MODEL SIDE [stn_argument=value...]
     "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/birds_result.py" "$OUTPUT/$name"
 }
 
-plain=tf_efficientnet_lite0
+plain=${BASE:-tf_efficientnet_lite0}
 glimpses="stn_size=112 stn_transform=translation stn_scale=0.5 stn_join=mean stn_lr_scale=10.0 stn_localization=saliency:3"
 one="stn_transform=translation stn_lr_scale=10.0 stn_localization=saliency:3"
-((${#names[@]})) || names=(plain112 zoom112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192)
+large="stn_size=224 stn_transform=attention stn_scale=0.5 stn_localization=saliency:3 stn_whole=True"
+((${#names[@]})) || names=(plain112 zoom112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192 plain448
+    whole2at448)
 for name in "${names[@]}"; do
     # shellcheck disable=SC2086  # several arguments each
     case $name in
@@ -78,6 +81,8 @@ for name in "${names[@]}"; do
         glimpses4) run "$name" stn_$plain 224 $glimpses stn_glimpses=4 ;;
         one176) run "$name" stn_$plain 224 $one stn_size=176 stn_scale=0.85 stn_localization_size=96 ;;
         zoom192) run "$name" stn_$plain 224 $one stn_size=192 stn_scale=[0.5,1.0] stn_localization_size=112 ;;
+        plain448) run "$name" $plain 448 ;;
+        whole2at448) run "$name" stn_$plain 448 $large stn_glimpses=2 ;;
         *) echo "unknown run $name; the runs are named at the head of ${BASH_SOURCE[0]}" >&2; exit 2 ;;
     esac
 done

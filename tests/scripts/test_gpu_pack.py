@@ -2,12 +2,19 @@
 import io
 import os
 import random
+import subprocess
 import tarfile
+from argparse import Namespace
 
+import gpu
 import numpy as np
 import pytest
+import torch
+from birds_cells import birds
+from cells import SEEDS
 from gpu_files import add, read, write
-from gpu_pack import DIGITS, SIDE, Load, Missing, Sources, lacking, loads, pack, report, thin, unpack
+from gpu_jobs import Places
+from gpu_pack import DIGITS, PARTS, SIDE, Load, Missing, Sources, lacking, loads, pack, report, thin, unpack
 from gpu_queue import Job, queue
 from gpu_tiny import images
 from hypothesis import given, settings
@@ -16,6 +23,7 @@ from makers import write_mnist
 from measure_learning import pictures
 from PIL import Image
 from records import read as read_lines
+from safetensors.torch import load_file, save_file
 
 MOST = 200_000
 
@@ -152,23 +160,69 @@ def test_files_that_are_none_of_mnist_are_told_here_and_not_on_the_gpu(tmp_path)
 
 
 def test_the_report_says_what_to_take_along(tmp_path):
-    for name in ('base', 'mnist', 'runs'):
+    for name in ('base', 'mnist', 'learning'):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'file').write_bytes(bytes(2 ** 20))
     jobs = [job('x-1', 'mnist'), job('x-2', 'mnist'), job('y-1', 'signs')]
-    said = report(tmp_path, tmp_path, jobs, tmp_path / 'runs')
-    assert '    1.00 MiB  mnist\n' in said and 'load 1 with the checkout: base runs mnist\n' in said
+    said = report(tmp_path, tmp_path, jobs, {})
+    assert '    1.00 MiB  mnist\n' in said and 'load 1 with the checkout: base mnist\n' in said
     assert 'jobs that can then begin: 2 x\n' in said and 'load 2' not in said
     assert 'more than 60 MiB' not in said
-    (tmp_path / 'runs' / 'file').write_bytes(bytes(60 * 2 ** 20))
-    assert 'more than 60 MiB: without some checkpoints in runs\n' in report(tmp_path, tmp_path, jobs, tmp_path / 'runs')
     assert said.endswith('waiting for parts that are not here (signs): 1 y')
+    (tmp_path / 'mnist' / 'file').write_bytes(bytes(61 * 2 ** 20))
+    assert 'more than 60 MiB, for a part travels whole\n' in report(tmp_path, tmp_path, jobs, {})
+
+
+def test_tars_of_a_begun_job_travel_one_after_another(tmp_path):
+    """No load is too large, and the job is told when its last one is there."""
+    tars = [f'begun/runs-{i}.tar' for i in range(4)]
+    for name, mib in dict.fromkeys(('base/file', 'mnist/file'), 10).items() | dict.fromkeys(tars, 15).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(mib * 2 ** 20))
+    subprocess.run(['git', 'init', '-q'], cwd=tmp_path, check=True)
+    (tmp_path / '.git' / 'info' / 'exclude').write_text('*')
+    jobs = [job('x-1', 'mnist'), job('y-1', 'mnist'), job('z-1', 'signs')]
+    said = report(tmp_path, tmp_path, jobs, {'x-1': tars, 'z-1': ['begun/runs-0.tar']})
+    assert f'load 1 with the checkout: base mnist {tars[0]} {tars[1]}\n' in said
+    first, second = said.split('load 2 with the checkout: ')
+    assert 'can then begin: 1 y' in first and second.startswith(f'{tars[2]} {tars[3]}\n')
+    assert 'can then begin: 1 x' in second and 'more than' not in said and 'load 3' not in said
+
+
+@pytest.mark.parametrize('part, given', [('lite0', 'weights'), ('lite2', 'weights2')])
+def test_weights_travel_in_half_precision(tmp_path, part, given):
+    state = {'a': torch.rand(3, 4), 'b': torch.tensor([7])}
+    save_file(state, tmp_path / 'some.safetensors')
+    pack(Sources(**{given: tmp_path / 'some.safetensors'}), tmp_path / 'pack', [part])
+    found = load_file(tmp_path / 'pack' / part / 'model.safetensors')
+    assert torch.equal(found['a'], state['a'].half()) and torch.equal(found['b'], state['b'])
+
+
+def test_a_second_backbone_is_packed_where_its_weights_are_given(tmp_path, monkeypatch, capsys):
+    """Without, all else is, and the report tells what waits for it."""
+    made = []
+    monkeypatch.setattr('gpu_pack.pack', lambda sources, folder, names: made.append(list(names)))
+    places = Places(tmp_path, tmp_path, jobs=[job('birds2-0', 'lite2')])
+    for weights2 in (None, tmp_path / 'some.safetensors'):
+        gpu.pack(Namespace(places=places, data=None, weights=None, weights2=weights2, scripts=None, parts=None,
+                           pack=tmp_path, root=tmp_path, only='*'))
+        said = capsys.readouterr().out
+        assert ('lite2 is left out, for --weights2' in said) == (weights2 is None)
+        assert 'waiting for parts that are not here (lite2): 1 birds2' in said
+    assert made == [[part for part in PARTS if part != 'lite2'], [*PARTS]]
+    with pytest.raises(Missing, match='lite2: --weights2 is not given'):
+        pack(Sources(), tmp_path, ['lite2'])
+
+
+def test_birds_of_the_page_have_jobs():
+    names = {job.name for job in queue() if job.kind in ('birds', 'birds2')}
+    assert names == {cell.name.replace('*', str(seed)) for cell in birds() for seed in range(SEEDS)}
 
 
 def test_jobs_name_parts_and_words_that_there_are():
     jobs = queue()
-    assert len({job.name for job in jobs}) == len(jobs) and len(jobs) == 6 + 87 + 14 + 318 + 52 + 30 + 3 + 1
-    names = ('mnist', 'learning', 'birds', 'signs', 'lite0', 'run', 'parent', 'device', 'workers', 'left')
+    assert len({job.name for job in jobs}) == len(jobs) and len(jobs) == 6 + 87 + 14 + 318 + 52 + 45 + 3 + 1
+    names = ('mnist', 'learning', 'birds', 'signs', 'lite0', 'lite2', 'run', 'parent', 'device', 'workers', 'left')
     words = dict.fromkeys(names, '')
     for each in jobs:
         assert each.parts and all(word.format(**words) is not None for word in each.command)
@@ -252,6 +306,20 @@ def test_pieces_of_two_states_of_a_file_are_not_joined(tmp_path):
     (tmp_path / 'new' / 'runs-1.tar').write_bytes((tmp_path / 'old' / 'runs-1.tar').read_bytes())
     assert read(tmp_path / 'new', tmp_path / 'here') == ['job-0/file came in part, and is not used'] * 2
     assert not (tmp_path / 'here' / 'job-0' / 'file').exists()
+
+
+@pytest.mark.parametrize('split', [False, True])
+@pytest.mark.parametrize('newer', [1, 2])
+def test_of_two_states_of_a_file_the_newer_is_used(tmp_path, split, newer):
+    """Whichever tar is read first."""
+    (tmp_path / 'out').mkdir()
+    for number in (1, 2):
+        there = list(files(tmp_path / 'there', [300_000 if split else 10]))
+        there[0][1].write_bytes(bytes([number]) * (300_000 if split else 10))
+        os.utime(there[0][1], (1e9 + (number == newer),) * 2)
+        assert write(tmp_path / 'out', there, MOST, count=3, first=3 * number) == []
+    assert read(tmp_path / 'out', tmp_path / 'here') == []
+    assert set((tmp_path / 'here' / 'job-0' / 'file').read_bytes()) == {newer}
 
 
 def test_a_piece_that_has_changed_is_not_used(tmp_path):
