@@ -39,6 +39,7 @@ TC = ('--model', 'stn_mnist_cnn_tc')
 BIRDS = dict(  # runs of train_birds.sh, and their seconds
     plain224=150, zoom192=150, whole2at448=450, plain448=500, plain176=150, one176=150, plain112=150, zoom112=150,
     whole2=150, whole4=150, glimpses2=150, glimpses4=150)
+CARDS = ('zoom192', 'whole2at448')  # those whose weights may become a card's
 BIRDS2 = dict(plain224=220, zoom192=220, whole2=220)  # those of lite2
 
 
@@ -123,7 +124,7 @@ def birds() -> Iterator[Job]:
                            f'BASE=tf_efficientnet_{part}', f'SEED={seed}', 'EPOCHS=12', 'DEVICE={device}',
                            'WORKERS={workers}', name)
                 yield Job(f'{kind}-{seed}/{name}', command, seconds, (part, *parts),
-                          keeps=(*keeps, 'last.pth.tar') if (name, seed) == ('zoom192', 0) else keeps,
+                          keeps=(*keeps, 'last.pth.tar') if name in CARDS and seed == 0 else keeps,
                           checkpoint='last.pth.tar', cores=2, smoke=('EPOCHS=1', 'WORKERS=1'))
 
 
