@@ -272,7 +272,7 @@ class Run:
         result = dict(
             args=vars(self.args), **{f'{name}{key}': found[stage][key] for name, stage in of.items()
                                      for key in ('top1', 'top5')},
-            stages=found, test_images=len(self.test[1]),
+            stages=found, train_images=len(self.photos[1]), test_images=len(self.test[1]),
             parameters=sum(p.numel() for p in network.parameters()),
             multiply_adds=multiply_adds(network, (3, full, full)),
             plain_multiply_adds=multiply_adds(plain, (3, large, large)),
