@@ -101,7 +101,8 @@ def first_line(result: dict[str, Any]) -> str:
     count, ours, plain = result['test_images'], result['top1'], result['plain_top1']
     text = (f'Trained on {result["train_images"]:,} photographs of Caltech-UCSD Birds 200 (2010), of 224 x 224 pixels, '
             f'by distillation of a fine-tuned {TEACHER}: {ours:.1f} % of {count:,} test photographs are classified '
-            f'correctly. A plain ResNet-50 that was trained alike has {plain:.1f} % at 224 x 224 ({compared(ours, plain, count)})')
+            f'correctly. A plain ResNet-50 that was trained alike has {plain:.1f} % at 224 x 224 '
+            f'({compared(ours, plain, count)})')
     if 'plain_448_top1' in result:
         other = result['plain_448_top1']
         text += f', and {other:.1f} % at 448 x 448 ({compared(ours, other, count)})'
