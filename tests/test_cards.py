@@ -9,7 +9,7 @@ import pytest
 import torch
 from check_dist import is_small
 from huggingface_hub import ModelCard
-from makers import ROOT, create, write_signs
+from makers import ROOT, create, needs_weights, write_signs
 from PIL import Image
 from records import replace
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from timm_stn.publish.half import rounded
 CARDS = sorted(p.name for p in (ROOT / 'model_cards').iterdir() if p.is_dir())
 
 
+@needs_weights(*CARDS)
 def test_the_tables_in_the_readme_are_up_to_date():
     subprocess.run([sys.executable, ROOT / 'scripts' / 'release' / 'readme_tables.py', '--check'], check=True)
 
@@ -30,6 +31,7 @@ def test_the_wheel_holds_the_small_ones():
     assert [n for n in CARDS if f'"model_cards/{n}" = "timm_stn/model_cards/{n}"' in text] == small
 
 
+@needs_weights(*CARDS)
 def test_the_sdist_leaves_out_the_others():
     large = [n for n in CARDS if not is_small(ROOT / 'model_cards' / n)]
     text = (ROOT / 'pyproject.toml').read_text().partition('\nexclude = [')[2].partition(']')[0]
@@ -40,7 +42,7 @@ def test_the_sdist_leaves_out_the_others():
         assert kinds == {torch.float16}, n
 
 
-@pytest.mark.parametrize('name', CARDS)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=needs_weights(name)) for name in CARDS])
 def test_a_card_says_what_the_hub_asks(name):
     folder = ROOT / 'model_cards' / name
     card = ModelCard.load(folder / 'README.md')

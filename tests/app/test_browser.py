@@ -7,6 +7,7 @@ import app_browser
 import numpy as np
 import pytest
 from app_browser import app, browser, choose, move, requests, result, until, upload
+from makers import needs_weights
 from PIL import Image, ImageColor
 
 from timm_stn.app.serve import free_port
@@ -15,6 +16,7 @@ from timm_stn.view.draw import COLORS
 lacking = app_browser.missing() or ', '.join(
     name for name in ('selenium', 'gradio') if importlib.util.find_spec(name) is None)
 pytestmark = [
+    needs_weights('stn_gtsrb'),
     pytest.mark.skipif(bool(lacking), reason=f'needs {lacking}'), pytest.mark.usefixtures('heeding_signals')]
 RTS, SIGNS = 'stn_mnist_cnn_rts', 'stn_gtsrb'
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from makers import needs_weights
 from PIL import Image
 
 from timm_stn.app import page
@@ -14,6 +15,7 @@ from timm_stn.app.page import DRAW, DROP, Show, build_page, theme
 from timm_stn.app.shelf import Network, Shelf
 
 RTS, SIGNS = 'stn_mnist_cnn_rts', 'stn_gtsrb'
+pytestmark = needs_weights(SIGNS)
 STILL = (0, 1, 0, 0, 0)
 
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec('gradio') is None, reason='needs gradio')

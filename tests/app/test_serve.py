@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from app_browser import any_port
+from makers import needs_weights
 from PIL import Image
 
 from timm_stn.app import page, serve
@@ -21,6 +22,7 @@ gradio_client = pytest.importorskip('gradio_client', reason='needs gradio')
 pytest.importorskip('gradio')
 
 RTS, SIGNS = 'stn_mnist_cnn_rts', 'stn_gtsrb'
+pytestmark = needs_weights(SIGNS)
 HERE = '127.0.0.1'
 
 

@@ -12,7 +12,7 @@ import time
 import pytest
 import timm
 from commands import refused
-from makers import ROOT
+from makers import ROOT, needs_weights
 from small_archives import cub_files, small_cub, small_gtsrb, small_svhn, tree, write_tgz
 
 from timm_stn import cli
@@ -54,6 +54,7 @@ def test_birds(archives, capsys):
     assert said(capsys, 'cub', archives['cub'])[0].endswith('3 classes (there already)')
 
 
+@needs_weights('stn_gtsrb')
 def test_signs(archives, capsys):
     first, _, command = said(capsys, 'gtsrb', archives['gtsrb'], '--quiet')
     assert first.startswith('my data/train.tar, my data/test.tar, ') and first.endswith('27 train, 5 test, 3 classes')

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from commands import MODEL, has_color, refused
-from makers import move_theta, write_mnist
+from makers import move_theta, needs_weights, write_mnist
 from PIL import Image
 
 from timm_stn import cli
@@ -98,7 +98,9 @@ def test_our_networks_on_the_set_that_they_are_for(tmp_path, capsys):
     (['--data', 'birds', *MODEL, '--boxes', 'no.csv'], 'argument --boxes no.csv: FileNotFoundError'),
     (['--data', 'birds', *MODEL, '--output', 'd.xyz'], "--output: takes the name of a picture"),
     (['--data', 'birds', *MODEL, '--count', '1'], 'argument --count: takes at least 2, got 1'),
-    (['stn_gtsrb', '--data', 'empty'], "argument --data: no pictures in the folder 'empty', and not the data of SIGNS"),
+    pytest.param(
+        ['stn_gtsrb', '--data', 'empty'], "argument --data: no pictures in the folder 'empty', and not the data of SIGNS",
+        marks=needs_weights('stn_gtsrb')),
     (['birds', '--data', 'birds'], "argument CHECKPOINT|MODEL: no file 'birds/model_best.pth.tar'"),
     (['--data', 'birds', *MODEL, '--labels', 'no.txt'], 'argument --labels no.txt: FileNotFoundError'),
     (['--data', 'birds', *MODEL, '--model-kwargs', 'in_chans=4'], 'images have 1 or 3 channels, and the model takes 4'),

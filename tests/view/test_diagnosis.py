@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from makers import ROOT, create, generator, images, move_theta, rand, randn, transformer
+from makers import ROOT, create, generator, images, move_theta, needs_weights, rand, randn, transformer
 from torch import nn
 from torch.nn import functional as F
 
@@ -521,7 +521,8 @@ def test_every_fault_is_in_the_docs():
 
 
 @pytest.mark.parametrize('name,kind', [
-    ('stn_mnist_cnn_rts', 'RTS'), ('stn_mnist_cnn_tc', 'TC'), ('stn_mnist_add', 'ADD'), ('stn_gtsrb', 'SIGNS')])
+    ('stn_mnist_cnn_rts', 'RTS'), ('stn_mnist_cnn_tc', 'TC'), ('stn_mnist_add', 'ADD'),
+    pytest.param('stn_gtsrb', 'SIGNS', marks=needs_weights('stn_gtsrb'))])
 @pytest.mark.skipif(not os.environ.get('TIMM_STN_DATA'), reason='needs TIMM_STN_DATA')
 def test_no_false_alarm_for_published_networks(name, kind):
     try:
