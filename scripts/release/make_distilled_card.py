@@ -197,7 +197,8 @@ def main(argv: list[str] | None = None) -> None:
 
     write_folder(args.output, NAME, model, add)
     weights = Path(args.output) / NAME / 'model.safetensors'
-    print(f'its SHA-256 is {hashlib.sha256(weights.read_bytes()).hexdigest()}, which belongs into the zoo')
+    print(f'its SHA-256 is {hashlib.sha256(weights.read_bytes()).hexdigest()}, which belongs into the zoo, with '
+          "license='apache-2.0' among its cfg; README.md and config.json belong into the wheel (pyproject.toml)")
 
 
 if __name__ == '__main__':

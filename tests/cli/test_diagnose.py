@@ -99,7 +99,7 @@ def test_our_networks_on_the_set_that_they_are_for(tmp_path, capsys):
     (['--data', 'birds', *MODEL, '--output', 'd.xyz'], "--output: takes the name of a picture"),
     (['--data', 'birds', *MODEL, '--count', '1'], 'argument --count: takes at least 2, got 1'),
     pytest.param(
-        ['stn_gtsrb', '--data', 'empty'], "argument --data: no pictures in the folder 'empty', and not the data of SIGNS",
+        ['stn_gtsrb', '--data', 'empty'], "no pictures in the folder 'empty', and not the data of SIGNS",
         marks=needs_weights('stn_gtsrb')),
     (['birds', '--data', 'birds'], "argument CHECKPOINT|MODEL: no file 'birds/model_best.pth.tar'"),
     (['--data', 'birds', *MODEL, '--labels', 'no.txt'], 'argument --labels no.txt: FileNotFoundError'),
