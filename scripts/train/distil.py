@@ -26,7 +26,7 @@ from typing import Any
 
 import timm
 import torch
-from distil_lessons import Lesson, Pace, Photos, divergence, epoch, precision
+from distil_lessons import Lesson, Pace, Photos, divergence, epoch, normalized, precision
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 import timm_stn
 from timm_stn.cli.common import positive
 from timm_stn.data.birds import load_birds
+from timm_stn.data.distortions import as_float
 from timm_stn.publish.half import halved
 from timm_stn.view.cost import multiply_adds
 from timm_stn.whole_file import place_of_folder, write_text, write_whole
@@ -122,6 +123,8 @@ class Run:
         self.optimizer: torch.optim.Optimizer | None = None  # the network's
         self.renewed = 0  # step of the stage at which the optimizer was made
         self.saved = time.monotonic()
+        self.said: Tensor | None = None  # the teacher's answers to the test photographs
+        self.reads: dict[tuple[Any, ...], Tensor] = {}
 
     # networks
 
@@ -198,7 +201,9 @@ class Run:
     def figures(self, network: nn.Module, side: int) -> dict[str, float]:
         """What a network makes of the test photographs: shares in percent, the divergence from the teacher in nats."""
         logits = self.answers(network, side)
-        teacher = logits if network is self.teacher else self.answers(self.teacher, 224)
+        if network is self.teacher or self.said is None:
+            self.said = logits if network is self.teacher else self.answers(self.teacher, 224)
+        teacher = self.said
         found = {f'top{k}': 100 * share(logits.topk(k).indices, self.test[1]) for k in (1, 5)}
         return found | {'agreement': 100 * share(logits.topk(1).indices, teacher.argmax(1)),
                         'divergence': divergence(logits, teacher).item()}
@@ -207,9 +212,18 @@ class Run:
     def answers(self, network: nn.Module, side: int) -> Tensor:
         """Logits (N, 200) of the test photographs, read as timm's validate.py reads them."""
         network.eval()
-        photos = DataLoader(Photographs(self.test[0], network, side), batch_size=64, num_workers=self.args.workers)
+        photos = self.read(network, side).split(64)
         with precision(self.device):
-            return torch.cat([network(x.to(self.device)).float().cpu() for x in photos])
+            return torch.cat([network(normalized(network, as_float(x.to(self.device)))).float().cpu() for x in photos])
+
+    def read(self, network: nn.Module, side: int) -> Tensor:
+        """The test photographs (N, 3, side, side) of bytes, as the network's configuration has them read; kept."""
+        config = resolve_model_data_config(network) | {'input_size': (3, side, side)}
+        way = side, config['crop_pct'], config['crop_mode'], config['interpolation']
+        if way not in self.reads:
+            photos = DataLoader(Photographs(self.test[0], config), batch_size=64, num_workers=self.args.workers)
+            self.reads[way] = torch.cat([*photos])
+        return self.reads[way]
 
     # checkpoints
 
@@ -243,8 +257,8 @@ class Run:
                              f'now {comparable(self.args)}')
         self.stage, self.epoch = state['stage'], state['epoch']
         self.found, self.history = state['found'], state['history']
-        self.teacher, self.network = self.read(TEACHER, state['teacher']), self.read(
-            LOOKING if self.stage == 'looking' else STUDENT, state['network'])
+        self.teacher = self.restored(TEACHER, state['teacher'])
+        self.network = self.restored(LOOKING if self.stage == 'looking' else STUDENT, state['network'])
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
         if 'optimizer' in state:
@@ -252,7 +266,7 @@ class Run:
             self.optimizer.load_state_dict(state['optimizer'])
             self.renewed = state['renewed']
 
-    def read(self, name: str, weights: dict[str, Tensor] | None) -> nn.Module | None:
+    def restored(self, name: str, weights: dict[str, Tensor] | None) -> nn.Module | None:
         if weights is None:
             return None
         network = self.made(name)
@@ -283,11 +297,10 @@ class Run:
 
 
 class Photographs(Dataset):
-    """Photographs (N, 3, 224, 224) of bytes, as a network's own configuration has them read."""
+    """Photographs (N, 3, 224, 224) of bytes, as a configuration has them read; still bytes."""
 
-    def __init__(self, images: Tensor, network: nn.Module, side: int) -> None:
-        config = resolve_model_data_config(network) | {'input_size': (3, side, side)}
-        self.images, self.transform = images, create_transform(**config)
+    def __init__(self, images: Tensor, config: dict[str, Any]) -> None:
+        self.images, self.transform = images, create_transform(**config, normalize=False)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -280,12 +280,16 @@ def test_a_folder_of_another_run_is_left_alone(script, sources, whole, capsys):
         kept.rename(result)
 
 
-def test_photographs_are_read_as_by_validate(script):
+def test_photographs_are_read_as_by_validate(script, sources, tmp_path):
     model = timm.create_model('resnet18')
     model.pretrained_cfg.update(crop_pct=0.875, interpolation='bicubic')
-    found = script.Photographs(photographs(1), model, 112)[0]
+    run = script.Run(script.parse_args([*sources, '--photos', '2', '--output', str(tmp_path)]))
+    run.test = photographs(3), torch.zeros(3)
+    pixels = run.read(model, 112)
+    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 3, 112, 112) and run.read(model, 112) is pixels
+    found = lessons.normalized(model, pixels / 255)[0]
     config = timm.data.resolve_model_data_config(model) | dict(input_size=(3, 112, 112))
-    picture = script.Image.fromarray(photographs(1)[0].permute(1, 2, 0).numpy()).resize((128, 128), 3)
+    picture = script.Image.fromarray(photographs(3)[0].permute(1, 2, 0).numpy()).resize((128, 128), 3)
     expected = torch.from_numpy(np.array(picture.crop((8, 8, 120, 120)))).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ('mean', 'std'))
     assert torch.allclose(found, (expected - mean) / std, atol=1e-5)
