@@ -155,7 +155,7 @@ def check(results: list[dict[str, Any]]) -> None:
         raise SystemExit(f'--run is of seed {first["seed"]}: the weights are those of seed 0, whatever they come to.')
     if first['held_back'] or first['photos'] or first['sides'] != [128, 224, 448]:
         raise SystemExit('--run was a trial: on part of the photographs, or of other sizes.')
-    but = {'seed', 'output', 'data', 'weights', 'device', 'workers', 'until'}
+    but = {'seed', 'output', 'data', 'weights', 'device', 'until'}
     for result in results[1:]:
         differ = sorted(key for key in first if key not in but and first[key] != result['args'][key])
         if differ or result['args']['seed'] in (first['seed'], None):
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     model.pretrained_cfg.update(
         label_names=[p.name.partition('.')[2].replace('_', ' ') for p in classes], license='apache-2.0')
     pictures = [sorted(p.iterdir())[0] for p in classes[::33][:6]]
-    given = {key: result['args'][key] for key in ('epochs', 'sides', 'lr', 'batch_size')}
+    given = {key: result['args'][key] for key in ('epochs', 'sides', 'lr', 'batch_size', 'temperature')}
     options = ' '.join(f'--{key.replace("_", "-")} {" ".join(map(str, value)) if isinstance(value, list) else value}'
                        for key, value in given.items())
     error = deviation(result['top1'], result['test_images'])

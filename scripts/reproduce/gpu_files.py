@@ -6,12 +6,11 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Container, Iterable
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from checkout import write_text, write_whole
+from checkout import write_text
 
 MOST, COUNT = 15 * 2 ** 20, 4  # bytes of a tar, and how many there are
 EDGE = 4096  # bytes that a member may take beside its own, and a tar beside its members
@@ -70,14 +69,25 @@ def write(
         digest = hashlib.sha256(content).hexdigest()[:16]
         for index, (b, piece) in enumerate(pieces):
             b.add(f'{name}.piece-{index}-of-{len(pieces)}-{digest}', piece, time)
-    for number, b in enumerate(bins, first):
-        place = target / f'runs-{number}.tar'
-        content = b.packed() if b.members else b''
-        if not content:
-            place.unlink(missing_ok=True)
-        elif not place.is_file() or place.read_bytes() != content:
-            write_whole(place, partial(Path.write_bytes, data=content))
+    put({target / f'runs-{number}.tar': b.packed() if b.members else b'' for number, b in enumerate(bins, first)})
     return left_out
+
+
+def put(contents: dict[Path, bytes]) -> None:
+    """Replace files as nearly at once as it goes, for several have pieces of one; delete those without content."""
+    beside: dict[Path, Path] = {}
+    try:
+        for place, content in contents.items():
+            if content and (not place.is_file() or place.read_bytes() != content):
+                beside[place] = place.with_name(f'.{place.name}.tmp')
+                beside[place].write_bytes(content)
+        for place, new in beside.items():
+            os.replace(new, place)
+        for place in (place for place, content in contents.items() if not content):
+            place.unlink(missing_ok=True)
+    finally:
+        for new in beside.values():
+            new.unlink(missing_ok=True)
 
 
 def read(

@@ -32,6 +32,7 @@ class Job(NamedTuple):
         return self.name.partition('-')[0]
 
 
+ALL = 999  # cores: nothing runs beside it
 WEIGHTS = ('result.json', 'summary.csv', 'model.safetensors')
 CARD = ('--epochs', '20', '--batch-size', '64', '--lr', '0.0015', '--ema-decay', '0.999', '--channels-last')
 RTS = ('--model', 'stn_mnist_cnn_rts', '--model-kwargs', 'stn_size=24', 'channels=[64,128]', 'stn_iterations=2')
@@ -129,15 +130,15 @@ def birds() -> Iterator[Job]:
 
 
 def distil(*seeds: int) -> Iterator[Job]:
-    """`stn_resnet50_cub`, and plain networks that are trained alike; best with nothing beside it.
+    """`stn_resnet50_cub`, and plain networks that are trained alike.
 
-    One checkpoint has room to come back.
+    Each has the machine for itself, for one checkpoint has room to come back.
     """
     for seed in seeds:
         command = ('train/distil.py', '--data', '{birds}', '--weights', '{lite0}/model.safetensors', '--output',
-                   '{run}', '--device', '{device}', '--workers', '{workers}', '--seed', str(seed))
+                   '{run}', '--device', '{device}', '--seed', str(seed))
         yield Job(f'distil-{seed}', command, 600, ('lite0', 'birds-train', 'birds-test'),
-                  keeps=WEIGHTS if seed == 0 else WEIGHTS[:2], cores=3, partly=True, returns=seed == 0,
+                  keeps=WEIGHTS if seed == 0 else WEIGHTS[:2], cores=ALL, partly=True,
                   smoke=('--epochs', '1', '1', '1', '1', '--sides', '32', '64', '96', '--photos', '16'))
 
 

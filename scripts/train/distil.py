@@ -21,18 +21,18 @@ import csv
 import io
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from distil_lessons import Lesson, Pace, Photos, divergence, epoch, normalized, precision
+from distil_lessons import Lesson, Pace, Photos, divergence, epoch, normalized, precision, steps_of
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 import timm_stn
 from timm_stn.cli.common import positive
@@ -45,9 +45,11 @@ from timm_stn.whole_file import place_of_folder, write_text, write_whole
 TEACHER, STUDENT, LOOKING = 'tf_efficientnet_lite0', 'resnet50', 'stn_resnet50_cub'
 STAGES = ('teacher', 'student', 'plain', 'plain_448', 'looking')
 COUNTS = ('teacher', 'small', 'large', 'looking')  # parts of stages whose epochs are given
+CROP = timm.get_pretrained_cfg(LOOKING).crop_pct  # share of a photograph's side that is tested
 WHOLE = ('teacher', 'plain', 'plain_448')  # stages that begin anew where they were interrupted
 SAVED = 30.0  # seconds between checkpoints
-MAY_DIFFER = ('output', 'data', 'weights', 'device', 'workers', 'until')  # between the starts of one run
+WARMUP = 400  # steps, and at most a tenth of all
+MAY_DIFFER = ('output', 'data', 'weights', 'device', 'until')  # between the starts of one run
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,19 +58,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--data', help='folder with the birds, or with cub200-2010 (default: the variable TIMM_STN_DATA)')
     add('--weights', required=True, metavar='FILE', help='ImageNet weights of tf_efficientnet_lite0')
     add('--output', required=True, type=lambda text: str(place_of_folder(text)), help='folder of the run')
-    add('--epochs', nargs=4, type=positive, default=[12, 400, 60, 20], metavar=tuple(name.upper() for name in COUNTS),
+    add('--epochs', nargs=4, type=positive, default=[12, 300, 60, 20], metavar=tuple(name.upper() for name in COUNTS),
         help='of the teacher, of the student at SMALL and at LARGE pixels, of each stage after it '
-             '(default: 12 400 60 20)')
+             '(default: 12 300 60 20)')
     add('--sides', nargs=3, type=positive, default=[128, 224, 448], metavar=('SMALL', 'LARGE', 'FULL'),
         help='pixels that the student sees, at last FULL; glimpses have half of FULL (default: 128 224 448)')
     add('--lr', type=float, default=1e-3, help='highest, of the student; a fifth of it after it (default: %(default)s)')
     add('--batch-size', type=positive, default=256, help='of the student (default: %(default)s)')
+    add('--temperature', type=float, default=5.0,
+        help="of teacher's and student's answers, for the student; 1 after it (default: %(default)s)")
     add('--until', choices=STAGES, default=STAGES[-1], help='the last stage to run (default: all of them)')
     add('--held-back', type=int, default=0, metavar='N', help='train without the last N photographs, and test on these')
     add('--photos', type=positive, metavar='N', help='take only N to train on, and N to test on')
     add('--seed', type=int, default=0)
     add('--device', default='cpu')
-    add('--workers', type=int, default=0, help='processes that read test photographs (default: %(default)s)')
     return parser.parse_args(argv)
 
 
@@ -96,6 +99,7 @@ class Stage:
         self.side = {'teacher': 224, 'student': large, 'plain': large}.get(name, full)
         self.lr = {'teacher': 1e-3, 'student': args.lr}.get(name, args.lr / 5)
         self.small, self.batch_size = small, {'teacher': 32, 'student': args.batch_size}.get(name, 64)
+        self.temperature = args.temperature
 
     def part(self, number: int) -> str:
         """The name of the part to which an epoch belongs."""
@@ -104,7 +108,7 @@ class Stage:
     def lesson(self, number: int) -> Lesson:
         side = self.small if number < self.changes else self.side
         if self.name == 'student':
-            return Lesson(side, self.batch_size, least=0.08, mixed=True, features=True)
+            return Lesson(side, self.batch_size, least=0.08, mixed=True, features=True, temperature=self.temperature)
         return Lesson(side, self.batch_size, smoothing=0.1 if self.name == 'teacher' else 0.0)
 
 
@@ -154,11 +158,10 @@ class Run:
     def run(self) -> None:
         """Run the stages that are left."""
         for name in STAGES[STAGES.index(self.stage):STAGES.index(self.args.until) + 1]:
-            stage = Stage(name, self.args)
             if name != self.stage:
                 self.stage, self.epoch, self.optimizer = name, 0, None
-            if self.epoch < stage.epochs:
-                self.learn(stage)
+            if name not in self.found:  # it may have learned, and not been measured
+                self.learn(Stage(name, self.args))
 
     def learn(self, stage: Stage) -> None:
         """Run a stage to its end, and measure what has come of it."""
@@ -169,13 +172,14 @@ class Run:
             network = self.network = self.network if self.epoch else self.beginning(stage)
             if stage.name == 'student' and not self.epoch:
                 self.found['untrained'] = self.figures(network, stage.side)
-        steps = -(-len(self.photos[0]) // stage.batch_size)
+        steps = steps_of(len(self.photos[0]), stage.batch_size)
         optimizer = None if stage.is_whole else self.optimizer
         if optimizer is None:
             optimizer, self.renewed = self.optimizer_of(network, stage), self.epoch * steps
         if not stage.is_whole:
             self.optimizer = optimizer
-        pace = Pace(optimizer, stage.lr, steps, stage.epochs * steps, self.renewed)
+        total = stage.epochs * steps
+        pace = Pace(optimizer, stage.lr, min(WARMUP, total // 10), total, self.renewed)
         for number in range(self.epoch, stage.epochs):
             start = time.perf_counter()
             seed = 100_000 * self.args.seed + 10_000 * STAGES.index(stage.name) + number
@@ -217,12 +221,17 @@ class Run:
             return torch.cat([network(normalized(network, as_float(x.to(self.device)))).float().cpu() for x in photos])
 
     def read(self, network: nn.Module, side: int) -> Tensor:
-        """The test photographs (N, 3, side, side) of bytes, as the network's configuration has them read; kept."""
-        config = resolve_model_data_config(network) | {'input_size': (3, side, side)}
-        way = side, config['crop_pct'], config['crop_mode'], config['interpolation']
+        """The test photographs (N, 3, side, side) of bytes, as the network's configuration has them read; kept.
+
+        The share of a photograph that the middle takes is that of `stn_resnet50_cub` for all networks.
+        """
+        config = resolve_model_data_config(network) | {'input_size': (3, side, side), 'crop_pct': CROP}
+        way = side, config['crop_mode'], config['interpolation']
         if way not in self.reads:
-            photos = DataLoader(Photographs(self.test[0], config), batch_size=64, num_workers=self.args.workers)
-            self.reads[way] = torch.cat([*photos])
+            transform = create_transform(**config, normalize=False)
+            with ThreadPoolExecutor() as pool:
+                found = pool.map(lambda x: transform(Image.fromarray(x.permute(1, 2, 0).numpy())), self.test[0])
+                self.reads[way] = torch.stack([*found])
         return self.reads[way]
 
     # checkpoints
@@ -252,6 +261,8 @@ class Run:
         if not found:
             return
         state = max(found, key=lambda state: (STAGES.index(state['stage']), state['epoch']))  # the first of equals
+        before = vars(parse_args(['--weights', '', '--output', str(self.folder)]))  # options that there were not then
+        state['args'] = comparable(argparse.Namespace(**{**before, **state['args']}))
         if state['args'] != comparable(self.args):
             raise SystemExit(f'argument --output: {self.folder} is of a run with other arguments: {state["args"]}, '
                              f'now {comparable(self.args)}')
@@ -294,19 +305,6 @@ class Run:
             device=torch.cuda.get_device_name(self.device) if self.photos[0].is_cuda else self.device,
             versions={'torch': torch.__version__, 'timm': timm.__version__, 'timm_stn': timm_stn.__version__})
         write_text(self.folder / 'result.json', json.dumps(result, indent=2) + '\n')
-
-
-class Photographs(Dataset):
-    """Photographs (N, 3, 224, 224) of bytes, as a configuration has them read; still bytes."""
-
-    def __init__(self, images: Tensor, config: dict[str, Any]) -> None:
-        self.images, self.transform = images, create_transform(**config, normalize=False)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.transform(Image.fromarray(self.images[index].permute(1, 2, 0).numpy()))
 
 
 def share(answers: Tensor, truth: Tensor) -> float:

@@ -8,6 +8,7 @@ student's first 1,280 are to be the teacher's, without a layer between.
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from timm_stn.geometry.transforms import matrix_grid
 TEACHER_SIDE = 224  # pixels that the teacher sees; the photographs have as many
 DRAWS = CROP_DRAWS + 1  # uniform numbers of a photograph in an epoch
 FEATURES = 1.0  # weight of the features beside the answers
+CLIP = 1.0  # largest norm of the gradient
 
 Photos = tuple[Tensor, Tensor]  # (N, 3, 224, 224) of bytes, and their classes (N,)
 
@@ -35,6 +37,7 @@ class Lesson(NamedTuple):
     mixed: bool = False  # whether photographs are mixed
     features: bool = False  # whether features are compared, too
     smoothing: float = 0.0  # of labels, where there is no teacher
+    temperature: float = 1.0  # of the answers that are compared
 
 
 def views(photos: Tensor, u: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
@@ -60,8 +63,14 @@ def views(photos: Tensor, u: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
 
 def normalized(model: nn.Module, images: Tensor) -> Tensor:
     """Pixels in [0, 1] less the mean of the network's configuration, in its standard deviation."""
-    mean, std = (torch.tensor(model.pretrained_cfg[name], device=images.device) for name in ('mean', 'std'))
-    return (images - mean[:, None, None]) / std[:, None, None]
+    mean, std = (constant(tuple(model.pretrained_cfg[name]), images.device) for name in ('mean', 'std'))
+    return (images - mean) / std
+
+
+@lru_cache
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1), made once: a copy to a GPU would wait for all that it has to do."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def answers(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,9 +79,14 @@ def answers(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return features.float(), model.get_classifier()(features).float()
 
 
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the student's answers from the teacher's, of logits (N, K), in nats."""
-    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction='batchmean', log_target=True)
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of the student's answers from the teacher's, of logits (N, K), in nats.
+
+    Both are divided by a temperature, and the divergence is multiplied by its square, so that gradients keep their size
+    (Hinton et al. 2015, arXiv:1503.02531).
+    """
+    student, teacher = ((logits / temperature).log_softmax(1) for logits in (student, teacher))
+    return temperature ** 2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
 
 
 def apart(student: Tensor, teacher: Tensor) -> Tensor:
@@ -91,27 +105,34 @@ def compared(
         seen: tuple[Tensor, Tensor],
         lesson: Lesson,
 ) -> tuple[Tensor, Tensor]:
-    """What a lesson is learned by, and the divergence of answers in it."""
+    """What a lesson is learned by, and the divergence of the answers at a temperature of 1."""
     with torch.no_grad():
         features, logits = answers(teacher, seen[1])
     if not lesson.features:
-        loss = divergence(student(normalized(student, seen[0])).float(), logits)
-        return loss, loss
-    own_features, own_logits = answers(student, seen[0])
-    loss = divergence(own_logits, logits)
-    return loss + FEATURES * apart(own_features, features), loss
+        own_logits, loss = student(normalized(student, seen[0])).float(), 0.0
+    else:
+        own_features, own_logits = answers(student, seen[0])
+        loss = FEATURES * apart(own_features, features)
+    loss = loss + divergence(own_logits, logits, lesson.temperature)
+    return loss, divergence(own_logits.detach(), logits)
 
 
 def batches(count: int, size: int, seed: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The order of an epoch's photographs and their uniform numbers, batch by batch; `seed` determines both.
 
-    A last batch of one is left out: batch normalisation cannot do with it.
+    All batches are of one size, and what is left over is left out: other photographs in each epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     order, u = torch.randperm(count, generator=generator), torch.rand(count, DRAWS, generator=generator)
-    for index, numbers in zip(order.split(size), u.split(size), strict=True):
-        if len(index) > 1:
-            yield index.to(device), numbers.to(device)
+    order, u = order.to(device), u.to(device)
+    for step in range(steps_of(count, size)):
+        part = slice(step * size, (step + 1) * size)
+        yield order[part], u[part]
+
+
+def steps_of(count: int, size: int) -> int:
+    """Batches of an epoch."""
+    return max(count // size, 1)
 
 
 class Pace:
@@ -165,6 +186,7 @@ def epoch(
                 loss, distance = compared(network, teacher, (for_student, for_teacher), lesson)
         pace.optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         pace.optimizer.step()
         total += torch.stack((loss.detach(), distance.detach())) * len(index)
         seen += len(index)

@@ -98,6 +98,17 @@ def test_what_is_compared():
     assert lessons.apart(student, teacher[:, :4]).item() == pytest.approx(1 - np.mean(cosines), rel=1e-5)
 
 
+def test_a_temperature_keeps_the_size_of_gradients():
+    """Where it is high, by that of half the squared distance of centred logits (Hinton et al. 2015, section 2.1)."""
+    student, teacher = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0)).double()
+    expected = np.mean([4 * entropy(t, s) for t, s in zip(
+        (teacher / 2).softmax(1).numpy(), (student / 2).softmax(1).numpy())])
+    assert lessons.divergence(student, teacher, 2.0).item() == pytest.approx(expected)
+    apart = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+    assert lessons.divergence(student, teacher, 1e3).item() == pytest.approx(
+        (apart ** 2).sum(1).mean().item() / 2 / 9, rel=0.01)
+
+
 @pytest.mark.parametrize('features', [False, True])
 def test_only_the_student_learns(features):
     networks = [timm.create_model('test_resnet', num_classes=3).eval() for _ in range(2)]
@@ -106,6 +117,7 @@ def test_only_the_student_learns(features):
     loss.backward()
     assert all(p.grad is not None for p in networks[0].parameters())
     assert all(p.grad is None for p in networks[1].parameters())
+    assert loss.requires_grad and not divergence.requires_grad
     with torch.no_grad():
         mean, std = (torch.tensor(networks[0].pretrained_cfg[k])[:, None, None] for k in ('mean', 'std'))
         logits = [network((x - mean) / std) for network, x in zip(networks, seen, strict=True)]
@@ -113,10 +125,12 @@ def test_only_the_student_learns(features):
     assert (loss > divergence) if features else (loss == divergence)
 
 
-def test_an_epoch_shows_every_photograph_once_but_for_one_alone():
-    found = [index for index, u in lessons.batches(9, 4, 3, 'cpu')]
-    assert [len(index) for index in found] == [4, 4] and len({*torch.cat(found).tolist()}) == 8
-    assert sorted(torch.cat([index for index, _ in lessons.batches(10, 4, 3, 'cpu')]).tolist()) == [*range(10)]
+def test_an_epoch_shows_no_photograph_twice_and_what_is_left_over_changes():
+    epochs = [[index for index, u in lessons.batches(9, 4, seed, 'cpu')] for seed in range(20)]
+    assert all([len(index) for index in epoch] == [4, 4] for epoch in epochs)
+    seen = [{*torch.cat(epoch).tolist()} for epoch in epochs]
+    assert {len(each) for each in seen} == {8} and set.union(*seen) == {*range(9)} and len({*map(frozenset, seen)}) > 3
+    assert [len(index) for index, _ in lessons.batches(3, 4, 3, 'cpu')] == [3] and lessons.steps_of(3, 4) == 1
 
 
 def test_rates_rise_then_fall_and_rise_again_with_a_new_optimizer():
@@ -201,6 +215,48 @@ def test_an_interrupted_run_ends_as_the_whole_one(script, sources, whole, cut, t
     assert not list(tmp_path.rglob('.*.tmp'))
 
 
+@pytest.mark.parametrize('stage', ['student', 'looking'])
+def test_a_stage_that_is_cut_off_while_it_is_measured(script, sources, whole, cut, tmp_path, monkeypatch, stage):
+    command, figures = [*sources, *SMALL, '--output', str(tmp_path / 'run')], script.Run.figures
+
+    def stopped(run, network, side):
+        if run.stage == stage and run.epoch:
+            raise Cut
+        return figures(run, network, side)
+
+    cut(99)
+    monkeypatch.setattr(script.Run, 'figures', stopped)
+    with pytest.raises(Cut):
+        script.main(command)
+    monkeypatch.setattr(script.Run, 'figures', figures)
+    script.main(command)
+    first, second = (json.loads((folder / 'result.json').read_text()) for folder in (whole, tmp_path / 'run'))
+    assert first['stages'] == second['stages'] and first['seconds'].keys() == second['seconds'].keys()
+
+
+def test_a_checkpoint_of_before_an_option_is_of_its_default(script, sources, cut, tmp_path):
+    command = [*sources, *SMALL, '--output', str(tmp_path / 'run')]
+    cut(2)
+    with pytest.raises(Cut):
+        script.main(command)
+    for name in ('state.pt', 'checkpoint.pt'):
+        state = torch.load(tmp_path / 'run' / name, weights_only=True)
+        del state['args']['temperature']
+        torch.save(state, tmp_path / 'run' / name)
+    with pytest.raises(SystemExit, match='other arguments'):
+        script.main([*command, '--temperature', '2'])
+    cut(99)
+    script.main(command)
+
+
+def test_all_are_tested_on_the_same_part_of_photographs(script, sources, tmp_path):
+    run = script.Run(script.parse_args([*sources, '--photos', '2', '--output', str(tmp_path)]))
+    made = [timm.create_model(name) for name in ('resnet50', 'tf_efficientnet_lite0', 'stn_resnet50_cub')]
+    assert len({timm.data.resolve_model_data_config(model)['crop_pct'] for model in made}) > 1
+    first, *others = (run.read(model, 64) for model in made)
+    assert all(torch.equal(first, other) for other in others)
+
+
 @pytest.mark.parametrize(('most', 'stage'), [(2, 'student'), (8, 'looking')])
 def test_what_travels_is_enough_to_go_on(script, sources, cut, tmp_path, most, stage):
     command = [*sources, *SMALL, '--output', str(tmp_path / 'run')]
@@ -234,7 +290,7 @@ def test_a_run_in_bfloat16(script, sources, whole, tmp_path, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_a_run_on_a_gpu(script, sources, whole, cut, tmp_path):
-    command = [*sources, *SMALL, '--output', str(tmp_path / 'run'), '--device', 'cuda', '--workers', '2']
+    command = [*sources, *SMALL, '--output', str(tmp_path / 'run'), '--device', 'cuda']
     cut(4)
     with pytest.raises(Cut):
         script.main(command)
@@ -288,8 +344,9 @@ def test_photographs_are_read_as_by_validate(script, sources, tmp_path):
     pixels = run.read(model, 112)
     assert pixels.dtype == torch.uint8 and pixels.shape == (3, 3, 112, 112) and run.read(model, 112) is pixels
     found = lessons.normalized(model, pixels / 255)[0]
+    assert script.CROP == timm.get_pretrained_cfg('stn_resnet50_cub').crop_pct == 0.95
     config = timm.data.resolve_model_data_config(model) | dict(input_size=(3, 112, 112))
-    picture = script.Image.fromarray(photographs(3)[0].permute(1, 2, 0).numpy()).resize((128, 128), 3)
-    expected = torch.from_numpy(np.array(picture.crop((8, 8, 120, 120)))).permute(2, 0, 1) / 255
+    picture = script.Image.fromarray(photographs(3)[0].permute(1, 2, 0).numpy()).resize((117, 117), 3)
+    expected = torch.from_numpy(np.array(picture.crop((2, 2, 114, 114)))).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ('mean', 'std'))
     assert torch.allclose(found, (expected - mean) / std, atol=1e-5)

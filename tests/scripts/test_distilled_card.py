@@ -13,7 +13,7 @@ from timm_stn.names import zoo
 from timm_stn.publish.half import rounded
 
 ARGS = dict(seed=0, held_back=0, photos=None, sides=[128, 224, 448], epochs=[12, 400, 60, 20], lr=0.001, batch_size=256,
-            output='o', data='d', weights='w', device='cuda', workers=2, until='looking')
+            output='o', data='d', weights='w', device='cuda', temperature=5.0, until='looking')
 SECONDS = dict(teacher=20.0, small=300.0, large=80.0, plain=25.0, plain_448=100.0, looking=75.4)
 
 
@@ -84,7 +84,7 @@ def test_a_card_and_the_network_that_it_gives(run, tmp_path, monkeypatch, capsys
             '| plain ResNet-50, 224 x 224 | 64.8 ± 0.1 (2 seeds) |', '| 4.09 G | 23,917,832 |',
             '| 16.35 G | 23,917,832 |', 'tf_efficientnet_lite0, 224 x 224 | 69.5', '| 0.38 G | 3,627,208 |',
             '400 epochs at 128 x 128',
-            '--epochs 12 400 60 20 --sides 128 224 448 --lr 0.001 --batch-size 256 --seed 0',
+            '--epochs 12 400 60 20 --sides 128 224 448 --lr 0.001 --batch-size 256 --temperature 5.0 --seed 0',
             'NVIDIA H100 80GB HBM3, 600', 'timm_stn 0.1.0', 'in half precision; loaded, they are',
             '](look.jpg)'):
         assert text in card.content, text

@@ -98,7 +98,7 @@ _ZOO = dict(
         arguments=dict(
             stn_transform='attention', stn_glimpses=2, stn_whole=True, stn_scale=0.5, stn_size=224,
             stn_localization='saliency:3', stn_lr_scale=10.0),
-        cfg=dict(num_classes=200, crop_pct=0.875),
+        cfg=dict(num_classes=200, crop_pct=0.95),
         recipe='`scripts/train_cub.sh DATA OUTPUT stn_resnet50_cub`',
     ),
     stn_resnet50_cub_paper=Own(  # the paper's birds network, section 4.3
