@@ -51,6 +51,13 @@ def test_a_card_says_what_the_hub_asks(name):
     assert {p.name for p in folder.iterdir()} >= {'README.md', 'config.json', 'model.safetensors'}
 
 
+@pytest.mark.parametrize('name', [pytest.param(name, marks=needs_weights(name)) for name in CARDS])
+def test_a_file_lacks_nothing_that_answers_depend_on(name):
+    """transformers draws at random what a file does not have."""
+    held = load_file(ROOT / 'model_cards' / name / 'model.safetensors')
+    assert create(name).state_dict().keys() - held.keys() <= {'stn.made_with'}
+
+
 # the card of a cell
 
 NAME, CELL, PLAIN = 'stn_mnist_cnn_r', 'table1-R-st-cnn-tps', 'table1-R-cnn'

@@ -296,6 +296,26 @@ def test_what_is_newer_stays(tmp_path):
     assert place.read_bytes() == b'went on here'
 
 
+def test_a_disk_that_is_full_in_the_middle_leaves_the_state_before(tmp_path, monkeypatch):
+    there = list(files(tmp_path / 'there', [400_000]))
+    out, write_bytes = tmp_path / 'out', type(tmp_path).write_bytes
+    out.mkdir()
+    write(out, there, MOST, count=3)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert len(before) == 3
+    there[0][1].write_bytes(bytes(400_000))
+
+    def full(path, data):
+        if 'runs-2' in path.name:
+            raise OSError('no space')
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(type(tmp_path), 'write_bytes', full)
+    with pytest.raises(OSError, match='no space'):
+        write(out, there, MOST, count=3)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_pieces_of_two_states_of_a_file_are_not_joined(tmp_path):
     """As where a machine goes while the second tar is not written anew yet."""
     there = list(files(tmp_path / 'there', [300_000]))

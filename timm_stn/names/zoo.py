@@ -61,7 +61,7 @@ def _square(kind: str, sha256: str | None) -> Own:
 
 _ZOO = dict(
     stn_mnist_cnn_rts=_mnist(
-        'RTS', (1, 42, 42), '69f598cff9f00c12aa47d00799aadab1a42f68621ac7bdf256f0530d99f8d9db',
+        'RTS', (1, 42, 42), '6d7fd61c9a19398fb06104268544cfe63b2e0a8e696b082368e46a696dbcfaf9',
         stn_size=24, stn_iterations=2, channels=(64, 128)),
     stn_mnist_cnn_tc=_mnist(
         'TC', (1, 60, 60), '2060ee97294dcbc3629d18f337909f6c9bd7b754d0d7caeab26d357271828c73', stn_size=28),

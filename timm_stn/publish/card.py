@@ -134,7 +134,13 @@ def _measured(run: Run, num_classes: int) -> str:
     weights = 'the moving average of the weights' if run.averaged else 'the weights'
     split, data = run.args.get('val_split') or 'validation', _dataset(run.args)[1]
     return (f'## Results\n\n| | |\n| --- | --- |\n{rows}\n\ntimm\'s `train.py` measured {weights} after epoch '
-            f'{run.epoch}, on the split `{split}` of {data}. The same split may have selected the epoch.')
+            f'{run.epoch}, on the split `{split}` of {data}. {_selected(run)}')
+
+
+def _selected(run: Run) -> str:
+    if run.epoch is not None and run.epoch == int(run.args.get('epochs') or 0) - 1:
+        return 'It is the last epoch of the training.'
+    return 'The same split may have selected the epoch.'
 
 
 def _recipe(run: Run) -> str:
