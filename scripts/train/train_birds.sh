@@ -5,8 +5,8 @@
 #
 # DATA has the folders train and test, each with one folder of images per class. WEIGHTS is the ImageNet checkpoint of
 # BASE (model.safetensors of timm/tf_efficientnet_lite0.in1k). Every run gets a folder in OUTPUT. An interrupted run
-# resumes; a finished run is skipped; one of another BASE is refused. For every BASE, sides are those of the photographs (224 x 224) or less; 448 is that
-# of photographs enlarged twofold.
+# resumes; a finished run is skipped; one of another BASE is refused. For every BASE, sides are those of the photographs
+# (224 x 224) or less; 448 is that of photographs enlarged twofold.
 # NAMEs (all): plain112 zoom112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192 plain448 whole2at448.
 # OPTIONs, also from the environment: BASE (tf_efficientnet_lite0), PYTHON (python), DEVICE (cpu), WORKERS (1),
 # EPOCHS (12), SEED (0), OMP_NUM_THREADS (1).
