@@ -72,10 +72,13 @@ def check_device(device: str) -> None:
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'DEVICE={device}, but torch sees no GPU here; DEVICE=cpu does without')
     try:
-        torch.ones(1, device=device).item()
+        known = torch.device(device)
+    except RuntimeError:  # lists all that torch knows
+        raise ValueError(f'DEVICE takes cuda, cuda:1, cpu or another device of torch\'s, got {device}') from None
+    try:
+        torch.ones(1, device=known).item()
     except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: as the device's kind has it
-        raise ValueError(f'DEVICE takes cuda, cuda:1, cpu or what torch can use here, got {device} ({_short(error)})'
-                         ) from error
+        raise ValueError(f'DEVICE={device} cannot be used here ({_short(error)})') from error
 
 
 def digest(file: Path) -> str:
