@@ -297,10 +297,13 @@ def test_weights_are_named_with_their_digest(plain, tmp_path, monkeypatch, capsy
             assert capsys.readouterr().out == f'{hashlib.sha256(opened.read()).hexdigest()[:12]} {each}\n'
 
 
+NO_GPU = pytest.param('cuda', 'DEVICE=cuda, but torch sees no GPU here; DEVICE=cpu does without', marks=pytest.mark.skipif(
+    torch.cuda.is_available(), reason='a GPU is here'))
+
+
 @pytest.mark.parametrize('device, told', [
     ('foo', "DEVICE takes cuda, cuda:1, cpu or another device of torch's, got foo\n"), ('cpu:x', ', got cpu:x\n'),
-    ('meta', 'DEVICE=meta cannot be used here (RuntimeError: '), pytest.param('cuda', 'DEVICE=cuda, but torch sees no GPU here; DEVICE=cpu does without',
-                                        marks=pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is here'))])
+    ('meta', 'DEVICE=meta cannot be used here (RuntimeError: '), NO_GPU])
 def test_a_device_that_torch_cannot_use_is_told_in_a_line(plain, monkeypatch, capsys, device, told):
     assert told in refused_weights(monkeypatch, capsys, plain[0], '--device', device)
 
