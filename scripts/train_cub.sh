@@ -96,12 +96,15 @@ found=$("$PYTHON" "$HERE/train/cub_weights.py" "$WEIGHTS" --device "$DEVICE")
 START=${found#* }
 options="WEIGHTS=$(basename "$WEIGHTS") (${found%% *}) EPOCHS=$EPOCHS BATCH_SIZE=$BATCH_SIZE SIDE=$SIDE AMP=$AMP"
 options+=", $CLASSES classes"
-for name in "${NAMES[@]}"; do
-    folder=$OUTPUT/$name-$RECIPE-$SEED
-    [[ -f $folder/last.pth.tar || -f $folder/result.json ]] || continue  # nothing has trained in it
-    begun=$(cat "$folder/options.txt" 2>/dev/null || echo "unknown options")
-    [[ $begun == "$options" ]] || refuse "$folder was begun with $begun, not $options; another OUTPUT keeps both"
-done
+
+compare_options() {  # FOLDER: of a run, if anything has trained in it
+    local begun
+    [[ -f $1/last.pth.tar || -f $1/result.json ]] || return 0
+    begun=$(cat "$1/options.txt" 2>/dev/null || echo "unknown options")
+    [[ $begun == "$options" ]] || refuse "$1 was begun with $begun, not $options; another OUTPUT keeps both"
+}
+
+for name in "${NAMES[@]}"; do compare_options "$OUTPUT/$name-$RECIPE-$SEED"; done
 mkdir -p "$OUTPUT"
 
 run=("$PYTHON")
@@ -115,6 +118,7 @@ epochs_of() {  # FOLDER: how many a run has finished
 train() {  # NAME MODEL SIDE [stn_argument=value...]
     local folder=$OUTPUT/$1-$RECIPE-$SEED model=$2 side=$3 resume=() log=() timing=() before seconds epochs
     shift 3
+    compare_options "$folder"  # again: another command may have trained since
     if [[ -f $folder/result.json ]]; then
         echo "${folder##*/} is finished"
         return

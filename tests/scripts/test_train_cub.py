@@ -297,8 +297,9 @@ def test_weights_are_named_with_their_digest(plain, tmp_path, monkeypatch, capsy
             assert capsys.readouterr().out == f'{hashlib.sha256(opened.read()).hexdigest()[:12]} {each}\n'
 
 
-NO_GPU = pytest.param('cuda', 'DEVICE=cuda, but torch sees no GPU here; DEVICE=cpu does without', marks=pytest.mark.skipif(
-    torch.cuda.is_available(), reason='a GPU is here'))
+NO_GPU = pytest.param(
+    'cuda', 'DEVICE=cuda, but torch sees no GPU here; DEVICE=cpu does without',
+    marks=pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is here'))
 
 
 @pytest.mark.parametrize('device, told', [
