@@ -5,10 +5,10 @@
 #
 # Installs the package, fetches timm's scripts and the archive (1.1 GB), trains NAME (stn_resnet50_cub) by
 # scripts/train_cub.sh, which takes the OPTIONs, and pushes its last epoch and its result.json to the repository
-# ORG/NAME. HF_TOKEN must be allowed to write there, which is tried first.
+# ORG/NAME. Options, NAME, weights and GPU are tried first, then whether HF_TOKEN is allowed to write there.
 # OPTIONs of its own: WORK (cub; a folder for everything; in one that outlives the job, another job goes on), ARCHIVE
 # (Caltech's; a URL or a file), SUBSET (1: it may be a part of the set), LICENSE (of the weights; default: unknown),
-# DRY_RUN (1: publishes nothing), PYTHON (python).
+# DRY_RUN (1: publishes nothing), PYTHON (python), CHECK (1: only tries options, NAME, weights and GPU).
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,21 +20,23 @@ REPO=$1 RECIPE=${RECIPE:-sgd} SEED=${SEED:-0} NAME='' OPTIONS=()
 shift
 for word; do
     case $word in
-        WORK=* | ARCHIVE=* | SUBSET=* | LICENSE=* | DRY_RUN=*) declare "$word" ;;
+        WORK=* | ARCHIVE=* | SUBSET=* | LICENSE=* | DRY_RUN=* | CHECK=*) declare "$word" ;;
         RECIPE=* | SEED=* | PYTHON=*) declare "$word"; OPTIONS+=("$word") ;;
         *=*) OPTIONS+=("$word") ;;
         *) [[ -z $NAME ]] || { echo "one NAME a job, got $NAME and $word" >&2; exit 2; }; NAME=$word ;;
     esac
 done
-NAME=${NAME:-stn_resnet50_cub} PYTHON=${PYTHON:-python} DRY_RUN=${DRY_RUN:-}
-mkdir -p "${WORK:=cub}"
-WORK=$(realpath "$WORK")
+NAME=${NAME:-stn_resnet50_cub} PYTHON=${PYTHON:-python} DRY_RUN=${DRY_RUN:-} CHECK=${CHECK:-}
+WORK=$(realpath -m "${WORK:-cub}")
 CALTECH=https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz
 MD5=97eceeb196236b17998738112f37df78
 
 {  # read whole, for the file may change while it runs
 # (timm_stn alone may also be the folder of the checkout)
 "$PYTHON" -c 'import timm_stn.run' 2>/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 "$PYTHON" -m pip install -q "$ROOT"
+"$ROOT/scripts/train_cub.sh" "$WORK/data" "$WORK/runs" "${OPTIONS[@]}" CHECK=1 "$NAME"
+[[ ! $CHECK ]] || exit 0
+mkdir -p "$WORK"
 [[ $DRY_RUN ]] || "$PYTHON" -c '
 import sys
 from huggingface_hub import create_repo

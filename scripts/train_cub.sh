@@ -4,40 +4,40 @@
 #   TIMM_SCRIPTS=/path/to/pytorch-image-models scripts/train_cub.sh DATA OUTPUT [OPTION=VALUE...] [NAME...]
 #
 # DATA is what `timm-stn data cub` makes: the folders train and test, each with one folder of images per class. Every
-# run gets a folder OUTPUT/NAME-RECIPE-SEED. An interrupted run resumes; a finished run is skipped.
+# run gets a folder OUTPUT/NAME-RECIPE-SEED. An interrupted run resumes; a finished run is skipped; one that has trained
+# with other WEIGHTS (by the file's digest), EPOCHS, BATCH_SIZE, SIDE, AMP or number of classes is refused.
 # NAMEs (plain stn_resnet50_cub): plain, plain_half (ResNet-50 that sees SIDE, or half of it), stn_resnet50_cub,
 # stn_resnet50_cub_paper.
 # OPTIONs, also from the environment: WEIGHTS (resnet50.tv_in1k; one of timm's ResNet-50 on the Hub, or a file),
 # RECIPE (sgd; or adamw), EPOCHS (sgd 100, adamw 60), BATCH_SIZE (32, of all GPUs together), SIDE (448), SEED (0),
 # DEVICE (cuda), NPROC (1; GPUs), AMP (bfloat16 on CUDA, else none; or float16), WORKERS (4, of each GPU),
+# LOG (0; every so many steps a line and now and then a picture of what the transformers do, in the run's folder),
 # PYTHON (python).
+# CHECK=1 only tries options, NAMEs, WEIGHTS and DEVICE: DATA need not be there, and nothing is made.
 set -euo pipefail
 
 refuse() { echo "$*" >&2; exit 2; }
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if (($# < 2)); then
-    sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
 fi
-[[ -d $1/train && -d $1/test ]] || refuse "DATA $1 has no folders train and test; \`timm-stn data cub\` makes them"
-mkdir -p "$2" && [[ -w $2 ]] || refuse "OUTPUT $2 is no folder that can be written"
-DATA=$(realpath "$1") OUTPUT=$(realpath "$2")
+DATA=$(realpath -m "$1") OUTPUT=$(realpath -m "$2") CHECK='' NAMES=()
 shift 2
-NAMES=()
 for word; do
     case $word in
         WEIGHTS=* | RECIPE=* | EPOCHS=* | BATCH_SIZE=* | SIDE=* | SEED=* | DEVICE=* | NPROC=* | AMP=* | WORKERS=* | \
-            PYTHON=*) declare "$word" ;;
+            LOG=* | PYTHON=* | CHECK=*) declare "$word" ;;
         *=*) refuse "unknown option ${word%%=*}; options: WEIGHTS RECIPE EPOCHS BATCH_SIZE SIDE SEED DEVICE NPROC AMP" \
-            "WORKERS PYTHON" ;;
+            "WORKERS LOG PYTHON CHECK" ;;
         plain | plain_half | stn_resnet50_cub | stn_resnet50_cub_paper) NAMES+=("$word") ;;
         *) refuse "unknown run $word; runs: plain plain_half stn_resnet50_cub stn_resnet50_cub_paper" ;;
     esac
 done
 ((${#NAMES[@]})) || NAMES=(plain stn_resnet50_cub)
 WEIGHTS=${WEIGHTS:-resnet50.tv_in1k} RECIPE=${RECIPE:-sgd} BATCH_SIZE=${BATCH_SIZE:-32} SIDE=${SIDE:-448}
-SEED=${SEED:-0} DEVICE=${DEVICE:-cuda} NPROC=${NPROC:-1} WORKERS=${WORKERS:-4} PYTHON=${PYTHON:-python}
+SEED=${SEED:-0} DEVICE=${DEVICE:-cuda} NPROC=${NPROC:-1} WORKERS=${WORKERS:-4} LOG=${LOG:-0} PYTHON=${PYTHON:-python}
 case $RECIPE in
     sgd)  # as mmpretrain's resnet50_8xb8_cub: a rate for 64 images; the shorter side 448 to 600, then any square of 448
         EPOCHS=${EPOCHS:-100}
@@ -51,7 +51,7 @@ esac
 for option in EPOCHS BATCH_SIZE SIDE NPROC; do
     [[ ${!option} =~ ^[1-9][0-9]{0,5}$ ]] || refuse "$option takes a positive number, got ${!option}"
 done
-for option in SEED WORKERS; do
+for option in SEED WORKERS LOG; do
     [[ ${!option} =~ ^(0|[1-9][0-9]{0,5})$ ]] || refuse "$option takes a number, 0 or more, got ${!option}"
 done
 ((SIDE % 2 == 0 && SIDE >= 64)) || refuse "SIDE takes an even number from 64, got $SIDE"
@@ -66,19 +66,46 @@ case $AMP in
     *) refuse "AMP takes bfloat16, float16 or none, got $AMP" ;;
 esac
 [[ $DEVICE != cuda* ]] || device+=(--pin-mem)
-options="WEIGHTS=$(basename "$WEIGHTS") EPOCHS=$EPOCHS BATCH_SIZE=$BATCH_SIZE SIDE=$SIDE"
-for name in "${NAMES[@]}"; do
-    begun=$OUTPUT/$name-$RECIPE-$SEED/options.txt
-    [[ ! -f $begun || $(<"$begun") == "$options" ]] ||
-        refuse "${begun%/*} was begun with $(<"$begun"), not $options; another OUTPUT keeps both"
-done
-[[ -f ${TIMM_SCRIPTS:-}/train.py ]] ||
-    refuse "TIMM_SCRIPTS must name a checkout:" \
-        "$("$PYTHON" -c 'from timm_stn.run import clone_command; print(clone_command())')"
-[[ $DEVICE != cuda* ]] || "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
-    refuse "DEVICE=$DEVICE, but torch sees no GPU here; DEVICE=cpu does without"
-START=$("$PYTHON" "$HERE/train/cub_weights.py" "$WEIGHTS")
-CLASSES=$(find -L "$DATA/train" -mindepth 1 -maxdepth 1 -type d | wc -l)
+
+classes_of() {  # FOLDER: the folders in it that hold photographs
+    (cd "$1" && find -L . -mindepth 2 -type f \( -iname '*.jpg' -o -iname '*.jpeg' -o -iname '*.png' \)) | cut -d/ -f2 |
+        LC_ALL=C sort -u
+}
+
+if [[ ! $CHECK ]]; then
+    above=$OUTPUT
+    while [[ ! -e $above ]]; do above=$(dirname "$above"); done
+    [[ -d $above && -w $above ]] || refuse "OUTPUT $OUTPUT is no folder that can be written"
+    [[ -d $DATA/train && -d $DATA/test ]] ||
+        refuse "DATA $DATA has no folders train and test; \`timm-stn data cub\` makes them"
+    for split in train test; do
+        empty=$(LC_ALL=C comm -23 <(cd "$DATA/$split" && find -L . -mindepth 1 -maxdepth 1 -type d | cut -d/ -f2 |
+            LC_ALL=C sort) <(classes_of "$DATA/$split") | sed -n 1p)
+        [[ ! $empty ]] || refuse "DATA: no photographs in $DATA/$split/$empty"
+    done
+    classes=$(classes_of "$DATA/train")
+    [[ $classes ]] || refuse "DATA: $DATA/train has no folders of photographs"
+    [[ $classes == "$(classes_of "$DATA/test")" ]] || refuse "DATA: not the same classes in $DATA/train and $DATA/test"
+    CLASSES=$(wc -l <<<"$classes")
+    [[ -f ${TIMM_SCRIPTS:-}/train.py ]] ||
+        refuse "TIMM_SCRIPTS must name a checkout:" \
+            "$("$PYTHON" -c 'from timm_stn.run import clone_command; print(clone_command())')"
+fi
+found=$("$PYTHON" "$HERE/train/cub_weights.py" "$WEIGHTS" --device "$DEVICE")
+[[ ! $CHECK ]] || exit 0
+START=${found#* }
+options="WEIGHTS=$(basename "$WEIGHTS") (${found%% *}) EPOCHS=$EPOCHS BATCH_SIZE=$BATCH_SIZE SIDE=$SIDE AMP=$AMP"
+options+=", $CLASSES classes"
+
+compare_options() {  # FOLDER: of a run, if anything has trained in it
+    local begun
+    [[ -f $1/last.pth.tar || -f $1/result.json ]] || return 0
+    begun=$(cat "$1/options.txt" 2>/dev/null || echo "unknown options")
+    [[ $begun == "$options" ]] || refuse "$1 was begun with $begun, not $options; another OUTPUT keeps both"
+}
+
+for name in "${NAMES[@]}"; do compare_options "$OUTPUT/$name-$RECIPE-$SEED"; done
+mkdir -p "$OUTPUT"
 
 run=("$PYTHON")
 ((NPROC == 1)) || run+=(-m torch.distributed.run --standalone --nproc-per-node "$NPROC")
@@ -89,29 +116,43 @@ epochs_of() {  # FOLDER: how many a run has finished
 }
 
 train() {  # NAME MODEL SIDE [stn_argument=value...]
-    local folder=$OUTPUT/$1-$RECIPE-$SEED model=$2 side=$3 resume=() timing=() before seconds epochs
+    local folder=$OUTPUT/$1-$RECIPE-$SEED model=$2 side=$3 resume=() log=() timing=() before seconds epochs
     shift 3
+    compare_options "$folder"  # again: another command may have trained since
     if [[ -f $folder/result.json ]]; then
         echo "${folder##*/} is finished"
         return
     fi
+    mkdir -p "$folder"
+    exec 9>"$folder/lock"
+    ! command -v flock >/dev/null || flock -n 9 || (($? > 1)) || refuse "$folder is being trained by another command"
     if [[ -f $folder/last.pth.tar ]]; then
         resume=(--resume "$folder/last.pth.tar")
     else
         rm -f "$folder/summary.csv"
     fi
-    mkdir -p "$folder"
     echo "$options" >"$folder/options.txt"
+    [[ $LOG == 0 || $model == resnet50 ]] || log=(--stn-log "$LOG")
     before=$(epochs_of "$folder") seconds=$SECONDS
     "${run[@]}" --data-dir "$DATA" --train-split train --val-split test --num-classes "$CLASSES" \
         --model "$model" --img-size "$side" ${*:+--model-kwargs "$@"} --pretrained --pretrained-path "$START" \
         --batch-size $((BATCH_SIZE / NPROC)) --epochs "$EPOCHS" "${recipe[@]}" --smoothing 0.1 \
         --sched cosine --sched-on-updates --warmup-epochs $((EPOCHS / 20)) --warmup-lr 1e-5 --min-lr 0 \
         --interpolation bicubic --crop-pct 0.875 --channels-last "${device[@]}" -j "$WORKERS" --seed "$SEED" \
-        --val-interval 5 --checkpoint-hist 1 --output "$OUTPUT" --experiment "${folder##*/}" "${resume[@]}"
+        --val-interval 5 --checkpoint-hist 1 --output "$OUTPUT" --experiment "${folder##*/}" "${resume[@]}" \
+        "${log[@]}"
     epochs=$(($(epochs_of "$folder") - ${before:-0})) seconds=$((SECONDS - seconds))
     ((epochs < 1)) || timing=(--seconds-per-epoch "$(awk "BEGIN {print $seconds / $epochs}")")
     "$PYTHON" "$HERE/train/birds_result.py" "$folder" --weights "$(basename "$WEIGHTS")" "${timing[@]}"
+}
+
+tell() {  # NAME: what came of it, and what to do with it
+    local folder=$OUTPUT/$1-$RECIPE-$SEED last data=$DATA/test boxes=$DATA/test-boxes.csv
+    printf -v last %q "$folder/last.pth.tar"
+    echo "$folder/result.json: top-1 $(sed -n 's/^ *"top1": \([0-9.]*\),*$/\1/p' "$folder/result.json") %"
+    [[ $1 == plain* ]] || printf '  timm-stn show %q%s --checkpoint %s --output look.png\n' "$data" \
+        "$([[ ! -f $boxes ]] || printf ' --boxes %q' "$boxes")" "$last"
+    echo "  timm-stn push $last --repo USER/$1 --no-picture"
 }
 
 half=$((SIDE / 2)) seen=() looked=()
@@ -125,5 +166,6 @@ for name in "${NAMES[@]}"; do
         stn_resnet50_cub_paper) train "$name" "$name" "$SIDE" "${looked[@]}" ;;
     esac
 done
+for name in "${NAMES[@]}"; do tell "$name"; done
 exit
 }

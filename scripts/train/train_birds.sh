@@ -5,8 +5,8 @@
 #
 # DATA has the folders train and test, each with one folder of images per class. WEIGHTS is the ImageNet checkpoint of
 # BASE (model.safetensors of timm/tf_efficientnet_lite0.in1k). Every run gets a folder in OUTPUT. An interrupted run
-# resumes; a finished run is skipped. For every BASE, sides are those of the photographs (224 x 224) or less; 448 is that
-# of photographs enlarged twofold.
+# resumes; a finished run is skipped; one of another BASE is refused. For every BASE, sides are those of the photographs
+# (224 x 224) or less; 448 is that of photographs enlarged twofold.
 # NAMEs (all): plain112 zoom112 plain176 plain224 whole2 whole4 glimpses2 glimpses4 one176 zoom192 plain448 whole2at448.
 # OPTIONs, also from the environment: BASE (tf_efficientnet_lite0), PYTHON (python), DEVICE (cpu), WORKERS (1),
 # EPOCHS (12), SEED (0), OMP_NUM_THREADS (1).
@@ -41,8 +41,15 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
 run() {  # NAME MODEL SIDE [stn_argument=value...]
-    local name=$1 model=$2 side=$3 resume=()
+    local name=$1 model=$2 side=$3 resume=() trained
     shift 3
+    if [[ -f $OUTPUT/$name/result.json || -f $OUTPUT/$name/last.pth.tar ]]; then
+        trained=$(sed -n 's/^model: //p' "$OUTPUT/$name/args.yaml" 2>/dev/null || true)
+        if [[ $trained && $trained != "$model" ]]; then
+            echo "$OUTPUT/$name is a run of $trained, not of $model (BASE); another OUTPUT keeps both" >&2
+            exit 2
+        fi
+    fi
     if [[ -f $OUTPUT/$name/result.json ]]; then
         echo "$name is finished"
         return

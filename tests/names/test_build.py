@@ -201,6 +201,21 @@ def test_a_localization_network_of_the_backbones_architecture_starts_from_its_fi
         assert not any(torch.equal(v, plain[k]) for k, v in body.items() if k in plain and v.ndim > 1)
 
 
+@pytest.mark.parametrize('settings', [
+    dict(stn_join='channels', stn_glimpses=2), dict(features_only=True, out_indices=(1,)), dict(in_chans=1),
+    dict(stn_join='channels', stn_glimpses=2, in_chans=1)], ids=str)
+def test_it_does_so_where_the_backbone_has_another_stem_or_not_all_stages(tmp_path, settings):
+    torch.manual_seed(5)
+    plain = timm.create_model('test_resnet')
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    overlay = dict(file=str(tmp_path / 'plain.pth'))
+    model = create(pretrained=True, pretrained_cfg_overlay=overlay, stn_localization='timm:test_resnet', **settings)
+    body = model.stn.localization.body[0].net.state_dict()
+    expected = plain.state_dict() | {k: v.sum(1, keepdim=True) for k, v in plain.state_dict().items()
+                                     if k == 'conv1.0.weight' and 'in_chans' in settings}
+    assert all(torch.equal(value, expected[key]) for key, value in body.items())
+
+
 @pytest.mark.parametrize('name, words', [
     ('transform', "'transform'. Did you mean 'stn_transform'?"), ('stages', "'stages'. Did you mean 'stn_stages'?"),
     ('colour', "'colour'")])

@@ -1,4 +1,6 @@
 """train_cub.sh and cub_job.sh: what they ask train.py for, and a tiny run of it, killed, resumed and published."""
+import fcntl
+import hashlib
 import json
 import os
 import re
@@ -35,21 +37,21 @@ STUB = '''#!/usr/bin/env bash
 echo "$*" >>"$ASKED"
 while (($#)); do
     case $1 in
-        *cub_weights.py) echo /weights/$2 ;;
-        --output) folder=$2/$4; touch "$folder/last.pth.tar"
+        *cub_weights.py) [[ -z ${WRONG:-} ]] || { echo "$WRONG" >&2; exit 2; }; echo "${DIGEST:-4b}" /weights/$2 ;;
+        --output) folder=$2/$4; [[ -z ${FAILS:-} ]] || exit 1; touch "$folder/last.pth.tar"
             printf 'epoch,eval_top1\\n4,1\\n' >>"$folder/summary.csv"; [[ -z ${CUT_OFF:-} ]] || exit 1 ;;
-        *birds_result.py) echo '{}' >"$2/result.json" ;;
+        *birds_result.py) printf '{\\n  "top1": 81.5,\\n  "top5": 95\\n}' >"$2/result.json" ;;
     esac
     shift
 done
 '''
 
 
-def photographs(folder, size=(80, 96), each=2):
+def photographs(folder, size=(80, 96), each=2, names=('001.Red_bird', '002.Blue_bird')):
     """Two classes that their colour tells apart."""
     rng = np.random.default_rng(0)
     for split in ('train', 'test'):
-        for name, color in (('001.Red_bird', (200, 60, 60)), ('002.Blue_bird', (60, 60, 200))):
+        for name, color in zip(names, ((200, 60, 60), (60, 60, 200), (60, 200, 60))):
             (folder / split / name).mkdir(parents=True)
             for i in range(each):
                 pixels = rng.normal(color, 20, (*size, 3)).clip(0, 255).astype(np.uint8)
@@ -64,7 +66,8 @@ def stub(tmp_path, monkeypatch):
     for name, text in (('python', STUB), ('train.py', '')):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    for option in ('WEIGHTS', 'RECIPE', 'EPOCHS', 'BATCH_SIZE', 'SIDE', 'SEED', 'DEVICE', 'NPROC', 'AMP', 'WORKERS'):
+    for option in ('WEIGHTS', 'RECIPE', 'EPOCHS', 'BATCH_SIZE', 'SIDE', 'SEED', 'DEVICE', 'NPROC', 'AMP', 'WORKERS',
+                   'LOG'):
         monkeypatch.delenv(option, raising=False)
 
     def run(*words, data=data, **more):
@@ -141,10 +144,62 @@ def test_a_script_that_changes_while_it_runs_goes_on_as_it_was(stub, tmp_path, m
     assert (code, len(calls)) == (0, 2), said
 
 
-def test_a_run_is_not_continued_by_other_options(stub):
+def test_a_run_is_not_continued_by_other_options(stub, tmp_path):
     stub('plain', CUT_OFF='1')
-    code, said, calls = stub('EPOCHS=50', OURS[0], 'plain')
-    assert (code, calls) == (2, []) and 'begun with WEIGHTS=resnet50.tv_in1k EPOCHS=100' in said
+    begun = 'plain-sgd-0 was begun with WEIGHTS=resnet50.tv_in1k (4b) EPOCHS=100 BATCH_SIZE=32 SIDE=448 AMP=bfloat16'
+    for other in ('EPOCHS=50', 'AMP=float16', 'BATCH_SIZE=8', 'WEIGHTS=resnet50.a1_in1k'):
+        code, said, calls = stub(other, OURS[0], 'plain')
+        assert (code, calls, said.count('\n')) == (2, [], 1) and begun in said
+    code, said, calls = stub('plain', DIGEST='5c')
+    assert (code, calls) == (2, []) and 'not WEIGHTS=resnet50.tv_in1k (5c)' in said, 'another file of the same name'
+    code, said, calls = stub('plain', data=photographs(tmp_path / 'more', names=('a', 'b', 'c')))
+    assert (code, calls) == (2, []) and ', 3 classes; another OUTPUT keeps both' in said
+    code, said, calls = stub('plain', 'WORKERS=1', 'NPROC=2', 'DEVICE=cuda', 'LOG=9')
+    assert code == 0 and '--resume' in calls[0], 'these change nothing that is trained'
+
+
+def test_a_start_that_failed_may_be_mended_with_other_options(stub, tmp_path):
+    assert stub('plain', FAILS='1')[0] == 1 and (tmp_path / 'out' / 'plain-sgd-0' / 'options.txt').exists()
+    code, said, calls = stub('plain', 'BATCH_SIZE=8')
+    assert code == 0 and ' --batch-size 8 ' in calls[0] and '--resume' not in calls[0], said
+    assert 'BATCH_SIZE=8' in (tmp_path / 'out' / 'plain-sgd-0' / 'options.txt').read_text()
+
+
+@pytest.mark.skipif(shutil.which('flock') is None, reason='there is no flock')
+def test_two_commands_do_not_train_in_one_folder(stub, tmp_path):
+    (tmp_path / 'out' / 'plain-sgd-0').mkdir(parents=True)
+    with (tmp_path / 'out' / 'plain-sgd-0' / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, said, calls = stub('plain')
+        assert (code, calls) == (2, []) and said == f'{tmp_path}/out/plain-sgd-0 is being trained by another command\n'
+        assert len(stub('plain', 'SEED=1')[2]) == 1
+    assert len(stub('plain')[2]) == 1
+
+
+def test_options_alone_are_tried(stub, tmp_path):
+    code, said, calls = stub('CHECK=1', OURS[0], data=tmp_path / 'nowhere', TIMM_SCRIPTS='')
+    assert (code, said, calls) == (0, '', []) and not (tmp_path / 'out').exists()
+    assert stub('CHECK=1', 'foo', data=tmp_path / 'nowhere')[0] == 2
+    code, said, _ = stub('CHECK=1', WRONG='WEIGHTS=resnet50.tv_in1k: no')
+    assert (code, said) == (2, 'WEIGHTS=resnet50.tv_in1k: no\n')
+
+
+def test_at_its_end_a_run_tells_what_came_of_it_and_what_to_do(stub, tmp_path):
+    told = stub(*OURS[:1], 'plain')[1].splitlines()
+    run = tmp_path / 'out' / f'{OURS[0]}-sgd-0'
+    assert told[0] == f'{run}/result.json: top-1 81.5 %'
+    assert told[1] == f'  timm-stn show {tmp_path}/data/test --checkpoint {run}/last.pth.tar --output look.png'
+    assert told[2] == f'  timm-stn push {run}/last.pth.tar --repo USER/{OURS[0]} --no-picture'
+    assert told[3].endswith('plain-sgd-0/result.json: top-1 81.5 %') and len(told) == 5, 'nothing to look at'
+    (tmp_path / 'data' / 'test-boxes.csv').touch()
+    again = stub(OURS[0])[1]
+    assert f'{run.name} is finished' in again and f' --boxes {tmp_path}/data/test-boxes.csv ' in again
+
+
+def test_logs_are_of_networks_with_transformers(stub):
+    plain, ours = stub('plain', OURS[0], 'LOG=50')[2]
+    assert '--stn-log' not in plain and ours.endswith(' --stn-log 50')
+    assert '--stn-log' not in stub(OURS[1])[2][0]
 
 
 @pytest.mark.parametrize('word, message', [
@@ -161,7 +216,7 @@ def test_a_wrong_word_is_refused_before_anything_begins(stub, tmp_path, word, me
         assert code == 0 and ' -j 4 ' in calls[0]
         return
     assert code == 2 and said.startswith(message) and said.count('\n') == 1
-    assert not calls and not list((tmp_path / 'out').iterdir())
+    assert not calls and not (tmp_path / 'out').exists()
 
 
 def test_wrong_folders_are_refused(stub, tmp_path):
@@ -169,9 +224,20 @@ def test_wrong_folders_are_refused(stub, tmp_path):
     assert code == 2 and '`timm-stn data cub` makes them' in said
     code, said, _ = stub(TIMM_SCRIPTS='/nowhere')
     assert code == 2 and said.startswith('TIMM_SCRIPTS must name a checkout')
+    data = photographs(tmp_path / 'other', each=1)
+    (data / 'train' / '001.Red_bird' / '0.jpg').unlink()
+    code, said, _ = stub(data=data)
+    assert (code, said) == (2, f'DATA: no photographs in {data}/train/001.Red_bird\n')
+    (data / 'train' / '001.Red_bird').rmdir()
+    code, said, _ = stub(data=data)
+    assert (code, said) == (2, f'DATA: not the same classes in {data}/train and {data}/test\n')
+    shutil.rmtree(data / 'train' / '002.Blue_bird')
+    code, said, calls = stub(data=data)
+    assert (code, said) == (2, f'DATA: {data}/train has no folders of photographs\n')
+    assert not calls and not (tmp_path / 'out').exists()
     done = subprocess.run([TRAIN], capture_output=True, text=True)
     assert done.returncode == 2 and 'scripts/train_cub.sh DATA OUTPUT [OPTION=VALUE...] [NAME...]' in done.stdout
-    assert done.stdout.rstrip().endswith('PYTHON (python).'), 'all of the head, and no more'
+    assert done.stdout.rstrip().endswith('and nothing is made.'), 'all of the head, and no more'
 
 
 def test_weights_are_a_file_or_a_resnet50_of_timms(tmp_path, monkeypatch):
@@ -181,9 +247,21 @@ def test_weights_are_a_file_or_a_resnet50_of_timms(tmp_path, monkeypatch):
     monkeypatch.setattr(cub_weights.huggingface_hub, 'hf_hub_download', lambda *a: asked.append(a) or str(tmp_path))
     assert cub_weights.find('resnet50.tv_in1k') == tmp_path
     assert asked == [('timm/resnet50.tv_in1k', 'model.safetensors')]
-    for wrong in ('resnet50', 'resnet18.tv_in1k', str(tmp_path / 'none.pth'), 'stn_resnet50.tv_in1k'):
+    for wrong in ('resnet50', 'resnet18.tv_in1k', 'stn_resnet50.tv_in1k'):
         with pytest.raises(ValueError, match=r'WEIGHTS takes a file or one of .*resnet50\.tv_in1k'):
             cub_weights.find(wrong)
+    for wrong in (str(tmp_path / 'none'), 'none.safetensors', 'none.pth.tar'):
+        with pytest.raises(ValueError, match=f'^WEIGHTS={wrong}: no such file$'):
+            cub_weights.find(wrong)
+
+
+def refused_weights(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, 'argv', ['cub_weights.py', *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cub_weights.main()
+    out, told = capsys.readouterr()
+    assert (stop.value.code, out, told.count('\n')) == (2, '', 1)
+    return told
 
 
 def test_weights_that_cannot_be_fetched_are_told_in_a_line(monkeypatch, capsys):
@@ -191,12 +269,44 @@ def test_weights_that_cannot_be_fetched_are_told_in_a_line(monkeypatch, capsys):
         raise OSError('no network\nand more')
 
     monkeypatch.setattr(cub_weights.huggingface_hub, 'hf_hub_download', unreachable)
-    monkeypatch.setattr(sys, 'argv', ['cub_weights.py', 'resnet50.tv_in1k'])
-    with pytest.raises(SystemExit) as stop:
+    assert refused_weights(monkeypatch, capsys, 'resnet50.tv_in1k') == (
+        'WEIGHTS=resnet50.tv_in1k: timm/resnet50.tv_in1k cannot be fetched (OSError: no network); try again, or '
+        'WEIGHTS=FILE\n')
+
+
+def test_a_file_that_is_no_whole_resnet50_is_told_in_a_line(plain, tmp_path, monkeypatch, capsys):
+    whole, state = plain
+    for name in ('cut.safetensors', 'cut.pth'):
+        (tmp_path / name).write_bytes(whole.read_bytes()[:10 ** 6])
+        assert 'cannot be read as a checkpoint (' in refused_weights(monkeypatch, capsys, tmp_path / name)
+    few = {name: value for name, value in state.items() if name.startswith(('conv1', 'bn1'))}
+    torch.save(few, tmp_path / 'few.pth')
+    assert refused_weights(monkeypatch, capsys, tmp_path / 'few.pth').endswith(': layer1.0.conv1.weight is missing\n')
+    torch.save(state | {'conv1.weight': torch.zeros(64, 1, 7, 7)}, tmp_path / 'gray.pth')
+    assert 'conv1.weight is (64, 1, 7, 7), not (64, 3, 7, 7)' in refused_weights(
+        monkeypatch, capsys, tmp_path / 'gray.pth')
+
+
+def test_weights_are_named_with_their_digest(plain, tmp_path, monkeypatch, capsys):
+    file, state = plain
+    torch.save({f'backbone.{name}': value for name, value in state.items()}, tmp_path / 'a network.pth')
+    for each in (file, tmp_path / 'a network.pth'):
+        monkeypatch.setattr(sys, 'argv', ['cub_weights.py', str(each)])
         cub_weights.main()
-    told = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert told == 'WEIGHTS=resnet50.tv_in1k: timm/resnet50.tv_in1k cannot be fetched: OSError: no network\n'
+        with each.open('rb') as opened:
+            assert capsys.readouterr().out == f'{hashlib.sha256(opened.read()).hexdigest()[:12]} {each}\n'
+
+
+NO_GPU = pytest.param(
+    'cuda', 'DEVICE=cuda, but torch sees no GPU here; DEVICE=cpu does without',
+    marks=pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is here'))
+
+
+@pytest.mark.parametrize('device, told', [
+    ('foo', "DEVICE takes cuda, cuda:1, cpu or another device of torch's, got foo\n"), ('cpu:x', ', got cpu:x\n'),
+    ('meta', 'DEVICE=meta cannot be used here (RuntimeError: '), NO_GPU])
+def test_a_device_that_torch_cannot_use_is_told_in_a_line(plain, monkeypatch, capsys, device, told):
+    assert told in refused_weights(monkeypatch, capsys, plain[0], '--device', device)
 
 
 @pytest.fixture(scope='module')
@@ -259,7 +369,7 @@ def test_a_run_that_is_killed_resumes_and_ends(plain, tmp_path):
     held = torch.load(run / 'last.pth.tar', weights_only=False)['state_dict']
     start = plain[1]['layer4.2.conv3.weight']
     assert 0 < (held['backbone.layer4.2.conv3.weight'] - start).norm() < 0.2 * start.norm(), 'it began with the file'
-    assert run_it(asked).stdout == f'{run.name} is finished\n'
+    assert run_it(asked).stdout.startswith(f'{run.name} is finished\n{run}/result.json: top-1 {found["top1"]} %\n')
 
 
 @needs_scripts
@@ -281,11 +391,11 @@ JOB_WORDS = ('acme/birds', 'SEED=2', 'BATCH_SIZE=8')
 @pytest.fixture
 def job(stub, tmp_path):
     """`job(*words)` runs cub_job.sh with a python that does nothing: exit status, and all that was asked of it."""
-    def run(*words):
+    def run(*words, **more):
         photographs(tmp_path / 'work' / 'data', each=1)
         (tmp_path / 'asked').write_text('')
         env = dict(PYTHON=str(tmp_path / 'python'), TIMM_SCRIPTS=str(tmp_path), ASKED=str(tmp_path / 'asked'))
-        done = run_it([JOB, *words, f'WORK={tmp_path}/work'], **env)
+        done = run_it([JOB, *words, f'WORK={tmp_path}/work'], **env, **more)
         return done.returncode, (tmp_path / 'asked').read_text(), done.stderr
     return run
 
@@ -295,6 +405,7 @@ def test_a_job_tries_to_publish_before_it_trains(job, tmp_path):
     assert code == 0, said
     work, run = tmp_path / 'work', tmp_path / 'work' / 'runs' / f'{OURS[0]}-sgd-2'
     steps = [asked.index(text) for text in (
+        'cub_weights.py resnet50.tv_in1k --device cuda',
         'create_repo(sys.argv[1], exist_ok=True) acme/birds',
         f'https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz {work} CUB_200_2011.tgz 97eceeb196236b17',
         f'-m timm_stn.cli data cub --source {work}/CUB_200_2011.tgz --out {work}/data\n',
@@ -303,6 +414,19 @@ def test_a_job_tries_to_publish_before_it_trains(job, tmp_path):
         f'upload_file(path_or_fileobj=sys.argv[2], path_in_repo="result.json", repo_id=sys.argv[1]) acme/birds {run}/')]
     assert steps == sorted(steps)
     assert ' --batch-size 8 ' in asked and ' --seed 2 ' in asked and f' --model {OURS[0]} ' in asked
+
+
+@pytest.mark.parametrize('word', ['foo', 'EPOCHS=0', 'RECIPE=lamb', 'WRONG'])
+def test_a_job_with_a_wrong_word_ends_before_it_creates_or_fetches(job, word):
+    more = dict(WRONG='WEIGHTS: no') if word == 'WRONG' else {}
+    code, asked, said = job('acme/birds', *[word] * (not more), **more)
+    assert code == 2 and said.count('\n') == 1
+    assert not any(text in asked for text in ('create_repo', 'clone_command', 'download_url', 'data cub'))
+
+
+def test_a_job_can_be_tried(job):
+    code, asked, said = job('acme/birds', 'CHECK=1')
+    assert (code, said) == (0, '') and 'cub_weights.py' in asked and 'create_repo' not in asked
 
 
 def test_a_job_of_another_archive_and_network(job, tmp_path):

@@ -40,12 +40,18 @@ def timm_body(arch: str, in_chans: int, size: Any, pretrained: bool, **dd: Any) 
     return net, trial_forward(net, (in_chans, *size)).shape[-1]
 
 
-def start_as(body: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load into a body what a network of its architecture has, if all of it fits; a classifier is left out."""
+def start_as(body: nn.Module, weights: dict[str, Tensor]) -> bool:
+    """Load into a body what a network of its architecture has, if all of it fits; a classifier is left out.
+
+    Returns:
+        Whether it fits.
+    """
     net = body[0].net if isinstance(body, nn.Sequential) and isinstance(body[0], _Unpooled) else body
     own = net.state_dict()
-    if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
+    fits = all(name in weights and weights[name].shape == value.shape for name, value in own.items())
+    if fits:
         net.load_state_dict({name: weights[name] for name in own})
+    return fits
 
 
 def _layout(net: Any, features: Any, size: Any) -> Layout | None:

@@ -6,8 +6,10 @@ image size.
 """
 import inspect
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,7 +77,8 @@ def build_network(
         base: Name of the timm architecture in it, ``resnet50``.
         pretrained: Load the weights of the whole network if the cfg leads to some, else the backbone's. If these are
             timm's own, a ``timm:<arch>`` localization network is pretrained too; if they come from elsewhere, one of
-            the backbone's architecture starts from them, too.
+            the backbone's architecture starts from them, too, if it has their shapes: position embeddings for another
+            image size do not fit, and then it starts at random.
         pretrained_cfg: Tag, dict or cfg, as in ``timm.create_model``.
         pretrained_cfg_overlay: Entries that replace those of the cfg.
         cache_dir: Where downloads are kept.
@@ -161,7 +164,9 @@ def _assemble(
         with naming(location_of(cfg)):
             _load_own(net, state_dict, cfg)
     elif state_dict is not None:
-        _start_localizations(net, base)
+        plain = dict(in_chans=input_size[0], num_classes=0)
+        _start_localizations(
+            net, base, partial(_build_base, base, cfg, plain, True, state_dict, cache_dir, model_args))
     return StnFeatures(net, **feature_args) if features_only and at_stages else net
 
 
@@ -340,11 +345,16 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
 
 
-def _start_localizations(net: SpatialTransformerNetwork, base: str) -> None:
-    """Localization networks of the backbone's architecture start from the plain checkpoint that it has loaded."""
+def _start_localizations(net: SpatialTransformerNetwork, base: str, build: Callable[[], nn.Module]) -> None:
+    """Localization networks of the backbone's architecture start from the plain checkpoint that it has loaded.
+
+    One that the backbone does not fit, as it has another stem or not all stages, starts from a network that is built.
+    """
     for transformer in net.spatial_transformers().values():
         if transformer.localization.kind == f'timm:{base}':
-            start_as(cast(nn.Module, transformer.localization.body), net.backbone.state_dict())
+            body = cast(nn.Module, transformer.localization.body)
+            if not start_as(body, net.backbone.state_dict()):
+                start_as(body, build().state_dict())
 
 
 def _knows_channels() -> bool:
