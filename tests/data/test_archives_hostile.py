@@ -107,6 +107,23 @@ def test_bombs_of_zeros(tmp_path, kind):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize('method', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_whose_members_unpack_without_a_limit(tmp_path, method):
+    """zipfile unpacks all that a block of bzip2 or LZMA holds at once, whatever size the archive says."""
+    files, _ = cub_files()
+    size = 2 ** 24 + 12_345
+    with zipfile.ZipFile(tmp_path / 'cub', 'w', method) as archive:
+        for name, content in {**files, 'CUB_200_2011/images.txt': bytes(size)}.items():
+            archive.writestr(name, content)
+    content = (tmp_path / 'cub').read_bytes()
+    assert content.count(size.to_bytes(4, 'little')) == 2
+    (tmp_path / 'cub').write_bytes(content.replace(size.to_bytes(4, 'little'), (1000).to_bytes(4, 'little')))
+    tracemalloc.start()
+    refused(tmp_path, tmp_path / 'cub', f"'attributes.txt' is packed by method {method} .*; takes 0 .* and 8 ")
+    assert tracemalloc.get_traced_memory()[1] < 2 ** 23
+    tracemalloc.stop()
+
+
 def test_a_list_that_is_a_bomb(tmp_path):
     files, _ = cub_files()
     files['CUB_200_2011/images.txt'] = bytes(2 ** 22 + 1)

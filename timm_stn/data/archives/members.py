@@ -24,6 +24,7 @@ __all__ = ['LARGEST', 'Member', 'WrongSource', 'members']
 
 LARGEST = 2 ** 26  # bytes of a file that is read at once; the largest image of the three sets has less than 1 MB
 TOTAL = 2 ** 34  # of an archive, unpacked; the largest of the three sets, SVHN's extra, has some GB
+METHODS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # of others, zipfile unpacks a block without a limit
 BLOCK = 2 ** 20  # of a read of the archive, and the unit of its bar
 FAULTS = (  # what Python's readers raise of damaged archives, and of those that ask for a password
     EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError, struct.error, tarfile.TarError,
@@ -140,6 +141,9 @@ def _of_folder(source: Path, doing: str) -> Iterator[Member]:
 def _of_zip(source: Path, doing: str) -> Iterator[Member]:
     with zipfile.ZipFile(source) as archive:
         for info in progress(archive.infolist(), f'{doing} {source.name}', unit='file'):
+            if info.compress_type not in METHODS:
+                raise WrongSource(f'{str(source)!r}: {info.filename!r} is packed by method {info.compress_type} of '
+                                  'zips; takes 0 (stored) and 8 (deflated)')
             if not info.is_dir():
                 is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
                 yield Member(source, _within(source, info.filename), info.file_size, is_file,
