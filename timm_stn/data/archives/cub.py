@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from timm_stn.data.archives.homes import HOMES, Found, reread, scan
-from timm_stn.data.archives.members import WrongSource
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, keep, tidy, unpack
+from timm_stn.data.archives.wrong import WrongSource
 from timm_stn.whole_file import write_text
 
 __all__ = ['unpack_cub']

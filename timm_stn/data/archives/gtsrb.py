@@ -15,9 +15,10 @@ from typing import NamedTuple
 from PIL import Image
 
 from timm_stn.data.archives.homes import HOMES, Found, reread, scan
-from timm_stn.data.archives.members import Member, WrongSource
+from timm_stn.data.archives.members import Member
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, unpack
+from timm_stn.data.archives.wrong import WrongSource
 from timm_stn.data.signs import CLASSES, COLUMNS, SIDE
 from timm_stn.whole_file import write_text, write_whole
 

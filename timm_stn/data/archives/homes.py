@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from timm_stn.data.archives.members import LARGEST, Member, WrongSource, members
+from timm_stn.data.archives.members import LARGEST, Member, members
+from timm_stn.data.archives.wrong import WrongSource
 
 __all__ = ['HOMES', 'STRUCT', 'Found', 'Home', 'reread', 'scan']
 

@@ -19,20 +19,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from timm_stn._progress import progress
+from timm_stn.data.archives.streams import BLOCK, Blocks, Forward
+from timm_stn.data.archives.wrong import WrongSource
 
-__all__ = ['LARGEST', 'Member', 'WrongSource', 'members']
+__all__ = ['LARGEST', 'Member', 'members']
 
 LARGEST = 2 ** 26  # bytes of a file that is read at once; the largest image of the three sets has less than 1 MB
-TOTAL = 2 ** 34  # of an archive, unpacked; the largest of the three sets, SVHN's extra, has some GB
 METHODS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # of others, zipfile unpacks a block without a limit
-BLOCK = 2 ** 20  # of a read of the archive, and the unit of its bar
 FAULTS = (  # what Python's readers raise of damaged archives, and of those that ask for a password
     EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError, struct.error, tarfile.TarError,
     zipfile.BadZipFile, zlib.error)
-
-
-class WrongSource(ValueError):
-    """A source is not what it must be, or damaged; the message says which, and in one line why."""
 
 
 class Member(NamedTuple):
@@ -154,54 +150,16 @@ def _of_tar(source: Path, doing: str) -> Iterator[Member]:
     with source.open('rb') as file:
         total = -(-os.fstat(file.fileno()).st_size // BLOCK)
         blocks = progress(iter(lambda: file.read(BLOCK), b''), f'{doing} {source.name}', total, unit='MB')
-        raw = io.BufferedReader(_Blocks(iter(blocks)))
+        raw = io.BufferedReader(Blocks(iter(blocks)))
         unpacked: IO[bytes] = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b'\x1f\x8b' else raw  # type: ignore
-        forward = _Forward(source, unpacked)
+        forward = Forward(source, unpacked)
         with tarfile.open(fileobj=forward, mode='r:') as tar:  # type: ignore[call-overload]
-            while (info := tar.next()) is not None:
+            while (info := forward.header(tar.next)) is not None:
                 if not info.isdir():
                     is_file = info.isreg() and not info.issparse()
                     yield Member(source, _within(source, info.name), info.size, is_file,
                                  partial(tar.extractfile, info))  # type: ignore[arg-type]
                 tar.members.clear()  # else tarfile keeps hundreds of thousands
+                tar.pax_headers.clear()  # and what is said of all files, which is nothing to us
         while forward.read(BLOCK):  # to its end, where gzip's checksum is
-            pass
-
-
-class _Blocks(io.RawIOBase):
-    """Bytes that come in blocks, as a file."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._rest = blocks, memoryview(b'')
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._rest = self._rest or memoryview(next(self._blocks, b''))
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-class _Forward:
-    """What tarfile asks of a file, of one that only goes forward, with limits on what a bomb unpacks to."""
-
-    def __init__(self, source: Path, file: IO[bytes]) -> None:
-        self._source, self._file, self._at = source, file, 0
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int) -> bytes:
-        if size > 2 * LARGEST or self._at + size > TOTAL:
-            raise WrongSource(f'{str(self._source)!r}: refused, for it unpacks to more than {TOTAL >> 30} GB, or to '
-                              f'a name or header of {size:,} bytes')
-        found = self._file.read(size)
-        self._at += len(found)
-        return found
-
-    def seek(self, place: int) -> None:
-        while self._at < place and self.read(min(BLOCK, place - self._at)):
             pass

@@ -5,7 +5,8 @@ import warnings
 
 from PIL import Image
 
-from timm_stn.data.archives.members import Member, WrongSource
+from timm_stn.data.archives.members import Member
+from timm_stn.data.archives.wrong import WrongSource
 
 __all__ = ['open_picture']
 

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from timm_stn.data.archives.homes import HOMES, STRUCT, Home, reread, scan
-from timm_stn.data.archives.members import Member, WrongSource, members
+from timm_stn.data.archives.members import Member, members
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, check_place, keep, tidy, unpack
+from timm_stn.data.archives.wrong import WrongSource
 from timm_stn.data.svhn import image_names
 from timm_stn.whole_file import write_whole
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from timm_stn.data.archives.members import WrongSource
+from timm_stn.data.archives.wrong import WrongSource
 from timm_stn.whole_file import write_text, write_whole
 
 try:
