@@ -1,6 +1,7 @@
 """Archives that are cut off, damaged, or made to harm: one line that names the file, and nothing written."""
 import gzip
 import io
+import shutil
 import stat
 import tarfile
 import tracemalloc
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_archives import cub_files, picture, small_cub, small_gtsrb, tree, write_tgz, write_zip
+from small_archives import cub_files, gtsrb_files, picture, small_cub, small_gtsrb, tree, write_tgz, write_zip
 
-from timm_stn.data.archives import WrongSource, streams, unpack_cub, unpack_gtsrb
+from timm_stn.data.archives import WrongSource, homes, streams, unpack_cub, unpack_gtsrb
 from timm_stn.data.archives import members as reading
 
 IMAGE = 'CUB_200_2011/images/001.Random_a_Bird/Random_a_Bird_0001_0.jpg'
@@ -151,6 +152,30 @@ def test_a_name_that_is_a_bomb(tmp_path, kind):
         file.write(header.tobuf(tarfile.GNU_FORMAT))
         file.write(bytes(2 ** 18))
     refused(tmp_path, tmp_path / 'cub', 'a name or header of more than 131,072 bytes')
+
+
+def test_many_lists(tmp_path):
+    zips, _ = small_gtsrb(tmp_path)
+    tables = {f'GTSRB/Final_Training/Images/0000{c}/GT-0000{c}.csv': bytes(2 ** 22) for c in range(3)}
+    write_zip(zips[0], tables)
+    refused(tmp_path, zips, 'its files of this kind unpack to more than 8,388,608 bytes', unpack_gtsrb)
+    write_zip(zips[0], {'GTSRB/Final_Training/Images/00000/GT-00001.csv': b'', **gtsrb_files()[0][0]})
+    unpack_gtsrb(zips, tmp_path / 'out', subset=True)  # no table is called so
+
+
+@pytest.mark.parametrize('kind', ['tgz', 'zip', 'folder'])
+def test_all_files_together(tmp_path, monkeypatch, kind):
+    files, photographs = cub_files()
+    {'tgz': write_tgz, 'zip': write_zip, 'folder': write_tgz}[kind](tmp_path / 'cub', files)
+    source = tmp_path / 'cub'
+    if kind == 'folder':
+        source = tmp_path / 'by-hand'
+        shutil.unpack_archive(tmp_path / 'cub', source, 'gztar')
+    size = sum(len(photograph.content) for photograph in photographs)
+    monkeypatch.setattr(homes, 'TOTAL', size - 1)
+    refused(tmp_path, source, f'its files of this kind unpack to more than {size - 1:,} bytes')
+    monkeypatch.setattr(homes, 'TOTAL', size)
+    unpack_cub([source], tmp_path / 'out', subset=True)
 
 
 def pax(kind, key, size):

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from timm_stn.data.archives.members import LARGEST, Member, members
+from timm_stn.data.archives.streams import TOTAL
 from timm_stn.data.archives.wrong import WrongSource
 
 __all__ = ['HOMES', 'STRUCT', 'Found', 'Home', 'reread', 'scan']
 
 LONGEST = 2 ** 22  # bytes of a list; the longest of the three sets has 1 MB
+LISTS = 2 ** 23  # of all lists together, which are in memory
 STRUCT = 2 ** 32  # of SVHN's digitStruct.mat, some kB for each image; it is never in memory
 MOST = 10 ** 6  # files of a set
 FILE = r"[\w+,()'-][\w+,()'. -]*"  # a part of a path that every system takes
@@ -45,7 +47,7 @@ HOMES = {
         'https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/published-archive.html',
         re.compile(r'(?:GTSRB/)?(Final_Training/Images/000[0-4]\d/\d{5}_\d{5}\.ppm|Final_Test/Images/\d{5}\.ppm)'),
         re.compile(r'(?:GTSRB/)?(?:Final_Test/Images/)?'
-                   r'(Final_Training/Images/000[0-4]\d/GT-\d{5}\.csv|GT-final_test\.csv)')),
+                   r'(Final_Training/Images/(000[0-4]\d)/GT-\2\.csv|GT-final_test\.csv)')),
     'svhn': Home(
         'SVHN (format 1)', ('train.tar.gz', 'test.tar.gz', 'extra.tar.gz'), 'http://ufldl.stanford.edu/housenumbers/',
         re.compile(r'((?:train|test|extra)/(?:\d+\.png|digitStruct\.mat))'), re.compile(r'(?!)')),
@@ -66,13 +68,16 @@ def scan(sources: Sequence[Path], home: Home) -> Found:
     """
     sizes: dict[str, int] = {}
     lists: dict[str, str] = {}
+    left, lists_left = TOTAL, LISTS
     for source in sources:
         before, others = len(sizes) + len(lists), ''
         for member in members(source, 'checking'):
             if match := home.images.fullmatch(member.name):
                 member.check_size(_most(match[1]))
+                left = _less(left, member, TOTAL)
                 _put(sizes, match[1], member.size, member)
             elif match := home.lists.fullmatch(member.name):
+                lists_left = _less(lists_left, member, LISTS)
                 _put(lists, match[1], _text(member), member)
             else:
                 others = others or _stranger(member.name, home)
@@ -102,6 +107,14 @@ def reread(sources: Sequence[Path], home: Home, paths: Collection[str]) -> Itera
 
 def _most(path: str) -> int:
     return STRUCT if path.endswith('.mat') else LARGEST
+
+
+def _less(left: int, member: Member, most: int) -> int:
+    """What is left of a limit after a file."""
+    if member.size > left:
+        raise WrongSource(f'{str(member.source)!r}: refused, for its files of this kind unpack to more than {most:,} '
+                          'bytes')
+    return left - member.size
 
 
 def _put(found: dict, path: str, value: int | str, member: Member) -> None:
