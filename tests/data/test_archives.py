@@ -86,11 +86,32 @@ def test_real_photographs(tmp_path):
 def test_fractions_of_pixels_are_kept(tmp_path):
     files, photographs = cub_files()
     name = 'CUB_200_2011/bounding_boxes.txt'
-    files[name] = files[name].replace(b'1 12.0 12.0 24.0 24.0 \n', b'1 0.25 1234567.5 24.0 1e1\n', 1)
+    files[name] = files[name].replace(b'1 12.0 12.0 24.0 24.0 \n', b'1 0.25 1 24.0 1234567.5\n', 1)
     write_tgz(tmp_path / 'cub.tgz', files)
     unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True)
     boxes = read_boxes(tmp_path / 'out' / 'train-boxes.csv')
-    assert boxes[photographs[0].path] == [(0.25, 1234567.5, 24.25, 1234577.5)]
+    assert boxes[photographs[0].path] == [(0.25, 1.0, 24.25, 1234568.5)]
+
+
+@pytest.mark.parametrize(('place', 'is_met'), [
+    (b'500 600 2000 2100', False), (b'48 0 5 5', False), (b'0 48 5 5', False), (b'-5 0 5 5', False),
+    (b'0 -5.5 5 5.5', False), (b'47.5 0 5 5', True), (b'0 47.5 5 5', True), (b'-5 0 5.5 5', True),
+    (b'-1 -0.5 50 50', True)])
+def test_boxes_may_reach_beyond_their_images_but_not_be_outside(tmp_path, place, is_met):
+    files, photographs = cub_files()
+    change = changed('bounding_boxes', b'^1 .*', b'1 ' + place)
+    change(files)
+    write_tgz(tmp_path / 'cub.tgz', files)
+    if is_met:
+        unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True)
+        x, y, width, height = map(float, place.split())
+        boxes = read_boxes(tmp_path / 'out' / 'train-boxes.csv')
+        assert boxes[photographs[0].path] == [(x, y, x + width, y + height)]
+    else:
+        with pytest.raises(WrongSource, match='bounding_boxes.txt: the box of .*_0001_0.jpg.* is outside the image of '
+                                              '48 x 48 pixels'):
+            unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True)
+        assert not any((tmp_path / 'out').iterdir())
 
 
 def changed(name, old, new):

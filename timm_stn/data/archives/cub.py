@@ -59,18 +59,23 @@ def unpack_cub(sources: Sources, out: str | os.PathLike[str], subset: bool = Fal
 def _plan(sources: list[Path]) -> Plan:
     where = ', '.join(repr(str(source)) for source in sources)
     found = scan(sources, HOME)
-    photographs = _photographs(found, lambda text: WrongSource(f'{where}: {text}'))
+
+    def fault(text: str) -> WrongSource:
+        return WrongSource(f'{where}: {text}')
+
+    photographs = _photographs(found, fault)
     classes = {path.split('/')[0] for path in photographs}
     splits = [photograph.split for photograph in photographs.values()]
     counts = {split: splits.count(split) for split in ('train', 'test')} | {'classes': len(classes)}
-    return Plan(where, counts, sum(found.sizes.values()), lambda part: _write(sources, photographs, part))
+    return Plan(where, counts, sum(found.sizes.values()), partial(_write, sources, photographs, fault))
 
 
-def _write(sources: list[Path], photographs: dict[str, _Photograph], part: Path) -> None:
+def _write(sources: list[Path], photographs: dict[str, _Photograph], fault: Fault, part: Path) -> None:
     sizes = {}
     for path, member in reread(sources, HOME, photographs):
         content = member.read()
         sizes[path] = open_picture(member, content).size
+        _check_meets(path, photographs[path].box, sizes[path], fault)
         keep(part / photographs[path].split / path, content)
     for split in ('train', 'test'):
         own = {path: photograph.box for path, photograph in photographs.items() if photograph.split == split}
@@ -150,3 +155,11 @@ def _box(number: str, row: list[str], fault: Fault) -> tuple[float, float, float
     if not (width > 0 and height > 0 and math.isfinite(x + width) and math.isfinite(y + height)):
         raise fault(f'bounding_boxes.txt: image {number} must have x, y, width and height, got {" ".join(row)!r}')
     return x, y, x + width, y + height
+
+
+def _check_meets(path: str, box: tuple[float, float, float, float], size: tuple[int, int], fault: Fault) -> None:
+    """Boxes may reach beyond their images."""
+    x1, y1, x2, y2 = box
+    if not (x1 < size[0] and y1 < size[1] and x2 > 0 and y2 > 0):
+        raise fault(f'bounding_boxes.txt: the box of {path}, from {x1:g}, {y1:g} to {x2:g}, {y2:g}, is outside the '
+                    f'image of {size[0]} x {size[1]} pixels')
