@@ -176,6 +176,20 @@ def test_a_subset_may_lack_whole_classes(tmp_path):
     assert unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True).counts['classes'] == 3
 
 
+@pytest.mark.parametrize('subset', [True, False])
+def test_a_set_of_no_images_is_none(tmp_path, subset):
+    files, _ = cub_files()
+    write_tgz(tmp_path / 'cub.tgz', {name: b'' for name in files if name.count('/') == 1})
+    small_svhn(tmp_path / 'train.tar.gz', tmp_path / 'by-hand')
+    table = tmp_path / 'by-hand' / 'train' / 'digitStruct.mat'
+    write_tgz(tmp_path / 'svhn.tgz', {'train/digitStruct.mat': table.read_bytes()})
+    for unpack, name, message in ((unpack_cub, 'cub.tgz', '0 train, 0 test, 0 classes'),
+                                  (unpack_svhn, 'svhn.tgz', '0 train')):
+        with pytest.raises(WrongSource, match=f'{name}.: nothing can be made of {message}'):
+            unpack([tmp_path / name], tmp_path / 'out', subset)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_counts_of_the_whole_set_are_demanded(tmp_path, monkeypatch):
     small_cub(tmp_path / 'cub.tgz')
     with pytest.raises(WrongSource, match='the set has 5,994 train, 5,794 test, 200 classes, and this has 6 train, 6'):

@@ -134,6 +134,8 @@ def _is_done(job: Job) -> bool:
 
 def _planned(job: Job, plan: Callable[[], Plan], subset: bool) -> Plan:
     planned = plan()
+    if not all(planned.counts.values()):
+        raise WrongSource(f'{planned.where}: nothing can be made of {_said(planned.counts)}')
     if planned.counts != job.official and not subset:
         raise WrongSource(f'{planned.where}: the set has {_said(job.official)}, and this has '
                           f'{_said(planned.counts)} (with --subset, a part is accepted)')
