@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from small_archives import (
     small_gtsrb,
     small_svhn,
     tree,
+    write_svhn,
     write_tgz,
     write_zip,
 )
@@ -348,6 +350,19 @@ def test_house_numbers_whose_list_and_images_do_not_agree(tmp_path, monkeypatch,
         unpack_svhn([tmp_path / 'train.tar.gz'] * 2, tmp_path / 'out', subset=True)
     with pytest.raises(WrongSource, match='the set has 33,402 train, and this has 4 train'):
         unpack_svhn([tmp_path / 'train.tar.gz'], tmp_path / 'out')
+
+
+def test_house_numbers_that_are_named_twice(tmp_path):
+    """As many names as images, once each is counted once."""
+    folder = write_svhn(tmp_path / 'by-hand' / 'train')
+    with h5py.File(folder / 'digitStruct.mat', 'r+') as file:
+        names = file['digitStruct/name'][:, 0]
+        file[names[2]][:, 0] = file[names[1]][:, 0]
+    (folder / '3.png').unlink()
+    write_tgz(tmp_path / 'train.tar.gz', {f'train/{path.name}': path.read_bytes() for path in folder.iterdir()})
+    with pytest.raises(WrongSource, match="train.tar.gz': train/digitStruct.mat names '2.png' twice"):
+        unpack_svhn([tmp_path / 'train.tar.gz'], tmp_path / 'out', subset=True)
+    assert not any((tmp_path / 'out').iterdir())
 
 
 # any
