@@ -138,28 +138,28 @@ FIRST = 'images/001.Random_a_Bird/Random_a_Bird_0001_0.jpg'
 @pytest.mark.parametrize(('change', 'message'), [
     (without('images.txt'), 'there is no images.txt'),
     (without('train_test_split.txt'), 'there is no train_test_split.txt'),
-    (without(FIRST), r'images.txt names 001.Random_a_Bird/Random_a_Bird_0001_0.jpg, and .* \(1 are missing\)'),
-    (more('images/001.Random_a_Bird/more.jpg', picture((9, 9))), 'more.jpg is not in images.txt'),
-    (more(FIRST, b'GIF89a'), 'Random_a_Bird_0001_0.jpg is no image, or damaged'),
-    (more(FIRST, b''), 'Random_a_Bird_0001_0.jpg is no image, or damaged'),
+    (without(FIRST), r'images.txt names .001.Random_a_Bird/Random_a_Bird_0001_0.jpg., and .* \(1 are missing\)'),
+    (more('images/001.Random_a_Bird/more.jpg', picture((9, 9))), 'more.jpg. is an image, and not in images.txt'),
+    (more(FIRST, b'GIF89a'), 'Random_a_Bird_0001_0.jpg. is no image, or damaged'),
+    (more(FIRST, b''), 'Random_a_Bird_0001_0.jpg. is no image, or damaged'),
     (more(FIRST, picture((9, 9), kind='TIFF')), 'is no image, or damaged'),
     (changed('images', rb'^1 ', b'99 '), 'images.txt and image_class_labels.txt differ: image 1 is in one of them'),
     (changed('images', rb'^2 ', b'1 '), 'images.txt, line 2: 1 is there twice'),
     (changed('images', rb'^(1 .*)\n2 .*', rb'\1\n2' + f' {FIRST[7:]}'.encode()), 'images.txt: 1 and 2 have one name'),
-    (changed('images', rb'^1 .*', b'1 ../../evil.jpg'), r'image 1, ../../evil.jpg, is of class 1'),
+    (changed('images', rb'^1 .*', b'1 ../../evil.jpg'), r'image 1, .../../evil.jpg., is of class .1. in'),
     (changed('images', rb'^1 .*', b'1 a b'), "images.txt, line 1: takes a number and 1 more, got '1 a b'"),
     (changed('train_test_split', rb'^1 1', b'1 2'), r"image 1 must have 1 \(train\) or 0 \(test\), got '2'"),
     (changed('train_test_split', rb'^1 1 \n', b''), 'images.txt and train_test_split.txt differ: image 1'),
     (changed('train_test_split', rb'^1 1 \n2 0 \n3 1', b'1 0\n2 0\n3 0'),
-     'class 001.Random_a_Bird has images of only one of train and test'),
-    (changed('image_class_labels', rb'^1 1', b'1 2'), 'is of class 2 in .*, and that is 002.Random_b_Bird in'),
-    (changed('image_class_labels', rb'^1 1', b'1 7'), 'is of class 7 in .*, and that is none in classes.txt'),
-    (changed('classes', b'002.Random_b_Bird', b'001.Random_a_Bird'), 'classes.txt: 1 and 2 have one name, 001.Ran'),
+     'class .001.Random_a_Bird. has images of only one of train and test'),
+    (changed('image_class_labels', rb'^1 1', b'1 2'), 'is of class .2. in .*, and that is .002.Random_b_Bird. in'),
+    (changed('image_class_labels', rb'^1 1', b'1 7'), 'is of class .7. in .*, and that is none in classes.txt'),
+    (changed('classes', b'002.Random_b_Bird', b'001.Random_a_Bird'), 'classes.txt: 1 and 2 have one name, .001.Ran'),
     (changed('bounding_boxes', rb'^1 .*', b'1 1 2 3'), 'bounding_boxes.txt, line 1: takes a number and 4 more'),
     (changed('bounding_boxes', rb'^1 .*', b'1 1 2 3 x'), 'image 1 must have x, y, width and height'),
     (changed('bounding_boxes', rb'^1 .*', b'1 1 2 3 nan'), 'image 1 must have x, y, width and height'),
     (changed('bounding_boxes', rb'^1 .*', b'1 1 2 0 5'), 'image 1 must have x, y, width and height'),
-    (changed('classes', b'a', b'\xff'), 'classes.txt is no text'),
+    (changed('classes', b'a', b'\xff'), 'classes.txt. is no text'),
 ])
 def test_birds_whose_lists_and_images_do_not_agree(tmp_path, change, message):
     files, _ = cub_files()
@@ -260,10 +260,10 @@ SIGN = 'GTSRB/Final_Training/Images/00001/00001_00000.ppm'
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (lambda files: files[0].pop(SIGN), 'the tables name Final_Training/Images/00001/00001_00000.ppm, and there is no'),
+    (lambda files: files[0].pop(SIGN), 'the tables name .Final_Training/Images/00001/00001_00000.ppm., and there is'),
     (lambda files: files[0].update({SIGN.replace('1_00000', '7_00000'): SMALL}), 'is in no table'),
     (lambda files: files[0].update({SIGN: SMALL}), r'has 9 x 9 pixels, and \d+ x \d+ in its table'),
-    (lambda files: files[0].update({SIGN: files[0][SIGN][:-20]}), '00001_00000.ppm is no image, or damaged'),
+    (lambda files: files[0].update({SIGN: files[0][SIGN][:-20]}), '00001_00000.ppm. is no image, or damaged'),
     (lambda files: files[2].pop('GT-final_test.csv'), 'it holds nothing of GTSRB'),
     (lambda files: files[2].update(files[1]), 'is there twice'),
     (lambda files: files[0].pop(TABLE), 'is in no table'),
@@ -272,9 +272,9 @@ SIGN = 'GTSRB/Final_Training/Images/00001/00001_00000.ppm'
     (edited(0, TABLE, rb';5;', b';x;'), 'GT-00001.csv, line 2: not whole numbers'),
     (edited(0, TABLE, rb';5;', b';99;'), 'GT-00001.csv, line 2: no box within'),
     (edited(0, TABLE, rb';1\r', b'\r'), 'GT-00001.csv, line 2: not whole numbers'),
-    (edited(0, TABLE, rb'_00001', b'_00000'), '00001_00000.ppm is there twice'),
+    (edited(0, TABLE, rb'_00001', b'_00000'), '00001_00000.ppm. is there twice'),
     (edited(2, 'GT-final_test.csv', rb';0\r', b';43\r'), 'GT-final_test.csv, line 2: no box .*, or no class'),
-    (edited(2, 'GT-final_test.csv', rb'00001', b'../00001'), 'name Final_Test/Images/../00001.ppm, and there is'),
+    (edited(2, 'GT-final_test.csv', rb'00001', b'../00001'), 'name .Final_Test/Images/../00001.ppm., and there is'),
 ])
 def test_signs_whose_lists_and_images_do_not_agree(tmp_path, change, message):
     files, _ = gtsrb_files()
@@ -333,10 +333,10 @@ def test_house_numbers_whose_list_and_images_do_not_agree(tmp_path, monkeypatch,
     files = {f'train/{name}': content for name, content in tree(tmp_path / 'by-hand' / 'train').items()}
     if not with_h5py:
         monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    for change, message in (({'train/7.png': files['train/1.png']}, r'train/(7.png is no image of|5.png is mis)'),
-                            ({'train/2.png': None}, r'train/\d.png is (missing|no image)'),
+    for change, message in (({'train/7.png': files['train/1.png']}, r'.(7.png. is no image of|5.png. is mis)'),
+                            ({'train/2.png': None}, r'\d.png. is (missing|no image)'),
                             ({'train/digitStruct.mat': None}, 'there is no train/digitStruct.mat'),
-                            ({'train/3.png': b'<svg>'}, 'train/3.png is no image, or damaged'),
+                            ({'train/3.png': b'<svg>'}, 'train/3.png. is no image, or damaged'),
                             ({'test/1.png': files['train/1.png']}, 'it holds files of two splits, train and test'),
                             ({'train/digitStruct.mat': b'MATLAB'}, 'digitStruct.mat is not that of SVHN' * with_h5py)):
         content = {name: each for name, each in {**files, **change}.items() if each is not None}

@@ -7,13 +7,25 @@ import tarfile
 import tracemalloc
 import zipfile
 
+import h5py
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_archives import cub_files, gtsrb_files, picture, small_cub, small_gtsrb, tree, write_tgz, write_zip
+from small_archives import (
+    cub_files,
+    gtsrb_files,
+    picture,
+    small_cub,
+    small_gtsrb,
+    tree,
+    write_svhn,
+    write_tgz,
+    write_zip,
+)
 
-from timm_stn.data.archives import WrongSource, homes, streams, unpack_cub, unpack_gtsrb
+from timm_stn.data.archives import WrongSource, homes, streams, unpack_cub, unpack_gtsrb, unpack_svhn
 from timm_stn.data.archives import members as reading
 
 IMAGE = 'CUB_200_2011/images/001.Random_a_Bird/Random_a_Bird_0001_0.jpg'
@@ -63,7 +75,7 @@ def test_links_and_devices(tmp_path, kind):
     secret = tmp_path / 'secret.jpg'
     secret.write_bytes(files.pop(IMAGE))
     write_tgz(tmp_path / 'cub', files, [(tar_member(IMAGE, kind, str(secret)), None)])
-    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is a link or a device, and must be a file')
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg. is a link or a device, and must be a file')
     files['CUB_200_2011/images.txt'] = b''
     write_tgz(tmp_path / 'cub', files, [(tar_member('CUB_200_2011/classes.txt', kind, str(secret)), None)])
     refused(tmp_path, tmp_path / 'cub', 'is there twice|is a link or a device')
@@ -129,7 +141,7 @@ def test_a_list_that_is_a_bomb(tmp_path):
     files, _ = cub_files()
     files['CUB_200_2011/images.txt'] = bytes(2 ** 22 + 1)
     write_tgz(tmp_path / 'cub', files)
-    refused(tmp_path, tmp_path / 'cub', 'images.txt would have 4,194,305 bytes')
+    refused(tmp_path, tmp_path / 'cub', 'images.txt. would have 4,194,305 bytes')
 
 
 def test_bombs_beside_what_is_wanted(tmp_path, monkeypatch):
@@ -178,6 +190,67 @@ def test_all_files_together(tmp_path, monkeypatch, kind):
     unpack_cub([source], tmp_path / 'out', subset=True)
 
 
+ODD = '\x1b[31m\x9b\u202e' + 'z' * 100_000  # colours; turns what follows around
+
+
+def in_list(name, old, new, files=cub_files):
+    def made(folder):
+        found, _ = files()
+        path = f'CUB_200_2011/{name}.txt'
+        assert old in found[path]
+        write_tgz(folder / 'cub', {**found, path: found[path].replace(old, new.encode(), 1)})
+        return [folder / 'cub']
+    return made
+
+
+def beside(name, write=write_tgz):
+    def made(folder):
+        write(folder / 'cub', {name: picture((9, 9)), **cub_files()[0]})
+        return [folder / 'cub']
+    return made
+
+
+def in_table(old, new):
+    def made(folder):
+        zips, _ = small_gtsrb(folder)
+        truth = gtsrb_files()[0][2]['GT-final_test.csv']
+        assert old in truth
+        write_zip(zips[2], {'GT-final_test.csv': truth.replace(old, new.encode(), 1)})
+        return zips
+    return made
+
+
+def in_struct(folder):
+    source = write_svhn(folder / 'by-hand' / 'train')
+    with h5py.File(source / 'digitStruct.mat', 'r+') as file:
+        name = file.create_dataset('odd', data=np.array([ord(c) for c in f'+{ODD}'], np.uint16)[:, None])
+        file['digitStruct/name'][1, 0] = name.ref
+    return [folder / 'by-hand']
+
+
+FIRST, PATH = b'1 001.Random_a_Bird', IMAGE.split('/', 2)[2].encode()
+
+
+@pytest.mark.parametrize(('made', 'unpack'), [
+    (in_list('images', PATH, f'001.Random_a_Bird/{ODD}.jpg'), unpack_cub),
+    (in_list('images', PATH, f'{ODD}.jpg'), unpack_cub), (in_list('images', PATH, f'a {ODD}'), unpack_cub),
+    (in_list('images', b'1 ', '1' * 100_000 + ' '), unpack_cub), (in_list('images', b'1 ', '\u0661 '), unpack_cub),
+    (in_list('image_class_labels', b'1 1', f'1 {ODD}'), unpack_cub),
+    (in_list('classes', FIRST, f'1 {ODD}'), unpack_cub),
+    (in_list('train_test_split', b'1 1', f'1 {ODD}'), unpack_cub),
+    (in_list('bounding_boxes', b'1 12.0', f'1 {ODD}'), unpack_cub), (beside(f'../{ODD}'), unpack_cub),
+    (beside(f'../{ODD[:99]}', write_zip), unpack_cub),
+    (beside(f'CUB_200_2011/images/001.Random_a_Bird/{"z" * 60_000}.jpg', write_zip), unpack_cub),
+    (in_table(b'00000.ppm', ODD), unpack_gtsrb), (in_table(b'Filename', ODD), unpack_gtsrb),
+    (in_table(b'00000.ppm', f'"{ODD}"'), unpack_gtsrb), (in_struct, unpack_svhn)])
+def test_what_an_archive_says_is_shown_in_part_and_printable(tmp_path, made, unpack):
+    sources = made(tmp_path)
+    with pytest.raises(WrongSource) as error:
+        unpack(sources, tmp_path / 'out', subset=True)
+    message = str(error.value)
+    assert message.isprintable() and len(message) < 600 + len(', '.join(map(str, sources)))
+
+
 def pax(kind, key, size):
     """A header of other headers, of about `size` bytes, that says `key` of all files or of the next one."""
     record = f'{size} {key}='.encode().ljust(size - 1, b'a') + b'\n'
@@ -224,10 +297,10 @@ def test_a_file_twice(tmp_path):
     files, _ = cub_files()
     member = tar_member(f'./{IMAGE.replace("/images/", "//images/./")}')
     write_tgz(tmp_path / 'cub', files, [(member, picture((9, 9)))])
-    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is there twice')
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg. is there twice')
     with pytest.warns(UserWarning, match='Duplicate name'):
         write_zip(tmp_path / 'cub', files, [(IMAGE, picture((9, 9)))])
-    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is there twice')
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg. is there twice')
 
 
 def test_a_zip_with_a_password(tmp_path):

@@ -8,6 +8,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from timm_stn.data.archives.homes import HOMES, Found, reread, scan
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, keep, tidy, unpack
-from timm_stn.data.archives.wrong import WrongSource
+from timm_stn.data.archives.wrong import WrongSource, quoted
 from timm_stn.whole_file import write_text
 
 __all__ = ['unpack_cub']
@@ -25,6 +26,7 @@ HOME = HOMES['cub']
 COUNTS = {'train': 5994, 'test': 5794, 'classes': 200}
 NAMES = ('train', 'test', 'train-boxes.csv', 'test-boxes.csv')
 COLUMNS = ('file', 'width', 'height', 'x1', 'y1', 'x2', 'y2')
+NUMBER = re.compile('[0-9]{1,9}')
 SPLITS = {'1': 'train', '0': 'test'}
 
 Sources = Sequence[str | os.PathLike[str]]
@@ -103,10 +105,10 @@ def _photographs(found: Found, fault: Fault) -> dict[str, _Photograph]:
     for number, (path,) in paths.items():
         (label,), (split,) = of_class[number], of_split[number]
         if folders.get(label) != [path.split('/')[0]]:
-            raise fault(f'image {number}, {path}, is of class {label} in image_class_labels.txt, and that is '
-                        f'{folders.get(label, ["none"])[0]} in classes.txt')
+            raise fault(f'image {number}, {quoted(path)}, is of class {quoted(label)} in image_class_labels.txt, '
+                        f'and that is {quoted(folders[label][0]) if label in folders else "none"} in classes.txt')
         if split not in SPLITS:
-            raise fault(f'train_test_split.txt: image {number} must have 1 (train) or 0 (test), got {split!r}')
+            raise fault(f'train_test_split.txt: image {number} must have 1 (train) or 0 (test), got {quoted(split)}')
         photographs[path] = _Photograph(SPLITS[split], _box(number, boxes[number], fault))
     _check_images(photographs, found.sizes, fault)
     return photographs
@@ -114,13 +116,13 @@ def _photographs(found: Found, fault: Fault) -> dict[str, _Photograph]:
 
 def _check_images(photographs: dict[str, _Photograph], sizes: dict[str, int], fault: Fault) -> None:
     if missing := sorted(photographs.keys() - sizes.keys()):
-        raise fault(f'images.txt names {missing[0]}, and there is no such image ({len(missing):,} are missing)')
+        raise fault(f'images.txt names {quoted(missing[0])}, and there is no such image ({len(missing):,} are missing)')
     if more := sorted(sizes.keys() - photographs.keys()):
-        raise fault(f'images/{more[0]} is not in images.txt ({len(more):,} such)')
+        raise fault(f'{quoted(more[0])} is an image, and not in images.txt ({len(more):,} such)')
     train, test = ({path.split('/')[0] for path, photograph in photographs.items() if photograph.split == split}
                    for split in ('train', 'test'))
     if odd := train ^ test:
-        raise fault(f'train_test_split.txt: class {min(odd)} has images of only one of train and test')
+        raise fault(f'train_test_split.txt: class {quoted(min(odd))} has images of only one of train and test')
 
 
 def _read_list(found: Found, fault: Fault, name: str, columns: int) -> dict[str, list[str]]:
@@ -130,8 +132,8 @@ def _read_list(found: Found, fault: Fault, name: str, columns: int) -> dict[str,
     rows: dict[str, list[str]] = {}
     for i, line in enumerate(found.lists[name].splitlines(), start=1):
         key, *row = line.split() or ['']
-        if key and (len(row) != columns or not key.isdecimal()):
-            raise fault(f'{name}, line {i}: takes a number and {columns} more, got {line[:100]!r}')
+        if key and (len(row) != columns or not NUMBER.fullmatch(key)):
+            raise fault(f'{name}, line {i}: takes a number and {columns} more, got {quoted(line)}')
         if key in rows:
             raise fault(f'{name}, line {i}: {key} is there twice')
         if key:
@@ -143,7 +145,7 @@ def _check_differ(name: str, rows: dict[str, list[str]], fault: Fault) -> None:
     seen: dict[str, str] = {}
     for key, (value,) in rows.items():
         if value in seen:
-            raise fault(f'{name}: {seen[value]} and {key} have one name, {value}')
+            raise fault(f'{name}: {seen[value]} and {key} have one name, {quoted(value)}')
         seen[value] = key
 
 
@@ -153,7 +155,7 @@ def _box(number: str, row: list[str], fault: Fault) -> tuple[float, float, float
     except ValueError:
         x = y = width = height = math.nan
     if not (width > 0 and height > 0 and math.isfinite(x + width) and math.isfinite(y + height)):
-        raise fault(f'bounding_boxes.txt: image {number} must have x, y, width and height, got {" ".join(row)!r}')
+        raise fault(f'bounding_boxes.txt: image {number} must have x, y, width and height, got {quoted(" ".join(row))}')
     return x, y, x + width, y + height
 
 
@@ -161,5 +163,5 @@ def _check_meets(path: str, box: tuple[float, float, float, float], size: tuple[
     """Boxes may reach beyond their images."""
     x1, y1, x2, y2 = box
     if not (x1 < size[0] and y1 < size[1] and x2 > 0 and y2 > 0):
-        raise fault(f'bounding_boxes.txt: the box of {path}, from {x1:g}, {y1:g} to {x2:g}, {y2:g}, is outside the '
-                    f'image of {size[0]} x {size[1]} pixels')
+        raise fault(f'bounding_boxes.txt: the box of {quoted(path)}, from {x1:g}, {y1:g} to {x2:g}, {y2:g}, is '
+                    f'outside the image of {size[0]} x {size[1]} pixels')

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from timm_stn.data.archives.members import LARGEST, Member, members
 from timm_stn.data.archives.streams import TOTAL
-from timm_stn.data.archives.wrong import WrongSource
+from timm_stn.data.archives.wrong import WrongSource, quoted
 
 __all__ = ['HOMES', 'STRUCT', 'Found', 'Home', 'reread', 'scan']
 
@@ -102,7 +102,7 @@ def reread(sources: Sequence[Path], home: Home, paths: Collection[str]) -> Itera
                 member.check_size(_most(match[1]))
                 yield match[1], member
     if left:
-        raise WrongSource(f'{min(left)!r}: it was there, and is not any more')
+        raise WrongSource(f'{quoted(min(left))}: it was there, and is not any more')
 
 
 def _most(path: str) -> int:
@@ -119,7 +119,7 @@ def _less(left: int, member: Member, most: int) -> int:
 
 def _put(found: dict, path: str, value: int | str, member: Member) -> None:
     if path in found:
-        raise WrongSource(f'{str(member.source)!r}: {path} is there twice')
+        raise WrongSource(f'{str(member.source)!r}: {quoted(path)} is there twice')
     if len(found) == MOST:
         raise WrongSource(f'{str(member.source)!r}: it holds more than {MOST:,} files')
     found[path] = value
@@ -129,7 +129,7 @@ def _text(member: Member) -> str:
     try:
         return member.read(LONGEST).decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise WrongSource(f'{str(member.source)!r}: {member.name} is no text: {error}') from error
+        raise WrongSource(f'{member.said} is no text: {error}') from error
 
 
 def _stranger(name: str, home: Home) -> str:

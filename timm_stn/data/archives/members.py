@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 
 from timm_stn._progress import progress
 from timm_stn.data.archives.streams import BLOCK, Blocks, Forward
-from timm_stn.data.archives.wrong import WrongSource
+from timm_stn.data.archives.wrong import WrongSource, printable, quoted
 
 __all__ = ['LARGEST', 'Member', 'members']
 
@@ -38,6 +38,11 @@ class Member(NamedTuple):
     size: int
     is_file: bool  # and no link, device, or the like
     open: Callable[[], IO[bytes] | io.RawIOBase]
+
+    @property
+    def said(self) -> str:
+        """Where it is, for a message."""
+        return f'{str(self.source)!r}: {quoted(self.name)}'
 
     def read(self, most: int = LARGEST) -> bytes:
         """All of it.
@@ -58,14 +63,14 @@ class Member(NamedTuple):
                     break
                 yield block
         if left:
-            raise WrongSource(f'{str(self.source)!r}: {self.name} has other than the {self.size:,} bytes it should')
+            raise WrongSource(f'{self.said} has other than the {self.size:,} bytes it should')
 
     def check_size(self, most: int) -> None:
         """Raises WrongSource of what has more than `most` bytes, by what the archive says, or is no file."""
         if not self.is_file:
-            raise WrongSource(f'{str(self.source)!r}: {self.name} is a link or a device, and must be a file')
+            raise WrongSource(f'{self.said} is a link or a device, and must be a file')
         if self.size > most:
-            raise WrongSource(f'{str(self.source)!r}: {self.name} would have {self.size:,} bytes, and {most:,} is the '
+            raise WrongSource(f'{self.said} would have {self.size:,} bytes, and {most:,} is the '
                               'most that is accepted')
 
 
@@ -105,7 +110,7 @@ def _faults(source: Path) -> Iterator[None]:
     except FAULTS as error:
         if reason := getattr(error, 'strerror', None):
             raise WrongSource(f'{str(source)!r}: it cannot be read: {reason}') from error
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = printable(str(error)) or type(error).__name__
         raise WrongSource(f'{str(source)!r}: damaged, or no tar or zip archive ({reason})') from error
 
 
@@ -118,7 +123,7 @@ def _within(source: Path, name: str) -> str:
     """A name without `./`, if it stays in the archive."""
     parts = PurePosixPath(name).parts
     if name.startswith('/') or '..' in parts or '\\' in name or re.match('[A-Za-z]:', name):
-        raise WrongSource(f'{str(source)!r}: refused, for the name {name!r} in it is no path within a folder')
+        raise WrongSource(f'{str(source)!r}: refused, for the name {quoted(name)} in it is no path within a folder')
     return '/'.join(parts)
 
 
@@ -138,8 +143,8 @@ def _of_zip(source: Path, doing: str) -> Iterator[Member]:
     with zipfile.ZipFile(source) as archive:
         for info in progress(archive.infolist(), f'{doing} {source.name}', unit='file'):
             if info.compress_type not in METHODS:
-                raise WrongSource(f'{str(source)!r}: {info.filename!r} is packed by method {info.compress_type} of '
-                                  'zips; takes 0 (stored) and 8 (deflated)')
+                raise WrongSource(f'{str(source)!r}: {quoted(info.filename)} is packed by method '
+                                  f'{info.compress_type} of zips; takes 0 (stored) and 8 (deflated)')
             if not info.is_dir():
                 is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
                 yield Member(source, _within(source, info.filename), info.file_size, is_file,

@@ -11,7 +11,7 @@ from timm_stn.data.archives.homes import HOMES, STRUCT, Home, reread, scan
 from timm_stn.data.archives.members import Member, members
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, check_place, keep, tidy, unpack
-from timm_stn.data.archives.wrong import WrongSource
+from timm_stn.data.archives.wrong import WrongSource, quoted
 from timm_stn.data.svhn import image_names
 from timm_stn.whole_file import write_whole
 
@@ -104,7 +104,7 @@ def _check_names(source: Path, folder: Path) -> None:
         named = set(names)
         if len(named) < len(names):
             twice = next(name for name, count in Counter(names).items() if count > 1)
-            raise WrongSource(f'{str(source)!r}: {folder.name}/{TABLE} names {twice!r} twice')
+            raise WrongSource(f'{str(source)!r}: {folder.name}/{TABLE} names {quoted(twice)} twice')
     if odd := sorted(images ^ named):
-        raise WrongSource(f'{str(source)!r}: {TABLE} and the images differ: {folder.name}/{odd[0]} is '
+        raise WrongSource(f'{str(source)!r}: {TABLE} and the images differ: {quoted(odd[0])} is '
                           f'{"no image of its list" if odd[0] in images else "missing"} ({len(odd):,} such)')
