@@ -166,6 +166,18 @@ def test_a_name_that_is_a_bomb(tmp_path, kind):
     refused(tmp_path, tmp_path / 'cub', 'a name or header of more than 131,072 bytes')
 
 
+@pytest.mark.parametrize('letter', ['q', 'ü'])
+@pytest.mark.parametrize('place', ['{}/a.jpg', '001.A/{}.jpg'])
+def test_names_that_a_disk_would_not_take(tmp_path, letter, place):
+    length = 200 - 4 * ('}.' in place)
+    for size in (length, length + 2):
+        name = place.format(letter * (size // len(letter.encode())))
+        write_tgz(tmp_path / 'cub', {f'CUB_200_2011/images/{name}': b''})
+        if size == length:
+            assert list(homes.scan([tmp_path / 'cub'], homes.HOMES['cub']).sizes) == [name]
+    refused(tmp_path, tmp_path / 'cub', 'has a name of 202 bytes, and 200 is the most that is accepted')
+
+
 def test_many_lists(tmp_path):
     zips, _ = small_gtsrb(tmp_path)
     tables = {f'GTSRB/Final_Training/Images/0000{c}/GT-0000{c}.csv': bytes(2 ** 22) for c in range(3)}

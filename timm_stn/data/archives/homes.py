@@ -13,6 +13,7 @@ __all__ = ['HOMES', 'STRUCT', 'Found', 'Home', 'reread', 'scan']
 LONGEST = 2 ** 22  # bytes of a list; the longest of the three sets has 1 MB
 LISTS = 2 ** 23  # of all lists together, which are in memory
 STRUCT = 2 ** 32  # of SVHN's digitStruct.mat, some kB for each image; it is never in memory
+NAME = 200  # bytes of the name of a file or folder; most systems take 255, and a little is added while it is written
 MOST = 10 ** 6  # files of a set
 FILE = r"[\w+,()'-][\w+,()'. -]*"  # a part of a path that every system takes
 
@@ -74,6 +75,7 @@ def scan(sources: Sequence[Path], home: Home) -> Found:
         for member in members(source, 'checking'):
             if match := home.images.fullmatch(member.name):
                 member.check_size(_most(match[1]))
+                _check_names(member)
                 left = _less(left, member, TOTAL)
                 _put(sizes, match[1], member.size, member)
             elif match := home.lists.fullmatch(member.name):
@@ -107,6 +109,11 @@ def reread(sources: Sequence[Path], home: Home, paths: Collection[str]) -> Itera
 
 def _most(path: str) -> int:
     return STRUCT if path.endswith('.mat') else LARGEST
+
+
+def _check_names(member: Member) -> None:
+    if (longest := max(len(part.encode()) for part in member.name.split('/'))) > NAME:
+        raise WrongSource(f'{member.said} has a name of {longest:,} bytes, and {NAME} is the most that is accepted')
 
 
 def _less(left: int, member: Member, most: int) -> int:
