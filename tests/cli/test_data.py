@@ -14,6 +14,7 @@ import timm
 from commands import refused
 from makers import ROOT, needs_weights
 from small_archives import cub_files, small_cub, small_gtsrb, small_svhn, tree, write_tgz
+from timm.data import create_dataset
 
 from timm_stn import cli
 from timm_stn.data.archives import HOMES
@@ -47,6 +48,7 @@ def test_birds(archives, capsys):
     assert train == ['scripts/train_cub.sh', 'my data', 'OUTPUT']
     assert (ROOT / 'scripts/train_cub.sh').is_file()
     assert timm.is_model(show[show.index('--model') + 1])
+    assert len(create_dataset('', root='my data', split='validation')) == 12  # all: docs/data.md tells of it
     show[show.index('--model') + 1] = 'test_resnet'
     assert cli.main([*show[1:], '--no-pretrained']) == 0
     assert 'none is of these images' not in capsys.readouterr().err and os.path.isfile('look.png')
