@@ -14,8 +14,10 @@ import timm
 from commands import refused
 from makers import ROOT, needs_weights
 from small_archives import cub_files, small_cub, small_gtsrb, small_svhn, tree, write_tgz
+from timm.data import create_dataset
 
 from timm_stn import cli
+from timm_stn.data.archives import HOMES
 
 
 @pytest.fixture
@@ -41,10 +43,12 @@ def test_birds(archives, capsys):
     first, then, *commands = said(capsys, 'cub', archives['cub'])
     assert first == ('my data/train, my data/test, my data/train-boxes.csv, my data/test-boxes.csv: 6 train, 6 test, '
                      '3 classes')
-    assert then == 'next:' and len(commands) == 2
+    assert then == "next (downloads timm's weights):" and len(commands) == 2
     show, train = map(shlex.split, commands)
     assert train == ['scripts/train_cub.sh', 'my data', 'OUTPUT']
+    assert (ROOT / 'scripts/train_cub.sh').is_file()
     assert timm.is_model(show[show.index('--model') + 1])
+    assert len(create_dataset('', root='my data', split='validation')) == 12  # all: docs/data.md tells of it
     show[show.index('--model') + 1] = 'test_resnet'
     assert cli.main([*show[1:], '--no-pretrained']) == 0
     assert 'none is of these images' not in capsys.readouterr().err and os.path.isfile('look.png')
@@ -52,6 +56,16 @@ def test_birds(archives, capsys):
     assert cli.main([*argv, 'my data/test', '--boxes', 'my data/test-boxes.csv', '--count', '6']) == 0
     assert '6 images' in capsys.readouterr().err  # it refuses boxes of other images
     assert said(capsys, 'cub', archives['cub'])[0].endswith('3 classes (there already)')
+
+
+def test_what_the_help_says_can_be_copied(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    with pytest.raises(SystemExit):
+        cli.main(['data', '--help'])
+    words = capsys.readouterr().out.split()
+    addresses = [word for word in words if '://' in word]
+    assert set(addresses) <= {f'{home.url}' for home in HOMES.values()}
+    assert {name for home in HOMES.values() for name in home.archives} <= {word.rstrip(',;') for word in words}
 
 
 @needs_weights('stn_gtsrb')

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from small_archives import (
     small_gtsrb,
     small_svhn,
     tree,
+    write_svhn,
     write_tgz,
     write_zip,
 )
@@ -86,11 +88,32 @@ def test_real_photographs(tmp_path):
 def test_fractions_of_pixels_are_kept(tmp_path):
     files, photographs = cub_files()
     name = 'CUB_200_2011/bounding_boxes.txt'
-    files[name] = files[name].replace(b'1 12.0 12.0 24.0 24.0 \n', b'1 0.25 1234567.5 24.0 1e1\n', 1)
+    files[name] = files[name].replace(b'1 12.0 12.0 24.0 24.0 \n', b'1 0.25 1 24.0 1234567.5\n', 1)
     write_tgz(tmp_path / 'cub.tgz', files)
     unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True)
     boxes = read_boxes(tmp_path / 'out' / 'train-boxes.csv')
-    assert boxes[photographs[0].path] == [(0.25, 1234567.5, 24.25, 1234577.5)]
+    assert boxes[photographs[0].path] == [(0.25, 1.0, 24.25, 1234568.5)]
+
+
+@pytest.mark.parametrize(('place', 'is_met'), [
+    (b'500 600 2000 2100', False), (b'48 0 5 5', False), (b'0 48 5 5', False), (b'-5 0 5 5', False),
+    (b'0 -5.5 5 5.5', False), (b'47.5 0 5 5', True), (b'0 47.5 5 5', True), (b'-5 0 5.5 5', True),
+    (b'-1 -0.5 50 50', True)])
+def test_boxes_may_reach_beyond_their_images_but_not_be_outside(tmp_path, place, is_met):
+    files, photographs = cub_files()
+    change = changed('bounding_boxes', b'^1 .*', b'1 ' + place)
+    change(files)
+    write_tgz(tmp_path / 'cub.tgz', files)
+    if is_met:
+        unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True)
+        x, y, width, height = map(float, place.split())
+        boxes = read_boxes(tmp_path / 'out' / 'train-boxes.csv')
+        assert boxes[photographs[0].path] == [(x, y, x + width, y + height)]
+    else:
+        with pytest.raises(WrongSource, match='bounding_boxes.txt: the box of .*_0001_0.jpg.* is outside the image of '
+                                              '48 x 48 pixels'):
+            unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True)
+        assert not any((tmp_path / 'out').iterdir())
 
 
 def changed(name, old, new):
@@ -115,28 +138,28 @@ FIRST = 'images/001.Random_a_Bird/Random_a_Bird_0001_0.jpg'
 @pytest.mark.parametrize(('change', 'message'), [
     (without('images.txt'), 'there is no images.txt'),
     (without('train_test_split.txt'), 'there is no train_test_split.txt'),
-    (without(FIRST), r'images.txt names 001.Random_a_Bird/Random_a_Bird_0001_0.jpg, and .* \(1 are missing\)'),
-    (more('images/001.Random_a_Bird/more.jpg', picture((9, 9))), 'more.jpg is not in images.txt'),
-    (more(FIRST, b'GIF89a'), 'Random_a_Bird_0001_0.jpg is no image, or damaged'),
-    (more(FIRST, b''), 'Random_a_Bird_0001_0.jpg is no image, or damaged'),
+    (without(FIRST), r'images.txt names .001.Random_a_Bird/Random_a_Bird_0001_0.jpg., and .* \(1 are missing\)'),
+    (more('images/001.Random_a_Bird/more.jpg', picture((9, 9))), 'more.jpg. is an image, and not in images.txt'),
+    (more(FIRST, b'GIF89a'), 'Random_a_Bird_0001_0.jpg. is no image, or damaged'),
+    (more(FIRST, b''), 'Random_a_Bird_0001_0.jpg. is no image, or damaged'),
     (more(FIRST, picture((9, 9), kind='TIFF')), 'is no image, or damaged'),
     (changed('images', rb'^1 ', b'99 '), 'images.txt and image_class_labels.txt differ: image 1 is in one of them'),
     (changed('images', rb'^2 ', b'1 '), 'images.txt, line 2: 1 is there twice'),
     (changed('images', rb'^(1 .*)\n2 .*', rb'\1\n2' + f' {FIRST[7:]}'.encode()), 'images.txt: 1 and 2 have one name'),
-    (changed('images', rb'^1 .*', b'1 ../../evil.jpg'), r'image 1, ../../evil.jpg, is of class 1'),
+    (changed('images', rb'^1 .*', b'1 ../../evil.jpg'), r'image 1, .../../evil.jpg., is of class .1. in'),
     (changed('images', rb'^1 .*', b'1 a b'), "images.txt, line 1: takes a number and 1 more, got '1 a b'"),
     (changed('train_test_split', rb'^1 1', b'1 2'), r"image 1 must have 1 \(train\) or 0 \(test\), got '2'"),
     (changed('train_test_split', rb'^1 1 \n', b''), 'images.txt and train_test_split.txt differ: image 1'),
     (changed('train_test_split', rb'^1 1 \n2 0 \n3 1', b'1 0\n2 0\n3 0'),
-     'class 001.Random_a_Bird has images of only one of train and test'),
-    (changed('image_class_labels', rb'^1 1', b'1 2'), 'is of class 2 in .*, and that is 002.Random_b_Bird in'),
-    (changed('image_class_labels', rb'^1 1', b'1 7'), 'is of class 7 in .*, and that is none in classes.txt'),
-    (changed('classes', b'002.Random_b_Bird', b'001.Random_a_Bird'), 'classes.txt: 1 and 2 have one name, 001.Ran'),
+     'class .001.Random_a_Bird. has images of only one of train and test'),
+    (changed('image_class_labels', rb'^1 1', b'1 2'), 'is of class .2. in .*, and that is .002.Random_b_Bird. in'),
+    (changed('image_class_labels', rb'^1 1', b'1 7'), 'is of class .7. in .*, and that is none in classes.txt'),
+    (changed('classes', b'002.Random_b_Bird', b'001.Random_a_Bird'), 'classes.txt: 1 and 2 have one name, .001.Ran'),
     (changed('bounding_boxes', rb'^1 .*', b'1 1 2 3'), 'bounding_boxes.txt, line 1: takes a number and 4 more'),
     (changed('bounding_boxes', rb'^1 .*', b'1 1 2 3 x'), 'image 1 must have x, y, width and height'),
     (changed('bounding_boxes', rb'^1 .*', b'1 1 2 3 nan'), 'image 1 must have x, y, width and height'),
     (changed('bounding_boxes', rb'^1 .*', b'1 1 2 0 5'), 'image 1 must have x, y, width and height'),
-    (changed('classes', b'a', b'\xff'), 'classes.txt is no text'),
+    (changed('classes', b'a', b'\xff'), 'classes.txt. is no text'),
 ])
 def test_birds_whose_lists_and_images_do_not_agree(tmp_path, change, message):
     files, _ = cub_files()
@@ -153,6 +176,20 @@ def test_a_subset_may_lack_whole_classes(tmp_path):
     files['CUB_200_2011/classes.txt'] += b'4 004.Without_images\n'
     write_tgz(tmp_path / 'cub.tgz', files)
     assert unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out', subset=True).counts['classes'] == 3
+
+
+@pytest.mark.parametrize('subset', [True, False])
+def test_a_set_of_no_images_is_none(tmp_path, subset):
+    files, _ = cub_files()
+    write_tgz(tmp_path / 'cub.tgz', {name: b'' for name in files if name.count('/') == 1})
+    small_svhn(tmp_path / 'train.tar.gz', tmp_path / 'by-hand')
+    table = tmp_path / 'by-hand' / 'train' / 'digitStruct.mat'
+    write_tgz(tmp_path / 'svhn.tgz', {'train/digitStruct.mat': table.read_bytes()})
+    for unpack, name, message in ((unpack_cub, 'cub.tgz', '0 train, 0 test, 0 classes'),
+                                  (unpack_svhn, 'svhn.tgz', '0 train')):
+        with pytest.raises(WrongSource, match=f'{name}.: nothing can be made of {message}'):
+            unpack([tmp_path / name], tmp_path / 'out', subset)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_counts_of_the_whole_set_are_demanded(tmp_path, monkeypatch):
@@ -223,10 +260,10 @@ SIGN = 'GTSRB/Final_Training/Images/00001/00001_00000.ppm'
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (lambda files: files[0].pop(SIGN), 'the tables name Final_Training/Images/00001/00001_00000.ppm, and there is no'),
+    (lambda files: files[0].pop(SIGN), 'the tables name .Final_Training/Images/00001/00001_00000.ppm., and there is'),
     (lambda files: files[0].update({SIGN.replace('1_00000', '7_00000'): SMALL}), 'is in no table'),
     (lambda files: files[0].update({SIGN: SMALL}), r'has 9 x 9 pixels, and \d+ x \d+ in its table'),
-    (lambda files: files[0].update({SIGN: files[0][SIGN][:-20]}), '00001_00000.ppm is no image, or damaged'),
+    (lambda files: files[0].update({SIGN: files[0][SIGN][:-20]}), '00001_00000.ppm. is no image, or damaged'),
     (lambda files: files[2].pop('GT-final_test.csv'), 'it holds nothing of GTSRB'),
     (lambda files: files[2].update(files[1]), 'is there twice'),
     (lambda files: files[0].pop(TABLE), 'is in no table'),
@@ -235,9 +272,9 @@ SIGN = 'GTSRB/Final_Training/Images/00001/00001_00000.ppm'
     (edited(0, TABLE, rb';5;', b';x;'), 'GT-00001.csv, line 2: not whole numbers'),
     (edited(0, TABLE, rb';5;', b';99;'), 'GT-00001.csv, line 2: no box within'),
     (edited(0, TABLE, rb';1\r', b'\r'), 'GT-00001.csv, line 2: not whole numbers'),
-    (edited(0, TABLE, rb'_00001', b'_00000'), '00001_00000.ppm is there twice'),
+    (edited(0, TABLE, rb'_00001', b'_00000'), '00001_00000.ppm. is there twice'),
     (edited(2, 'GT-final_test.csv', rb';0\r', b';43\r'), 'GT-final_test.csv, line 2: no box .*, or no class'),
-    (edited(2, 'GT-final_test.csv', rb'00001', b'../00001'), 'name Final_Test/Images/../00001.ppm, and there is'),
+    (edited(2, 'GT-final_test.csv', rb'00001', b'../00001'), 'name .Final_Test/Images/../00001.ppm., and there is'),
 ])
 def test_signs_whose_lists_and_images_do_not_agree(tmp_path, change, message):
     files, _ = gtsrb_files()
@@ -296,10 +333,10 @@ def test_house_numbers_whose_list_and_images_do_not_agree(tmp_path, monkeypatch,
     files = {f'train/{name}': content for name, content in tree(tmp_path / 'by-hand' / 'train').items()}
     if not with_h5py:
         monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    for change, message in (({'train/7.png': files['train/1.png']}, r'train/(7.png is no image of|5.png is mis)'),
-                            ({'train/2.png': None}, r'train/\d.png is (missing|no image)'),
+    for change, message in (({'train/7.png': files['train/1.png']}, r'.(7.png. is no image of|5.png. is mis)'),
+                            ({'train/2.png': None}, r'\d.png. is (missing|no image)'),
                             ({'train/digitStruct.mat': None}, 'there is no train/digitStruct.mat'),
-                            ({'train/3.png': b'<svg>'}, 'train/3.png is no image, or damaged'),
+                            ({'train/3.png': b'<svg>'}, 'train/3.png. is no image, or damaged'),
                             ({'test/1.png': files['train/1.png']}, 'it holds files of two splits, train and test'),
                             ({'train/digitStruct.mat': b'MATLAB'}, 'digitStruct.mat is not that of SVHN' * with_h5py)):
         content = {name: each for name, each in {**files, **change}.items() if each is not None}
@@ -313,6 +350,19 @@ def test_house_numbers_whose_list_and_images_do_not_agree(tmp_path, monkeypatch,
         unpack_svhn([tmp_path / 'train.tar.gz'] * 2, tmp_path / 'out', subset=True)
     with pytest.raises(WrongSource, match='the set has 33,402 train, and this has 4 train'):
         unpack_svhn([tmp_path / 'train.tar.gz'], tmp_path / 'out')
+
+
+def test_house_numbers_that_are_named_twice(tmp_path):
+    """As many names as images, once each is counted once."""
+    folder = write_svhn(tmp_path / 'by-hand' / 'train')
+    with h5py.File(folder / 'digitStruct.mat', 'r+') as file:
+        names = file['digitStruct/name'][:, 0]
+        file[names[2]][:, 0] = file[names[1]][:, 0]
+    (folder / '3.png').unlink()
+    write_tgz(tmp_path / 'train.tar.gz', {f'train/{path.name}': path.read_bytes() for path in folder.iterdir()})
+    with pytest.raises(WrongSource, match="train.tar.gz': train/digitStruct.mat names '2.png' twice"):
+        unpack_svhn([tmp_path / 'train.tar.gz'], tmp_path / 'out', subset=True)
+    assert not any((tmp_path / 'out').iterdir())
 
 
 # any

@@ -1,18 +1,31 @@
 """Archives that are cut off, damaged, or made to harm: one line that names the file, and nothing written."""
 import gzip
 import io
+import shutil
 import stat
 import tarfile
 import tracemalloc
 import zipfile
 
+import h5py
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_archives import cub_files, picture, small_cub, small_gtsrb, tree, write_tgz, write_zip
+from small_archives import (
+    cub_files,
+    gtsrb_files,
+    picture,
+    small_cub,
+    small_gtsrb,
+    tree,
+    write_svhn,
+    write_tgz,
+    write_zip,
+)
 
-from timm_stn.data.archives import WrongSource, unpack_cub, unpack_gtsrb
+from timm_stn.data.archives import WrongSource, homes, streams, unpack_cub, unpack_gtsrb, unpack_svhn
 from timm_stn.data.archives import members as reading
 
 IMAGE = 'CUB_200_2011/images/001.Random_a_Bird/Random_a_Bird_0001_0.jpg'
@@ -62,7 +75,7 @@ def test_links_and_devices(tmp_path, kind):
     secret = tmp_path / 'secret.jpg'
     secret.write_bytes(files.pop(IMAGE))
     write_tgz(tmp_path / 'cub', files, [(tar_member(IMAGE, kind, str(secret)), None)])
-    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is a link or a device, and must be a file')
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg. is a link or a device, and must be a file')
     files['CUB_200_2011/images.txt'] = b''
     write_tgz(tmp_path / 'cub', files, [(tar_member('CUB_200_2011/classes.txt', kind, str(secret)), None)])
     refused(tmp_path, tmp_path / 'cub', 'is there twice|is a link or a device')
@@ -107,15 +120,32 @@ def test_bombs_of_zeros(tmp_path, kind):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize('method', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_whose_members_unpack_without_a_limit(tmp_path, method):
+    """zipfile unpacks all that a block of bzip2 or LZMA holds at once, whatever size the archive says."""
+    files, _ = cub_files()
+    size = 2 ** 24 + 12_345
+    with zipfile.ZipFile(tmp_path / 'cub', 'w', method) as archive:
+        for name, content in {**files, 'CUB_200_2011/images.txt': bytes(size)}.items():
+            archive.writestr(name, content)
+    content = (tmp_path / 'cub').read_bytes()
+    assert content.count(size.to_bytes(4, 'little')) == 2
+    (tmp_path / 'cub').write_bytes(content.replace(size.to_bytes(4, 'little'), (1000).to_bytes(4, 'little')))
+    tracemalloc.start()
+    refused(tmp_path, tmp_path / 'cub', f"'attributes.txt' is packed by method {method} .*; takes 0 .* and 8 ")
+    assert tracemalloc.get_traced_memory()[1] < 2 ** 23
+    tracemalloc.stop()
+
+
 def test_a_list_that_is_a_bomb(tmp_path):
     files, _ = cub_files()
     files['CUB_200_2011/images.txt'] = bytes(2 ** 22 + 1)
     write_tgz(tmp_path / 'cub', files)
-    refused(tmp_path, tmp_path / 'cub', 'images.txt would have 4,194,305 bytes')
+    refused(tmp_path, tmp_path / 'cub', 'images.txt. would have 4,194,305 bytes')
 
 
 def test_bombs_beside_what_is_wanted(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, 'TOTAL', 2 ** 22)
+    monkeypatch.setattr(streams, 'TOTAL', 2 ** 22)
     files, _ = cub_files()
     write_tgz(tmp_path / 'cub', {'CUB_200_2011/zeros': bytes(2 ** 23), **files})
     refused(tmp_path, tmp_path / 'cub', 'it unpacks to more than')
@@ -129,11 +159,143 @@ def test_bombs_beside_what_is_wanted(tmp_path, monkeypatch):
 def test_a_name_that_is_a_bomb(tmp_path, kind):
     """tarfile would read all of it at once."""
     header = tar_member('x', kind)
-    header.size = 2 ** 32
+    header.size = 2 ** 17 + 1
     with gzip.open(tmp_path / 'cub', 'wb', compresslevel=1) as file:
         file.write(header.tobuf(tarfile.GNU_FORMAT))
-        file.write(bytes(2 ** 20))
-    refused(tmp_path, tmp_path / 'cub', r'a name or header of 4,294,96\d,\d{3} bytes')
+        file.write(bytes(2 ** 18))
+    refused(tmp_path, tmp_path / 'cub', 'a name or header of more than 131,072 bytes')
+
+
+@pytest.mark.parametrize('letter', ['q', 'ü'])
+@pytest.mark.parametrize('place', ['{}/a.jpg', '001.A/{}.jpg'])
+def test_names_that_a_disk_would_not_take(tmp_path, letter, place):
+    length = 200 - 4 * ('}.' in place)
+    for size in (length, length + 2):
+        name = place.format(letter * (size // len(letter.encode())))
+        write_tgz(tmp_path / 'cub', {f'CUB_200_2011/images/{name}': b''})
+        if size == length:
+            assert list(homes.scan([tmp_path / 'cub'], homes.HOMES['cub']).sizes) == [name]
+    refused(tmp_path, tmp_path / 'cub', 'has a name of 202 bytes, and 200 is the most that is accepted')
+
+
+def test_many_lists(tmp_path):
+    zips, _ = small_gtsrb(tmp_path)
+    tables = {f'GTSRB/Final_Training/Images/0000{c}/GT-0000{c}.csv': bytes(2 ** 22) for c in range(3)}
+    write_zip(zips[0], tables)
+    refused(tmp_path, zips, 'its files of this kind unpack to more than 8,388,608 bytes', unpack_gtsrb)
+    write_zip(zips[0], {'GTSRB/Final_Training/Images/00000/GT-00001.csv': b'', **gtsrb_files()[0][0]})
+    unpack_gtsrb(zips, tmp_path / 'out', subset=True)  # no table is called so
+
+
+@pytest.mark.parametrize('kind', ['tgz', 'zip', 'folder'])
+def test_all_files_together(tmp_path, monkeypatch, kind):
+    files, photographs = cub_files()
+    {'tgz': write_tgz, 'zip': write_zip, 'folder': write_tgz}[kind](tmp_path / 'cub', files)
+    source = tmp_path / 'cub'
+    if kind == 'folder':
+        source = tmp_path / 'by-hand'
+        shutil.unpack_archive(tmp_path / 'cub', source, 'gztar')
+    size = sum(len(photograph.content) for photograph in photographs)
+    monkeypatch.setattr(homes, 'TOTAL', size - 1)
+    refused(tmp_path, source, f'its files of this kind unpack to more than {size - 1:,} bytes')
+    monkeypatch.setattr(homes, 'TOTAL', size)
+    unpack_cub([source], tmp_path / 'out', subset=True)
+
+
+ODD = '\x1b[31m\x9b\u202e' + 'z' * 100_000  # colours; turns what follows around
+
+
+def in_list(name, old, new, files=cub_files):
+    def made(folder):
+        found, _ = files()
+        path = f'CUB_200_2011/{name}.txt'
+        assert old in found[path]
+        write_tgz(folder / 'cub', {**found, path: found[path].replace(old, new.encode(), 1)})
+        return [folder / 'cub']
+    return made
+
+
+def beside(name, write=write_tgz):
+    def made(folder):
+        write(folder / 'cub', {name: picture((9, 9)), **cub_files()[0]})
+        return [folder / 'cub']
+    return made
+
+
+def in_table(old, new):
+    def made(folder):
+        zips, _ = small_gtsrb(folder)
+        truth = gtsrb_files()[0][2]['GT-final_test.csv']
+        assert old in truth
+        write_zip(zips[2], {'GT-final_test.csv': truth.replace(old, new.encode(), 1)})
+        return zips
+    return made
+
+
+def in_struct(folder):
+    source = write_svhn(folder / 'by-hand' / 'train')
+    with h5py.File(source / 'digitStruct.mat', 'r+') as file:
+        name = file.create_dataset('odd', data=np.array([ord(c) for c in f'+{ODD}'], np.uint16)[:, None])
+        file['digitStruct/name'][1, 0] = name.ref
+    return [folder / 'by-hand']
+
+
+FIRST, PATH = b'1 001.Random_a_Bird', IMAGE.split('/', 2)[2].encode()
+
+
+@pytest.mark.parametrize(('made', 'unpack'), [
+    (in_list('images', PATH, f'001.Random_a_Bird/{ODD}.jpg'), unpack_cub),
+    (in_list('images', PATH, f'{ODD}.jpg'), unpack_cub), (in_list('images', PATH, f'a {ODD}'), unpack_cub),
+    (in_list('images', b'1 ', '1' * 100_000 + ' '), unpack_cub), (in_list('images', b'1 ', '\u0661 '), unpack_cub),
+    (in_list('image_class_labels', b'1 1', f'1 {ODD}'), unpack_cub),
+    (in_list('classes', FIRST, f'1 {ODD}'), unpack_cub),
+    (in_list('train_test_split', b'1 1', f'1 {ODD}'), unpack_cub),
+    (in_list('bounding_boxes', b'1 12.0', f'1 {ODD}'), unpack_cub), (beside(f'../{ODD}'), unpack_cub),
+    (beside(f'../{ODD[:99]}', write_zip), unpack_cub),
+    (beside(f'CUB_200_2011/images/001.Random_a_Bird/{"z" * 60_000}.jpg', write_zip), unpack_cub),
+    (in_table(b'00000.ppm', ODD), unpack_gtsrb), (in_table(b'Filename', ODD), unpack_gtsrb),
+    (in_table(b'00000.ppm', f'"{ODD}"'), unpack_gtsrb), (in_struct, unpack_svhn)])
+def test_what_an_archive_says_is_shown_in_part_and_printable(tmp_path, made, unpack):
+    sources = made(tmp_path)
+    with pytest.raises(WrongSource) as error:
+        unpack(sources, tmp_path / 'out', subset=True)
+    message = str(error.value)
+    assert message.isprintable() and len(message) < 600 + len(', '.join(map(str, sources)))
+
+
+def pax(kind, key, size):
+    """A header of other headers, of about `size` bytes, that says `key` of all files or of the next one."""
+    record = f'{size} {key}='.encode().ljust(size - 1, b'a') + b'\n'
+    header = tar_member('pax', kind)
+    header.size = size
+    return header.tobuf(tarfile.USTAR_FORMAT) + record + bytes(-size % 512)
+
+
+@pytest.mark.parametrize('kind', [tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize('together', [False, True])
+def test_headers_that_pile_up(tmp_path, kind, together):
+    """Of all files, tarfile keeps them to its end; several before a file are read at once."""
+    with gzip.open(tmp_path / 'cub', 'wb', compresslevel=1) as file:
+        for i in range(400):
+            file.write(pax(kind, f'key{i}', 2 ** 16) + (b'' if together else tar_member('x').tobuf()))
+        file.write(bytes(1024))
+    tracemalloc.start()
+    refused(tmp_path, tmp_path / 'cub', 'a name or header of more than' if together else 'holds nothing of')
+    assert tracemalloc.get_traced_memory()[1] < 2 ** 23
+    tracemalloc.stop()
+
+
+def test_places_of_a_sparse_file_that_pile_up(tmp_path):
+    """A header of GNU's tar goes on as long as it says so."""
+    header = bytearray(tar_member('x', tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1
+    header[148:156] = b'%06o\0 ' % tarfile.calc_chksums(bytes(header))[0]
+    more = b'%011o ' % 1 * 42 + b'\1'
+    with gzip.open(tmp_path / 'cub', 'wb', compresslevel=1) as file:
+        file.write(header)
+        for _ in range(2 ** 13):
+            file.write(more.ljust(512, b'\0'))
+    refused(tmp_path, tmp_path / 'cub', 'a name or header of more than')
 
 
 def test_an_image_of_too_many_pixels(tmp_path, monkeypatch):
@@ -147,10 +309,10 @@ def test_a_file_twice(tmp_path):
     files, _ = cub_files()
     member = tar_member(f'./{IMAGE.replace("/images/", "//images/./")}')
     write_tgz(tmp_path / 'cub', files, [(member, picture((9, 9)))])
-    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is there twice')
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg. is there twice')
     with pytest.warns(UserWarning, match='Duplicate name'):
         write_zip(tmp_path / 'cub', files, [(IMAGE, picture((9, 9)))])
-    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg is there twice')
+    refused(tmp_path, tmp_path / 'cub', 'Random_a_Bird_0001_0.jpg. is there twice')
 
 
 def test_a_zip_with_a_password(tmp_path):

@@ -1,5 +1,6 @@
 """Whatever stops it, another run goes on, and gives the same bytes; nothing half made is ever at its place."""
 import errno
+import importlib
 import itertools
 import json
 import os
@@ -10,7 +11,7 @@ from collections import namedtuple
 import pytest
 from small_archives import cub_files, picture, small_cub, small_gtsrb, small_svhn, tree, write_tgz
 
-from timm_stn.data.archives import InTheWay, WrongSource, unpack_cub, unpack_gtsrb, unpack_svhn
+from timm_stn.data.archives import InTheWay, WrongSource, cub, unpack_cub, unpack_gtsrb, unpack_svhn
 from timm_stn.data.archives.unpacking import Job
 
 EVENTS = ('os.mkdir', 'os.rename', 'os.remove', 'os.rmdir')  # and open to write
@@ -211,3 +212,75 @@ def test_only_one_process_writes(tmp_path):
         with pytest.raises(InTheWay, match='another process is writing there'):
             unpack(tmp_path / 'out')
     assert json.loads((unpack(tmp_path / 'out').out / '.cub.json').read_text()) == {'train': 4, 'test': 2, 'classes': 2}
+
+
+@pytest.mark.parametrize('kind', ['cub', 'gtsrb', 'svhn'])
+def test_another_process_is_done_while_this_one_checks_its_sources(tmp_path, monkeypatch, kind):
+    unpack, module = archives_of(kind, tmp_path), importlib.import_module(f'timm_stn.data.archives.{kind}')
+    plan = module._plan
+
+    def slow(*args):
+        found = plan(*args)
+        monkeypatch.setattr(module, '_plan', plan)
+        unpack(tmp_path / 'out')
+        before.update(times(tmp_path / 'out'))
+        return found
+
+    def times(folder):
+        return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+    before = {}
+    monkeypatch.setattr(module, '_plan', slow)
+    for _ in range(2):
+        done = unpack(tmp_path / 'out')
+        assert (done[0] if kind == 'svhn' else done).was_there
+        assert times(tmp_path / 'out').items() == before.items()  # nor is a hidden folder left
+
+
+def test_another_process_has_made_a_part_meanwhile(tmp_path, monkeypatch):
+    small_cub(tmp_path / 'part.tgz', classes=2, each=3)
+    small_cub(tmp_path / 'cub.tgz')
+    plan = cub._plan
+
+    def slow(*args):
+        found = plan(*args)
+        monkeypatch.setattr(cub, '_plan', plan)
+        unpack_cub([tmp_path / 'part.tgz'], tmp_path / 'out', subset=True)
+        return found
+
+    monkeypatch.setattr(cub, '_plan', slow)
+    monkeypatch.setattr(cub, 'COUNTS', {'train': 6, 'test': 6, 'classes': 3})
+    with pytest.raises(InTheWay, match='holds a part of the set, 4 train'):
+        unpack_cub([tmp_path / 'cub.tgz'], tmp_path / 'out')
+
+
+def test_what_two_processes_have_written_is_put_in_order(tmp_path):
+    """The first is done, and the second has filled its folder again."""
+    unpack = archives_of('cub', tmp_path)
+    unpack(tmp_path / 'out')
+    expected = tree(tmp_path / 'out')
+    part = tmp_path / 'out' / '.cub.part'
+    for name in ('train', 'test'):
+        shutil.copytree(tmp_path / 'out' / name, part / name)
+        shutil.copy(tmp_path / 'out' / f'{name}-boxes.csv', part)
+    shutil.copy(tmp_path / 'out' / '.cub.json', part / 'whole.json')
+    assert unpack(tmp_path / 'out').was_there
+    assert tree(tmp_path / 'out') == expected and not part.exists()
+
+
+def test_a_lock_that_was_removed_is_none(tmp_path, monkeypatch):
+    """Between opening and locking it, another process was done, removed it, and a third one made its own."""
+    fcntl = pytest.importorskip('fcntl')
+    unpack, lock = archives_of('cub', tmp_path), fcntl.flock
+
+    def late(file, how):
+        lock(file, how)
+        shutil.rmtree(tmp_path / 'out' / '.cub.part')
+        (tmp_path / 'out' / '.cub.part').mkdir()
+        (tmp_path / 'out' / '.cub.part' / 'lock').touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, 'flock', late)
+        with pytest.raises(InTheWay, match='another process is writing there'):
+            unpack(tmp_path / 'out')
+    assert not unpack(tmp_path / 'out').was_there

@@ -14,16 +14,18 @@ __all__ = ['data', 'data_arguments']
 MAKERS: dict[str, Callable[..., list[Unpacked]]] = {
     'cub': lambda *args: [unpack_cub(*args)], 'gtsrb': lambda *args: [unpack_gtsrb(*args)], 'svhn': unpack_svhn}
 NEXT = {  # what to run then, with the folder
-    'cub': ('timm-stn show {out}/test --boxes {out}/test-boxes.csv --model resnet50 --as saliency:2 --count 8',
+    'cub': ("next (downloads timm's weights):",
+            'timm-stn show {out}/test --boxes {out}/test-boxes.csv --model resnet50 --as saliency:2 --count 8',
             'scripts/train_cub.sh {out} OUTPUT'),
-    'gtsrb': ('timm-stn eval stn_gtsrb --data {out}',),
-    'svhn': ('python scripts/train/train_task.py --set SVHN64 --model stn_svhn_cnn --data {out} --output OUTPUT',),
+    'gtsrb': ('next:', 'timm-stn eval stn_gtsrb --data {out}',),
+    'svhn': ('next:',
+             'python scripts/train/train_task.py --set SVHN64 --model stn_svhn_cnn --data {out} --output OUTPUT',),
 }
 
 
 def data_arguments(add: Callable[..., Any]) -> None:
-    add('set', choices=list(HOMES), help='; '.join(f'{key}: {home.title}, {" ".join(home.archives)} of {home.url}'
-                                                   for key, home in HOMES.items()))
+    add('set', choices=list(HOMES), help='; '.join(  # a help breaks addresses into lines
+        f'{key}: {home.title}, {" ".join(home.archives)}' for key, home in HOMES.items()) + '; addresses: docs/data.md')
     add('--source', nargs='+', required=True, metavar='FILE',
         help='the archives, as published; or a folder where they are unpacked (of svhn, any of the three)')
     add('--out', required=True, metavar='DIR', type=place_of_folder, help='the folder to fill, which is made')
@@ -46,7 +48,8 @@ def data(args: argparse.Namespace) -> int:
         counts = ', '.join(f'{count:,} {what}' for what, count in unpacked.counts.items())
         where = ', '.join(str(unpacked.out / name) for name in unpacked.names)
         print(f'{where}: {counts}{" (there already)" if unpacked.was_there else ""}')
-    print('next:')
-    for command in NEXT[args.set]:
+    heading, *commands = NEXT[args.set]
+    print(heading)
+    for command in commands:
         print(f'    {command.format(out=shlex.quote(str(Path(args.out))))}')
     return 0

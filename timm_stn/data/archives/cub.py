@@ -8,15 +8,16 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from timm_stn.data.archives.homes import HOMES, Found, reread, scan
-from timm_stn.data.archives.members import WrongSource
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, keep, tidy, unpack
+from timm_stn.data.archives.wrong import WrongSource, quoted
 from timm_stn.whole_file import write_text
 
 __all__ = ['unpack_cub']
@@ -25,6 +26,7 @@ HOME = HOMES['cub']
 COUNTS = {'train': 5994, 'test': 5794, 'classes': 200}
 NAMES = ('train', 'test', 'train-boxes.csv', 'test-boxes.csv')
 COLUMNS = ('file', 'width', 'height', 'x1', 'y1', 'x2', 'y2')
+NUMBER = re.compile('[0-9]{1,9}')
 SPLITS = {'1': 'train', '0': 'test'}
 
 Sources = Sequence[str | os.PathLike[str]]
@@ -59,18 +61,23 @@ def unpack_cub(sources: Sources, out: str | os.PathLike[str], subset: bool = Fal
 def _plan(sources: list[Path]) -> Plan:
     where = ', '.join(repr(str(source)) for source in sources)
     found = scan(sources, HOME)
-    photographs = _photographs(found, lambda text: WrongSource(f'{where}: {text}'))
+
+    def fault(text: str) -> WrongSource:
+        return WrongSource(f'{where}: {text}')
+
+    photographs = _photographs(found, fault)
     classes = {path.split('/')[0] for path in photographs}
     splits = [photograph.split for photograph in photographs.values()]
     counts = {split: splits.count(split) for split in ('train', 'test')} | {'classes': len(classes)}
-    return Plan(where, counts, sum(found.sizes.values()), lambda part: _write(sources, photographs, part))
+    return Plan(where, counts, sum(found.sizes.values()), partial(_write, sources, photographs, fault))
 
 
-def _write(sources: list[Path], photographs: dict[str, _Photograph], part: Path) -> None:
+def _write(sources: list[Path], photographs: dict[str, _Photograph], fault: Fault, part: Path) -> None:
     sizes = {}
     for path, member in reread(sources, HOME, photographs):
         content = member.read()
         sizes[path] = open_picture(member, content).size
+        _check_meets(path, photographs[path].box, sizes[path], fault)
         keep(part / photographs[path].split / path, content)
     for split in ('train', 'test'):
         own = {path: photograph.box for path, photograph in photographs.items() if photograph.split == split}
@@ -98,10 +105,10 @@ def _photographs(found: Found, fault: Fault) -> dict[str, _Photograph]:
     for number, (path,) in paths.items():
         (label,), (split,) = of_class[number], of_split[number]
         if folders.get(label) != [path.split('/')[0]]:
-            raise fault(f'image {number}, {path}, is of class {label} in image_class_labels.txt, and that is '
-                        f'{folders.get(label, ["none"])[0]} in classes.txt')
+            raise fault(f'image {number}, {quoted(path)}, is of class {quoted(label)} in image_class_labels.txt, '
+                        f'and that is {quoted(folders[label][0]) if label in folders else "none"} in classes.txt')
         if split not in SPLITS:
-            raise fault(f'train_test_split.txt: image {number} must have 1 (train) or 0 (test), got {split!r}')
+            raise fault(f'train_test_split.txt: image {number} must have 1 (train) or 0 (test), got {quoted(split)}')
         photographs[path] = _Photograph(SPLITS[split], _box(number, boxes[number], fault))
     _check_images(photographs, found.sizes, fault)
     return photographs
@@ -109,13 +116,13 @@ def _photographs(found: Found, fault: Fault) -> dict[str, _Photograph]:
 
 def _check_images(photographs: dict[str, _Photograph], sizes: dict[str, int], fault: Fault) -> None:
     if missing := sorted(photographs.keys() - sizes.keys()):
-        raise fault(f'images.txt names {missing[0]}, and there is no such image ({len(missing):,} are missing)')
+        raise fault(f'images.txt names {quoted(missing[0])}, and there is no such image ({len(missing):,} are missing)')
     if more := sorted(sizes.keys() - photographs.keys()):
-        raise fault(f'images/{more[0]} is not in images.txt ({len(more):,} such)')
+        raise fault(f'{quoted(more[0])} is an image, and not in images.txt ({len(more):,} such)')
     train, test = ({path.split('/')[0] for path, photograph in photographs.items() if photograph.split == split}
                    for split in ('train', 'test'))
     if odd := train ^ test:
-        raise fault(f'train_test_split.txt: class {min(odd)} has images of only one of train and test')
+        raise fault(f'train_test_split.txt: class {quoted(min(odd))} has images of only one of train and test')
 
 
 def _read_list(found: Found, fault: Fault, name: str, columns: int) -> dict[str, list[str]]:
@@ -125,8 +132,8 @@ def _read_list(found: Found, fault: Fault, name: str, columns: int) -> dict[str,
     rows: dict[str, list[str]] = {}
     for i, line in enumerate(found.lists[name].splitlines(), start=1):
         key, *row = line.split() or ['']
-        if key and (len(row) != columns or not key.isdecimal()):
-            raise fault(f'{name}, line {i}: takes a number and {columns} more, got {line[:100]!r}')
+        if key and (len(row) != columns or not NUMBER.fullmatch(key)):
+            raise fault(f'{name}, line {i}: takes a number and {columns} more, got {quoted(line)}')
         if key in rows:
             raise fault(f'{name}, line {i}: {key} is there twice')
         if key:
@@ -138,7 +145,7 @@ def _check_differ(name: str, rows: dict[str, list[str]], fault: Fault) -> None:
     seen: dict[str, str] = {}
     for key, (value,) in rows.items():
         if value in seen:
-            raise fault(f'{name}: {seen[value]} and {key} have one name, {value}')
+            raise fault(f'{name}: {seen[value]} and {key} have one name, {quoted(value)}')
         seen[value] = key
 
 
@@ -148,5 +155,13 @@ def _box(number: str, row: list[str], fault: Fault) -> tuple[float, float, float
     except ValueError:
         x = y = width = height = math.nan
     if not (width > 0 and height > 0 and math.isfinite(x + width) and math.isfinite(y + height)):
-        raise fault(f'bounding_boxes.txt: image {number} must have x, y, width and height, got {" ".join(row)!r}')
+        raise fault(f'bounding_boxes.txt: image {number} must have x, y, width and height, got {quoted(" ".join(row))}')
     return x, y, x + width, y + height
+
+
+def _check_meets(path: str, box: tuple[float, float, float, float], size: tuple[int, int], fault: Fault) -> None:
+    """Boxes may reach beyond their images."""
+    x1, y1, x2, y2 = box
+    if not (x1 < size[0] and y1 < size[1] and x2 > 0 and y2 > 0):
+        raise fault(f'bounding_boxes.txt: the box of {quoted(path)}, from {x1:g}, {y1:g} to {x2:g}, {y2:g}, is '
+                    f'outside the image of {size[0]} x {size[1]} pixels')

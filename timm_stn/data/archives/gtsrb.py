@@ -15,9 +15,10 @@ from typing import NamedTuple
 from PIL import Image
 
 from timm_stn.data.archives.homes import HOMES, Found, reread, scan
-from timm_stn.data.archives.members import Member, WrongSource
+from timm_stn.data.archives.members import Member
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, unpack
+from timm_stn.data.archives.wrong import WrongSource, quoted
 from timm_stn.data.signs import CLASSES, COLUMNS, SIDE
 from timm_stn.whole_file import write_text, write_whole
 
@@ -88,7 +89,7 @@ def _small(sign: _Sign, member: Member) -> bytes:
     """A PNG of 32 x 32 pixels."""
     image = open_picture(member, member.read(), whole=True)
     if image.size != sign.size:
-        raise WrongSource(f'{str(member.source)!r}: {member.name} has {image.width} x {image.height} pixels, and '
+        raise WrongSource(f'{member.said} has {image.width} x {image.height} pixels, and '
                           f'{sign.size[0]} x {sign.size[1]} in its table')
     small, file = image.convert('RGB').resize((SIDE, SIDE), Image.Resampling.BILINEAR), io.BytesIO()
     small.save(file, 'PNG')
@@ -118,12 +119,12 @@ def _signs(found: Found, fault: Fault) -> dict[str, _Sign]:
             raise fault(f'{path}: no table ({error})') from error
         for image, sign in rows:
             if image in signs:
-                raise fault(f'{path}: {image} is there twice')
+                raise fault(f'{path}: {quoted(image)} is there twice')
             signs[image] = sign
     if missing := sorted(signs.keys() - found.sizes.keys()):
-        raise fault(f'the tables name {missing[0]}, and there is no such image ({len(missing):,} are missing)')
+        raise fault(f'the tables name {quoted(missing[0])}, and there is no such image ({len(missing):,} are missing)')
     if more := sorted(found.sizes.keys() - signs.keys()):
-        raise fault(f'{more[0]} is in no table ({len(more):,} such)')
+        raise fault(f'{quoted(more[0])} is in no table ({len(more):,} such)')
     return signs
 
 
@@ -131,7 +132,7 @@ def _rows(path: str, text: str, fault: Fault) -> Iterator[tuple[str, _Sign]]:
     """The images of a table; those of a training class are all of that class."""
     reader = csv.DictReader(io.StringIO(text), delimiter=';')
     if tuple(reader.fieldnames or ()) != THEIRS:
-        raise fault(f'{path}: the columns must be {";".join(THEIRS)}, got {";".join(reader.fieldnames or ())[:100]!r}')
+        raise fault(f'{path}: the columns must be {";".join(THEIRS)}, got {quoted(";".join(reader.fieldnames or ()))}')
     folder = '' if path == TRUTH else path.split('/')[-2]
     for row in reader:
         try:

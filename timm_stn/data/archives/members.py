@@ -19,19 +19,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from timm_stn._progress import progress
+from timm_stn.data.archives.streams import BLOCK, Blocks, Forward
+from timm_stn.data.archives.wrong import WrongSource, printable, quoted
 
-__all__ = ['LARGEST', 'Member', 'WrongSource', 'members']
+__all__ = ['LARGEST', 'Member', 'members']
 
 LARGEST = 2 ** 26  # bytes of a file that is read at once; the largest image of the three sets has less than 1 MB
-TOTAL = 2 ** 34  # of an archive, unpacked; the largest of the three sets, SVHN's extra, has some GB
-BLOCK = 2 ** 20  # of a read of the archive, and the unit of its bar
+METHODS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # of others, zipfile unpacks a block without a limit
 FAULTS = (  # what Python's readers raise of damaged archives, and of those that ask for a password
     EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError, struct.error, tarfile.TarError,
     zipfile.BadZipFile, zlib.error)
-
-
-class WrongSource(ValueError):
-    """A source is not what it must be, or damaged; the message says which, and in one line why."""
 
 
 class Member(NamedTuple):
@@ -41,6 +38,11 @@ class Member(NamedTuple):
     size: int
     is_file: bool  # and no link, device, or the like
     open: Callable[[], IO[bytes] | io.RawIOBase]
+
+    @property
+    def said(self) -> str:
+        """Where it is, for a message."""
+        return f'{str(self.source)!r}: {quoted(self.name)}'
 
     def read(self, most: int = LARGEST) -> bytes:
         """All of it.
@@ -61,14 +63,14 @@ class Member(NamedTuple):
                     break
                 yield block
         if left:
-            raise WrongSource(f'{str(self.source)!r}: {self.name} has other than the {self.size:,} bytes it should')
+            raise WrongSource(f'{self.said} has other than the {self.size:,} bytes it should')
 
     def check_size(self, most: int) -> None:
         """Raises WrongSource of what has more than `most` bytes, by what the archive says, or is no file."""
         if not self.is_file:
-            raise WrongSource(f'{str(self.source)!r}: {self.name} is a link or a device, and must be a file')
+            raise WrongSource(f'{self.said} is a link or a device, and must be a file')
         if self.size > most:
-            raise WrongSource(f'{str(self.source)!r}: {self.name} would have {self.size:,} bytes, and {most:,} is the '
+            raise WrongSource(f'{self.said} would have {self.size:,} bytes, and {most:,} is the '
                               'most that is accepted')
 
 
@@ -108,7 +110,7 @@ def _faults(source: Path) -> Iterator[None]:
     except FAULTS as error:
         if reason := getattr(error, 'strerror', None):
             raise WrongSource(f'{str(source)!r}: it cannot be read: {reason}') from error
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = printable(str(error)) or type(error).__name__
         raise WrongSource(f'{str(source)!r}: damaged, or no tar or zip archive ({reason})') from error
 
 
@@ -121,7 +123,7 @@ def _within(source: Path, name: str) -> str:
     """A name without `./`, if it stays in the archive."""
     parts = PurePosixPath(name).parts
     if name.startswith('/') or '..' in parts or '\\' in name or re.match('[A-Za-z]:', name):
-        raise WrongSource(f'{str(source)!r}: refused, for the name {name!r} in it is no path within a folder')
+        raise WrongSource(f'{str(source)!r}: refused, for the name {quoted(name)} in it is no path within a folder')
     return '/'.join(parts)
 
 
@@ -140,6 +142,9 @@ def _of_folder(source: Path, doing: str) -> Iterator[Member]:
 def _of_zip(source: Path, doing: str) -> Iterator[Member]:
     with zipfile.ZipFile(source) as archive:
         for info in progress(archive.infolist(), f'{doing} {source.name}', unit='file'):
+            if info.compress_type not in METHODS:
+                raise WrongSource(f'{str(source)!r}: {quoted(info.filename)} is packed by method '
+                                  f'{info.compress_type} of zips; takes 0 (stored) and 8 (deflated)')
             if not info.is_dir():
                 is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
                 yield Member(source, _within(source, info.filename), info.file_size, is_file,
@@ -150,54 +155,16 @@ def _of_tar(source: Path, doing: str) -> Iterator[Member]:
     with source.open('rb') as file:
         total = -(-os.fstat(file.fileno()).st_size // BLOCK)
         blocks = progress(iter(lambda: file.read(BLOCK), b''), f'{doing} {source.name}', total, unit='MB')
-        raw = io.BufferedReader(_Blocks(iter(blocks)))
+        raw = io.BufferedReader(Blocks(iter(blocks)))
         unpacked: IO[bytes] = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b'\x1f\x8b' else raw  # type: ignore
-        forward = _Forward(source, unpacked)
+        forward = Forward(source, unpacked)
         with tarfile.open(fileobj=forward, mode='r:') as tar:  # type: ignore[call-overload]
-            while (info := tar.next()) is not None:
+            while (info := forward.header(tar.next)) is not None:
                 if not info.isdir():
                     is_file = info.isreg() and not info.issparse()
                     yield Member(source, _within(source, info.name), info.size, is_file,
                                  partial(tar.extractfile, info))  # type: ignore[arg-type]
                 tar.members.clear()  # else tarfile keeps hundreds of thousands
+                tar.pax_headers.clear()  # and what is said of all files, which is nothing to us
         while forward.read(BLOCK):  # to its end, where gzip's checksum is
-            pass
-
-
-class _Blocks(io.RawIOBase):
-    """Bytes that come in blocks, as a file."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._rest = blocks, memoryview(b'')
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._rest = self._rest or memoryview(next(self._blocks, b''))
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-class _Forward:
-    """What tarfile asks of a file, of one that only goes forward, with limits on what a bomb unpacks to."""
-
-    def __init__(self, source: Path, file: IO[bytes]) -> None:
-        self._source, self._file, self._at = source, file, 0
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int) -> bytes:
-        if size > 2 * LARGEST or self._at + size > TOTAL:
-            raise WrongSource(f'{str(self._source)!r}: refused, for it unpacks to more than {TOTAL >> 30} GB, or to '
-                              f'a name or header of {size:,} bytes')
-        found = self._file.read(size)
-        self._at += len(found)
-        return found
-
-    def seek(self, place: int) -> None:
-        while self._at < place and self.read(min(BLOCK, place - self._at)):
             pass

@@ -5,7 +5,8 @@ import warnings
 
 from PIL import Image
 
-from timm_stn.data.archives.members import Member, WrongSource
+from timm_stn.data.archives.members import Member
+from timm_stn.data.archives.wrong import WrongSource
 
 __all__ = ['open_picture']
 
@@ -27,5 +28,5 @@ def open_picture(member: Member, content: bytes, whole: bool = False) -> Image.I
             return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, EOFError, OSError, SyntaxError, ValueError,
             struct.error) as error:
-        raise WrongSource(f'{str(member.source)!r}: {member.name} is no image, or damaged '
+        raise WrongSource(f'{member.said} is no image, or damaged '
                           f'({type(error).__name__})') from error

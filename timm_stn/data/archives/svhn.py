@@ -2,14 +2,16 @@
 import importlib.util
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from timm_stn.data.archives.homes import HOMES, STRUCT, Home, reread, scan
-from timm_stn.data.archives.members import Member, WrongSource, members
+from timm_stn.data.archives.members import Member, members
 from timm_stn.data.archives.pictures import open_picture
 from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, check_place, keep, tidy, unpack
+from timm_stn.data.archives.wrong import WrongSource, quoted
 from timm_stn.data.svhn import image_names
 from timm_stn.whole_file import write_whole
 
@@ -96,9 +98,13 @@ def _check_names(source: Path, folder: Path) -> None:
     named = {f'{i + 1}.png' for i in range(len(images))}
     if importlib.util.find_spec('h5py'):
         try:
-            named = set(image_names(folder / TABLE))
+            names = image_names(folder / TABLE)
         except ValueError as error:
             raise WrongSource(f'{str(source)!r}: {folder.name}/{TABLE} is not that of SVHN, or damaged') from error
+        named = set(names)
+        if len(named) < len(names):
+            twice = next(name for name, count in Counter(names).items() if count > 1)
+            raise WrongSource(f'{str(source)!r}: {folder.name}/{TABLE} names {quoted(twice)} twice')
     if odd := sorted(images ^ named):
-        raise WrongSource(f'{str(source)!r}: {TABLE} and the images differ: {folder.name}/{odd[0]} is '
+        raise WrongSource(f'{str(source)!r}: {TABLE} and the images differ: {quoted(odd[0])} is '
                           f'{"no image of its list" if odd[0] in images else "missing"} ({len(odd):,} such)')

@@ -11,13 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from timm_stn.data.archives.members import WrongSource
+from timm_stn.data.archives.lock import take
+from timm_stn.data.archives.wrong import WrongSource
 from timm_stn.whole_file import write_text, write_whole
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ['InTheWay', 'Job', 'Plan', 'Unpacked', 'check_place', 'keep', 'tidy', 'unpack']
 
@@ -70,9 +66,9 @@ def check_place(job: Job) -> Counts | None:
     Raises:
         InTheWay: Something else has a result's name.
     """
-    there = [name for name in job.names if os.path.lexists(job.out / name)]
-    if job.done.is_file() and len(there) == len(job.names):
+    if _is_done(job):
         return _counts(job.done)
+    there = _there(job)
     waiting = job.whole.is_file()
     strange = [name for name in there if not waiting or (job.part / name).exists()]
     if strange:
@@ -94,20 +90,17 @@ def unpack(job: Job, plan: Callable[[], Plan], subset: bool) -> Unpacked:
         InTheWay: Something is in the way, or the disk has no room.
         OSError: It cannot be written.
     """
-    was_there = job.done.is_file()
-    counts = check_place(job)
+    planned, counts, was_there = None, check_place(job), _is_done(job)
     if counts is None:
-        was_there, planned = False, plan()
-        counts = planned.counts
-        _check_counts(job, planned, subset)
+        planned = _planned(job, plan, subset)
+    if counts is None or job.part.exists():
         with _held(job):
-            _write(job, planned)
-    elif counts != job.official and not subset:
-        raise InTheWay(f'{str(job.out)!r} holds a part of the set, {_said(counts)}, made with --subset; takes that '
-                       'option, or another folder')
-    if job.part.exists():
-        with _held(job):
+            counts, was_there = check_place(job), _is_done(job)  # others may have been quicker
+            if counts is None:
+                counts = _write(job, planned or _planned(job, plan, subset))
+            _check_part(job, counts, subset)
             _move(job)
+    _check_part(job, counts, subset)
     return Unpacked(job.out, job.names, counts, was_there)
 
 
@@ -131,10 +124,28 @@ def tidy(folder: Path, wanted: set[str]) -> None:
             path.unlink()
 
 
-def _check_counts(job: Job, plan: Plan, subset: bool) -> None:
-    if plan.counts != job.official and not subset:
-        raise WrongSource(f'{plan.where}: the set has {_said(job.official)}, and this has {_said(plan.counts)} (with '
-                          '--subset, a part is accepted)')
+def _there(job: Job) -> list[str]:
+    return [name for name in job.names if os.path.lexists(job.out / name)]
+
+
+def _is_done(job: Job) -> bool:
+    return job.done.is_file() and len(_there(job)) == len(job.names)
+
+
+def _planned(job: Job, plan: Callable[[], Plan], subset: bool) -> Plan:
+    planned = plan()
+    if not all(planned.counts.values()):
+        raise WrongSource(f'{planned.where}: nothing can be made of {_said(planned.counts)}')
+    if planned.counts != job.official and not subset:
+        raise WrongSource(f'{planned.where}: the set has {_said(job.official)}, and this has '
+                          f'{_said(planned.counts)} (with --subset, a part is accepted)')
+    return planned
+
+
+def _check_part(job: Job, counts: Counts, subset: bool) -> None:
+    if counts != job.official and not subset:
+        raise InTheWay(f'{str(job.out)!r} holds a part of the set, {_said(counts)}, made with --subset; takes that '
+                       'option, or another folder')
 
 
 def _said(counts: Counts) -> str:
@@ -154,11 +165,8 @@ def _held(job: Job) -> Iterator[None]:
     """One process at a time; what it has written is left where it is stopped, but not of a source that is wrong."""
     job.part.mkdir(parents=True, exist_ok=True)
     with (job.part / 'lock').open('w') as lock:
-        if fcntl:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InTheWay(f'{str(job.out)!r}: another process is writing there') from error
+        if not take(lock, job.part / 'lock'):
+            raise InTheWay(f'{str(job.out)!r}: another process is writing there')
         try:
             yield
         except WrongSource:
@@ -166,7 +174,7 @@ def _held(job: Job) -> Iterator[None]:
             raise
 
 
-def _write(job: Job, plan: Plan) -> None:
+def _write(job: Job, plan: Plan) -> Counts:
     there = sum(path.stat().st_size for path in job.part.rglob('*') if path.is_file())
     free = shutil.disk_usage(job.part).free
     if plan.size - there > free:
@@ -176,12 +184,15 @@ def _write(job: Job, plan: Plan) -> None:
     if hasattr(os, 'sync'):  # what is said to be whole is so after a power cut, too
         os.sync()
     write_text(job.whole, json.dumps(plan.counts) + '\n')
+    return plan.counts
 
 
 def _move(job: Job) -> None:
-    for name in job.names:
-        if (job.part / name).exists():
+    """What is in the way of a finished set is of a process that came second."""
+    waiting = [name for name in job.names if (job.part / name).exists()]
+    if not (waiting and _is_done(job)):
+        for name in waiting:
             os.rename(job.part / name, job.out / name)
-    if job.whole.exists():
-        os.replace(job.whole, job.done)
+        if job.whole.exists():
+            os.replace(job.whole, job.done)
     shutil.rmtree(job.part)
