@@ -32,10 +32,10 @@ CALTECH=https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz
 MD5=97eceeb196236b17998738112f37df78
 
 {  # read whole, for the file may change while it runs
-# (timm_stn alone may also be the folder of the checkout)
+export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 "$PYTHON" -c 'import timm_stn.run' 2>/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 "$PYTHON" -m pip install -q "$ROOT"
 "$ROOT/scripts/train_cub.sh" "$WORK/data" "$WORK/runs" "${OPTIONS[@]}" CHECK=1 "$NAME"
-[[ ! $CHECK ]] || exit 0
+[[ $CHECK != 1 ]] || exit 0
 mkdir -p "$WORK"
 [[ $DRY_RUN ]] || "$PYTHON" -c '
 import sys

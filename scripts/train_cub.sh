@@ -54,6 +54,11 @@ done
 for option in SEED WORKERS LOG; do
     [[ ${!option} =~ ^(0|[1-9][0-9]{0,5})$ ]] || refuse "$option takes a number, 0 or more, got ${!option}"
 done
+case $CHECK in
+    '' | 0) CHECK='' ;;
+    1) ;;
+    *) refuse "CHECK takes 0 or 1, got $CHECK" ;;
+esac
 ((SIDE % 2 == 0 && SIDE >= 64)) || refuse "SIDE takes an even number from 64, got $SIDE"
 ((BATCH_SIZE % NPROC == 0)) || refuse "BATCH_SIZE takes a multiple of NPROC=$NPROC, got $BATCH_SIZE"
 [[ $NPROC == 1 || $DEVICE == cuda ]] || refuse "NPROC takes 1 with DEVICE=$DEVICE, got $NPROC"
@@ -101,7 +106,7 @@ compare_options() {  # FOLDER: of a run, if anything has trained in it
     local begun
     [[ -f $1/last.pth.tar || -f $1/result.json ]] || return 0
     begun=$(cat "$1/options.txt" 2>/dev/null || echo "unknown options")
-    [[ $begun == "$options" ]] || refuse "$1 was begun with $begun, not $options; another OUTPUT keeps both"
+    [[ ${begun#*(} == "${options#*(}" ]] || refuse "$1 was begun with $begun, not $options; another OUTPUT keeps both"
 }
 
 for name in "${NAMES[@]}"; do compare_options "$OUTPUT/$name-$RECIPE-$SEED"; done

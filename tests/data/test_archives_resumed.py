@@ -268,6 +268,36 @@ def test_what_two_processes_have_written_is_put_in_order(tmp_path):
     assert tree(tmp_path / 'out') == expected and not part.exists()
 
 
+def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip('fcntl')
+
+    def none(file, how):
+        raise OSError(errno.ENOSYS, 'Function not implemented')
+
+    monkeypatch.setattr(fcntl, 'flock', none)
+    assert archives_of('cub', tmp_path)(tmp_path / 'out').counts['train'] == 4
+    assert not (tmp_path / 'out' / '.cub.part').exists()
+
+
+def test_on_a_network_what_is_open_stays_for_a_moment(tmp_path, monkeypatch):
+    """NFS renames a file that is removed while it is open, in its folder."""
+    unlink, held = os.unlink, []
+
+    def silly(path, **kwargs):
+        if held and os.path.basename(path) == 'lock' and not held[-1].closed:
+            os.rename(path, os.path.join(os.path.dirname(path), '.nfs0001'))
+        else:
+            unlink(path, **kwargs)
+
+    unpacking = importlib.import_module('timm_stn.data.archives.unpacking')
+    take = unpacking.take
+    monkeypatch.setattr(unpacking, 'take', lambda file, path: held.append(file) or take(file, path))
+    monkeypatch.setattr(os, 'unlink', silly)
+    for _ in range(2):
+        archives_of('cub', tmp_path)(tmp_path / 'out')
+        assert not (tmp_path / 'out' / '.cub.part').exists()
+
+
 def test_a_lock_that_was_removed_is_none(tmp_path, monkeypatch):
     """Between opening and locking it, another process was done, removed it, and a third one made its own."""
     fcntl = pytest.importorskip('fcntl')

@@ -216,6 +216,22 @@ def test_it_does_so_where_the_backbone_has_another_stem_or_not_all_stages(tmp_pa
     assert all(torch.equal(value, expected[key]) for key, value in body.items())
 
 
+@pytest.mark.parametrize('name, changed', [
+    ('resnet18', dict(base_width=32, block='Bottleneck')), ('resnet18', dict(stem_type='deep', stem_width=32)),
+    ('vit_tiny_patch16_224', dict(class_token=False, global_pool='avg', img_size=64))], ids=str)
+def test_a_checkpoint_of_a_changed_architecture_leaves_it_at_random(tmp_path, name, changed):
+    if 'block' in changed:
+        changed = dict(changed, block=timm.models.resnet.Bottleneck)
+    plain = timm.create_model(name, **changed)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    model = create(f'stn_{name}', pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.pth')),
+                   stn_localization=f'timm:{name}', **{'img_size': 64, **changed})
+    weights, body = plain.state_dict(), model.stn.localization.body[0].net.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in model.backbone.state_dict().items())
+    assert not any(torch.equal(value, weights[key]) for key, value in body.items()
+                   if value.ndim > 1 and key in weights and value.shape == weights[key].shape)
+
+
 @pytest.mark.parametrize('name, words', [
     ('transform', "'transform'. Did you mean 'stn_transform'?"), ('stages', "'stages'. Did you mean 'stn_stages'?"),
     ('colour', "'colour'")])

@@ -54,7 +54,9 @@ def test_what_a_card_says_of_a_run():
     assert '| `input` | similarity | 96 x 80 | 1 |' in rows and '| `2` | similarity | as it came | 1 |' in rows
     assert 'It is the last epoch of the training.' in text and 'may have selected' not in text
     earlier = write_card(model, 'acme/net', Run(model, args, 1, dict(top1=87.5)))
-    assert 'The same split may have selected the epoch.' in earlier and 'the last epoch' not in earlier
+    cooled = write_card(model, 'acme/net', Run(model, {**args, 'cooldown_epochs': 5}, 2, dict(top1=87.5)))
+    for text_of in (earlier, cooled):
+        assert 'The same split may have selected the epoch.' in text_of and 'the last epoch' not in text_of
     assert 'the moving average of the weights after epoch 2' in text and "'hf-hub:acme/net@wide'" in text
     assert f'{sum(p.numel() for p in model.parameters()):,} parameters' in text and '](look.png)' in text
     recipe = yaml.safe_load(re.search(r'```yaml\n(.*?)```', text, re.DOTALL).group(1))

@@ -147,13 +147,14 @@ def test_a_script_that_changes_while_it_runs_goes_on_as_it_was(stub, tmp_path, m
 def test_a_run_is_not_continued_by_other_options(stub, tmp_path):
     stub('plain', CUT_OFF='1')
     begun = 'plain-sgd-0 was begun with WEIGHTS=resnet50.tv_in1k (4b) EPOCHS=100 BATCH_SIZE=32 SIDE=448 AMP=bfloat16'
-    for other in ('EPOCHS=50', 'AMP=float16', 'BATCH_SIZE=8', 'WEIGHTS=resnet50.a1_in1k'):
+    for other in ('EPOCHS=50', 'AMP=float16', 'BATCH_SIZE=8'):
         code, said, calls = stub(other, OURS[0], 'plain')
         assert (code, calls, said.count('\n')) == (2, [], 1) and begun in said
     code, said, calls = stub('plain', DIGEST='5c')
     assert (code, calls) == (2, []) and 'not WEIGHTS=resnet50.tv_in1k (5c)' in said, 'another file of the same name'
     code, said, calls = stub('plain', data=photographs(tmp_path / 'more', names=('a', 'b', 'c')))
     assert (code, calls) == (2, []) and ', 3 classes; another OUTPUT keeps both' in said
+    assert len(stub('plain', 'WEIGHTS=resnet50.a1_in1k')[2]) == 1, 'the same file by another name'
     code, said, calls = stub('plain', 'WORKERS=1', 'NPROC=2', 'DEVICE=cuda', 'LOG=9')
     assert code == 0 and '--resume' in calls[0], 'these change nothing that is trained'
 
@@ -180,6 +181,7 @@ def test_options_alone_are_tried(stub, tmp_path):
     code, said, calls = stub('CHECK=1', OURS[0], data=tmp_path / 'nowhere', TIMM_SCRIPTS='')
     assert (code, said, calls) == (0, '', []) and not (tmp_path / 'out').exists()
     assert stub('CHECK=1', 'foo', data=tmp_path / 'nowhere')[0] == 2
+    assert stub('CHECK=2')[:2] == (2, 'CHECK takes 0 or 1, got 2\n') and len(stub('CHECK=0', 'plain', 'SEED=9')[2]) == 1
     code, said, _ = stub('CHECK=1', WRONG='WEIGHTS=resnet50.tv_in1k: no')
     assert (code, said) == (2, 'WEIGHTS=resnet50.tv_in1k: no\n')
 

@@ -77,8 +77,7 @@ def build_network(
         base: Name of the timm architecture in it, ``resnet50``.
         pretrained: Load the weights of the whole network if the cfg leads to some, else the backbone's. If these are
             timm's own, a ``timm:<arch>`` localization network is pretrained too; if they come from elsewhere, one of
-            the backbone's architecture starts from them, too, if it has their shapes: position embeddings for another
-            image size do not fit, and then it starts at random.
+            the backbone's architecture starts from them, too, or at random where they are of a changed architecture.
         pretrained_cfg: Tag, dict or cfg, as in ``timm.create_model``.
         pretrained_cfg_overlay: Entries that replace those of the cfg.
         cache_dir: Where downloads are kept.
@@ -166,7 +165,7 @@ def _assemble(
     elif state_dict is not None:
         plain = dict(in_chans=input_size[0], num_classes=0)
         _start_localizations(
-            net, base, partial(_build_base, base, cfg, plain, True, state_dict, cache_dir, model_args))
+            net, base, state_dict, partial(_build_base, base, cfg, plain, True, state_dict, cache_dir, model_args))
     return StnFeatures(net, **feature_args) if features_only and at_stages else net
 
 
@@ -345,16 +344,33 @@ def _load_own(net: SpatialTransformerNetwork, state_dict: StateDict, cfg: Pretra
     net.load_state_dict({**target, **{k: v for k, v in own.items() if k in target}})
 
 
-def _start_localizations(net: SpatialTransformerNetwork, base: str, build: Callable[[], nn.Module]) -> None:
+def _start_localizations(
+        net: SpatialTransformerNetwork,
+        base: str,
+        state_dict: StateDict,
+        build: Callable[[], nn.Module],
+) -> None:
     """Localization networks of the backbone's architecture start from the plain checkpoint that it has loaded.
 
-    One that the backbone does not fit, as it has another stem or not all stages, starts from a network that is built.
+    One that the backbone does not fit, as it has another stem or not all stages, starts from a network that is built;
+    at random, if the checkpoint is of a changed architecture.
     """
-    for transformer in net.spatial_transformers().values():
-        if transformer.localization.kind == f'timm:{base}':
-            body = cast(nn.Module, transformer.localization.body)
-            if not start_as(body, net.backbone.state_dict()):
-                start_as(body, build().state_dict())
+    bodies = [cast(nn.Module, transformer.localization.body) for transformer in net.spatial_transformers().values()
+              if transformer.localization.kind == f'timm:{base}']
+    rest = [body for body in bodies if not start_as(body, net.backbone.state_dict())]
+    weights = _weights_of_plain(state_dict, build) if rest else {}
+    for body in rest:
+        start_as(body, weights)
+
+
+def _weights_of_plain(state_dict: StateDict, build: Callable[[], nn.Module]) -> StateDict:
+    """Those of the plain network that a checkpoint is loaded into; none if it is not of that network, or half."""
+    try:
+        found = build().state_dict()
+    except (KeyError, RuntimeError, ValueError):  # of timm, which reads checkpoints of many forms
+        return {}
+    named = [key in state_dict for key in without_counts(found)]
+    return {} if any(named) and not all(named) else found
 
 
 def _knows_channels() -> bool:

@@ -138,7 +138,8 @@ def _measured(run: Run, num_classes: int) -> str:
 
 
 def _selected(run: Run) -> str:
-    if run.epoch is not None and run.epoch == int(run.args.get('epochs') or 0) - 1:
+    longer = run.args.get('cooldown_epochs') or run.args.get('warmup_prefix')  # than its epochs
+    if not longer and run.epoch is not None and run.epoch == int(run.args.get('epochs') or 0) - 1:
         return 'It is the last epoch of the training.'
     return 'The same split may have selected the epoch.'
 

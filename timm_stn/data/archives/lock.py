@@ -12,11 +12,19 @@ __all__ = ['take']
 
 
 def take(file: IO[str], path: Path) -> bool:
-    """Whether this process has an open file now, and it is still the one at its path: who was done has removed it."""
+    """Whether this process has an open file now, and it is still the one at its path: who was done has removed it.
+
+    Where the file system has no locks, as some on networks, it always has.
+    """
     if not fcntl:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         return False

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,14 +164,25 @@ def _counts(path: Path) -> Counts:
 def _held(job: Job) -> Iterator[None]:
     """One process at a time; what it has written is left where it is stopped, but not of a source that is wrong."""
     job.part.mkdir(parents=True, exist_ok=True)
-    with (job.part / 'lock').open('w') as lock:
-        if not take(lock, job.part / 'lock'):
-            raise InTheWay(f'{str(job.out)!r}: another process is writing there')
-        try:
-            yield
-        except WrongSource:
-            shutil.rmtree(job.part)
-            raise
+    place, ended = job.part / 'lock', False
+    try:
+        with place.open('w') as lock:
+            if not take(lock, place):
+                raise InTheWay(f'{str(job.out)!r}: another process is writing there')
+            try:
+                yield
+                ended = True
+            except WrongSource:
+                ended = True
+                raise
+            finally:
+                if ended:
+                    tidy(job.part, {place.name})
+    finally:
+        if ended:
+            with suppress(OSError):  # on networks, what was open a moment ago may still be in the way
+                place.unlink()
+                job.part.rmdir()
 
 
 def _write(job: Job, plan: Plan) -> Counts:
@@ -195,4 +206,3 @@ def _move(job: Job) -> None:
             os.rename(job.part / name, job.out / name)
         if job.whole.exists():
             os.replace(job.whole, job.done)
-    shutil.rmtree(job.part)
