@@ -16,7 +16,7 @@ from pathlib import Path
 
 import timm
 import torch
-from card_files import CARDS, HALF, HEAD, write_folder
+from card_files import BIRDS_HEAD, CARDS, HALF, birds_of, write_folder
 from timm.models import clean_state_dict
 
 from timm_stn.view.cost import glance, multiply_adds
@@ -31,20 +31,7 @@ VARIES = '''. The glimpse
 is as large as the area that responds. In training it is the whole image, because the random crop has already enlarged
 the bird'''
 LEARNED = '; the localization network moves them from there'
-CARD = HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:') + '''model-index:
-- name: {name}
-  results:
-  - task:
-      type: image-classification
-    dataset:
-      type: cub200-2010
-      name: Caltech-UCSD Birds 200 (2010), a split of its own
-    metrics:
-    - type: accuracy
-      value: {accuracy:.4f}
----
-# {name}
-
+CARD = BIRDS_HEAD.replace('tags:', 'base_model: timm/tf_efficientnet_lite0.in1k\ntags:') + '''\
 tf_efficientnet_lite0, fine-tuned on 200 species of birds, behind a spatial transformer (Jaderberg et al. 2015,
 arXiv:1506.02025): {what}. Glimpses start where the backbone's own features of
 the whole image, shrunk to {glance} x {glance}, respond most (`stn_localization='{localization}'`){how}.
@@ -143,9 +130,7 @@ def main() -> None:
     model = timm.create_model(args.name)
     model.load_state_dict(clean_state_dict(held['state_dict']))
     arguments = model.arguments.json
-    classes = sorted(p for p in (args.data / 'test').iterdir() if p.is_dir())
-    model.pretrained_cfg['label_names'] = [p.name.partition('.')[2].replace('_', ' ') for p in classes]
-    pictures = [sorted(p.iterdir())[0] for p in classes[::33][:6]]
+    model.pretrained_cfg['label_names'], pictures = birds_of(args.data)
 
     def add(folder: Path) -> None:
         picture, _ = sheet_of(model.eval(), pictures, args.name)

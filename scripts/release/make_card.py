@@ -11,7 +11,6 @@ paper's figures those of cells.py. The weights are those of the run, whose seed 
 beforehand. What the card says of the data is in card_data.py. With --data, the card has a picture of test images.
 """
 import argparse
-import hashlib
 import json
 import statistics
 import sys
@@ -21,8 +20,7 @@ from typing import Any
 import timm
 import torch
 from card_data import DATA, Data
-from card_files import CARDS, HALF, HEAD, write_folder
-from check_dist import SMALL
+from card_files import CARDS, HALF, HEAD, is_small, write_folder
 from safetensors.torch import load_file
 
 from timm_stn.data import TASKS
@@ -245,7 +243,7 @@ def card(args: argparse.Namespace, model: Any, record: dict[str, Line]) -> str:
     choice = ' '.join(f'--{name} {value}' for name, value in cell.choice.items())
     commands = [(args.name, line), *((other.row, group[0]) for other, group in others)]
     everything = [*lines, *(entry for _, group in others for entry in group)]
-    small = sum(t.numel() * t.element_size() for t in model.state_dict().values()) <= SMALL
+    small = is_small(model)
     return CARD.format(
         name=args.name, data=data, accuracy=1 - line['test_error'] / 100, error=line['test_error'],
         what=described(model, model.backbone.pretrained_cfg['architecture']), seed=line['args']['seed'],
@@ -284,8 +282,6 @@ def main(argv: list[str] | None = None) -> None:
             save_picture(picture_of(model, kind, args.data), folder / 'look.jpg')
 
     write_folder(args.output, args.name, model, add)
-    digest = hashlib.sha256((Path(args.output) / args.name / 'model.safetensors').read_bytes()).hexdigest()
-    print(f'For timm_stn/names/zoo.py: its SHA-256 is {digest}')
 
 
 if __name__ == '__main__':

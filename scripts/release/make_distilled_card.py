@@ -8,13 +8,12 @@ BIRDS has the folder `test`, of a folder of photographs per class, for the pictu
 first line says what it was trained on, and how it compares with what was trained alike.
 """
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import timm
-from card_files import CARDS, HALF, HEAD, write_folder
+from card_files import BIRDS_HEAD, CARDS, HALF, birds_of, write_folder
 from make_birds_card import figure
 from safetensors.torch import load_file
 
@@ -24,20 +23,7 @@ from timm_stn.view.sheet import sheet_of
 
 NAME, TEACHER = 'stn_resnet50_cub', 'tf_efficientnet_lite0'
 SURE = 3  # standard errors that a difference of two networks, of one seed, has at least
-CARD = HEAD + '''model-index:
-- name: {name}
-  results:
-  - task:
-      type: image-classification
-    dataset:
-      type: cub200-2010
-      name: Caltech-UCSD Birds 200 (2010), a split of its own
-    metrics:
-    - type: accuracy
-      value: {accuracy:.4f}
----
-# {name}
-
+CARD = BIRDS_HEAD + '''\
 {first}
 
 It is ResNet-50 with spatial transformers (Jaderberg et al. 2015, arXiv:1506.02025): of a photograph of 448 x 448 it
@@ -176,10 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     result = results[0]
     model = timm.create_model(NAME).eval()
     model.load_state_dict(load_file(args.run / 'model.safetensors'))
-    classes = sorted(p for p in (args.data / 'test').iterdir() if p.is_dir())
-    model.pretrained_cfg.update(
-        label_names=[p.name.partition('.')[2].replace('_', ' ') for p in classes], license='apache-2.0')
-    pictures = [sorted(p.iterdir())[0] for p in classes[::33][:6]]
+    names, pictures = birds_of(args.data)
+    model.pretrained_cfg.update(label_names=names, license='apache-2.0')
     given = {key: result['args'][key] for key in ('epochs', 'sides', 'lr', 'batch_size', 'temperature')}
     options = ' '.join(f'--{key.replace("_", "-")} {" ".join(map(str, value)) if isinstance(value, list) else value}'
                        for key, value in given.items())
@@ -196,9 +180,7 @@ def main(argv: list[str] | None = None) -> None:
             **{key: result['epochs'][key] for key in ('small', 'large', 'looking')}))
 
     write_folder(args.output, NAME, model, add)
-    weights = Path(args.output) / NAME / 'model.safetensors'
-    print(f'its SHA-256 is {hashlib.sha256(weights.read_bytes()).hexdigest()}, which belongs into the zoo, with '
-          "license='apache-2.0' among its cfg; README.md and config.json belong into the wheel (pyproject.toml)")
+    print("license='apache-2.0' belongs there, too, and README.md and config.json into the wheel (pyproject.toml)")
 
 
 if __name__ == '__main__':

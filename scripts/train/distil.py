@@ -32,6 +32,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.optim import create_optimizer_v2
+from timm.utils import accuracy
 from torch import Tensor, nn
 
 import timm_stn
@@ -205,12 +206,14 @@ class Run:
     def figures(self, network: nn.Module, side: int) -> dict[str, float]:
         """What a network makes of the test photographs: shares in percent, the divergence from the teacher in nats."""
         logits = self.answers(network, side)
-        if network is self.teacher or self.said is None:
-            self.said = logits if network is self.teacher else self.answers(self.teacher, 224)
-        teacher = self.said
-        found = {f'top{k}': 100 * share(logits.topk(k).indices, self.test[1]) for k in (1, 5)}
-        return found | {'agreement': 100 * share(logits.topk(1).indices, teacher.argmax(1)),
-                        'divergence': divergence(logits, teacher).item()}
+        if network is self.teacher:
+            self.said = logits
+        elif self.said is None:  # the run goes on after the teacher's stage
+            self.said = self.answers(self.teacher, 224)
+        top1, top5 = accuracy(logits, self.test[1], (1, 5))
+        agreement, = accuracy(logits, self.said.argmax(1))
+        return dict(top1=top1.item(), top5=top5.item(), agreement=agreement.item(),
+                    divergence=divergence(logits, self.said).item())
 
     @torch.inference_mode()
     def answers(self, network: nn.Module, side: int) -> Tensor:
@@ -305,11 +308,6 @@ class Run:
             device=torch.cuda.get_device_name(self.device) if self.photos[0].is_cuda else self.device,
             versions={'torch': torch.__version__, 'timm': timm.__version__, 'timm_stn': timm_stn.__version__})
         write_text(self.folder / 'result.json', json.dumps(result, indent=2) + '\n')
-
-
-def share(answers: Tensor, truth: Tensor) -> float:
-    """Of how many photographs one of the answers (N, K) is the true one (N,)."""
-    return (answers == truth[:, None]).any(1).double().mean().item()
 
 
 def comparable(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,33 +4,30 @@ The lists of the archive are `images.txt` (number, path), `train_test_split.txt`
 `image_class_labels.txt` (number, class), `classes.txt` (class, folder) and `bounding_boxes.txt` (number, left, top,
 width and height in pixels).
 """
-import csv
-import io
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from timm_stn.data.archives.homes import HOMES, Found, reread, scan
 from timm_stn.data.archives.pictures import open_picture
-from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, keep, tidy, unpack
-from timm_stn.data.archives.wrong import WrongSource, quoted
-from timm_stn.whole_file import write_text
+from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, keep, tidy, unpack, write_table
+from timm_stn.data.archives.wrong import Fault, WrongSource, named, quoted
+from timm_stn.data.signs import COLUMNS as SIGN_COLUMNS
 
 __all__ = ['unpack_cub']
 
 HOME = HOMES['cub']
 COUNTS = {'train': 5994, 'test': 5794, 'classes': 200}
 NAMES = ('train', 'test', 'train-boxes.csv', 'test-boxes.csv')
-COLUMNS = ('file', 'width', 'height', 'x1', 'y1', 'x2', 'y2')
+COLUMNS = SIGN_COLUMNS[:-1]  # but for the class, which the folder tells
 NUMBER = re.compile('[0-9]{1,9}')
 SPLITS = {'1': 'train', '0': 'test'}
 
 Sources = Sequence[str | os.PathLike[str]]
-Fault = Callable[[str], WrongSource]
 
 
 class _Photograph(NamedTuple):
@@ -59,7 +56,7 @@ def unpack_cub(sources: Sources, out: str | os.PathLike[str], subset: bool = Fal
 
 
 def _plan(sources: list[Path]) -> Plan:
-    where = ', '.join(repr(str(source)) for source in sources)
+    where = named(sources)
     found = scan(sources, HOME)
 
     def fault(text: str) -> WrongSource:
@@ -82,10 +79,8 @@ def _write(sources: list[Path], photographs: dict[str, _Photograph], fault: Faul
     for split in ('train', 'test'):
         own = {path: photograph.box for path, photograph in photographs.items() if photograph.split == split}
         tidy(part / split, set(own))
-        text = io.StringIO()
         rows = ([path, *sizes[path], *(f'{side:.10g}' for side in box)] for path, box in own.items())
-        csv.writer(text, lineterminator='\n').writerows([COLUMNS, *rows])
-        write_text(part / f'{split}-boxes.csv', text.getvalue())
+        write_table(part / f'{split}-boxes.csv', COLUMNS, rows)
 
 
 def _photographs(found: Found, fault: Fault) -> dict[str, _Photograph]:

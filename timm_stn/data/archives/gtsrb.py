@@ -7,7 +7,7 @@ import csv
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,10 @@ from PIL import Image
 from timm_stn.data.archives.homes import HOMES, Found, reread, scan
 from timm_stn.data.archives.members import Member
 from timm_stn.data.archives.pictures import open_picture
-from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, unpack
-from timm_stn.data.archives.wrong import WrongSource, quoted
+from timm_stn.data.archives.unpacking import Job, Plan, Unpacked, unpack, write_table
+from timm_stn.data.archives.wrong import Fault, WrongSource, named, quoted
 from timm_stn.data.signs import CLASSES, COLUMNS, SIDE
-from timm_stn.whole_file import write_text, write_whole
+from timm_stn.whole_file import write_whole
 
 __all__ = ['unpack_gtsrb']
 
@@ -31,8 +31,6 @@ TRAIN, TEST = 'Final_Training/Images/', 'Final_Test/Images/'
 TRUTH = 'GT-final_test.csv'
 THEIRS = ('Filename', 'Width', 'Height', 'Roi.X1', 'Roi.Y1', 'Roi.X2', 'Roi.Y2', 'ClassId')
 ENTRY = 1024  # bytes of a PNG's header and padding in a tar, about
-
-Fault = Callable[[str], WrongSource]
 
 
 class _Sign(NamedTuple):
@@ -65,7 +63,7 @@ def unpack_gtsrb(
 
 
 def _plan(sources: list[Path]) -> Plan:
-    where = ', '.join(repr(str(source)) for source in sources)
+    where = named(sources)
     signs = _signs(scan(sources, HOME), lambda text: WrongSource(f'{where}: {text}'))
     splits = [sign.split for sign in signs.values()]
     counts = {split: splits.count(split) for split in ('train', 'test')}
@@ -79,10 +77,7 @@ def _write(sources: list[Path], signs: dict[str, _Sign], part: Path) -> None:
     for split in ('train', 'test'):
         own = sorted(path for path in signs if signs[path].split == split)  # tests by number
         write_whole(part / f'{split}.tar', partial(_write_tar, {signs[path].name: pictures[path] for path in own}))
-        text = io.StringIO()
-        rows = ([signs[path].name, *signs[path].row] for path in own)
-        csv.writer(text, lineterminator='\n').writerows([COLUMNS, *rows])
-        write_text(part / f'{split}-boxes.csv', text.getvalue())
+        write_table(part / f'{split}-boxes.csv', COLUMNS, ([signs[path].name, *signs[path].row] for path in own))
 
 
 def _small(sign: _Sign, member: Member) -> bytes:

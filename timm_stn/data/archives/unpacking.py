@@ -3,10 +3,12 @@
 `DIR/.<key>.part` is filled; `whole.json` in it says that nothing is missing any more; then its files and folders move
 to `DIR`; then `whole.json` does, as `DIR/.<key>.json`. Whatever stops this, another run goes on from there.
 """
+import csv
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from timm_stn.data.archives.lock import take
 from timm_stn.data.archives.wrong import WrongSource
 from timm_stn.whole_file import write_text, write_whole
 
-__all__ = ['InTheWay', 'Job', 'Plan', 'Unpacked', 'check_place', 'keep', 'tidy', 'unpack']
+__all__ = ['InTheWay', 'Job', 'Plan', 'Unpacked', 'check_place', 'keep', 'tidy', 'unpack', 'write_table']
 
 Counts = dict[str, int]
 
@@ -122,6 +124,13 @@ def tidy(folder: Path, wanted: set[str]) -> None:
                 path.rmdir()
         elif path.relative_to(folder).as_posix() not in wanted:
             path.unlink()
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file whole."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([columns, *rows])
+    write_text(path, text.getvalue())
 
 
 def _there(job: Job) -> list[str]:

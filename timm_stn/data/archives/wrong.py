@@ -1,12 +1,22 @@
 """What is said of a source that is not what it must be."""
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-__all__ = ['WrongSource', 'printable', 'quoted']
+__all__ = ['Fault', 'WrongSource', 'named', 'printable', 'quoted']
 
 LONGEST = 100  # characters of a name or line of an archive that are shown
 
 
 class WrongSource(ValueError):
     """A source is not what it must be, or damaged; the message says which, and in one line why."""
+
+
+Fault = Callable[[str], WrongSource]  # of a text
+
+
+def named(sources: Iterable[Path]) -> str:
+    """Sources, for a message."""
+    return ', '.join(repr(str(source)) for source in sources)
 
 
 def quoted(text: str) -> str:
